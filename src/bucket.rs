@@ -1,0 +1,241 @@
+//! [`Bucket`]: the state of one policy for one key, and everything that can happen to it.
+//!
+//! Owns the arithmetic of a bucket as pure functions of (bucket, now, quota, cells). The verdict itself is governor's:
+//! this is the only file that knows it. Knows nothing of where buckets are kept, of locks, or of how many take part in a
+//! decision.
+//!
+//! A bucket is one number: the theoretical arrival time (TAT) of GCRA, in nanoseconds on the limiter's clock. Its
+//! *backlog* is `max(0, TAT − now)`: the time that what was drawn takes to come back.
+//!
+//! governor decides over what is *left*: for each draw a `RateLimiter` is built on the stack over a state that holds the
+//! backlog, with a clock that stands at zero. So any quota can be applied to any bucket at any time, and governor never
+//! sees an absolute time.
+
+#![deny(clippy::arithmetic_side_effects)]
+
+use std::{cell::Cell, num::NonZeroU32, time::Duration};
+
+use governor::{
+    RateLimiter, clock,
+    middleware::NoOpMiddleware,
+    nanos::Nanos,
+    state::{NotKeyed, StateStore},
+};
+
+use crate::quota::Quota;
+
+/// A theoretical arrival time. The default is a bucket that nothing was drawn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Bucket(u64);
+
+/// What a draw came to. Nothing is written yet: the caller writes `after` or `clamped` as the other policies decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drawn {
+    /// The cells are there. With `after` written, they are drawn: `added` nanoseconds of backlog.
+    Grant { after: Bucket, added: u64 },
+    /// The cells are there after `wait` nanoseconds.
+    Wait { clamped: Bucket, wait: u64 },
+    /// The cells exceed the burst: no wait helps.
+    Never { clamped: Bucket },
+}
+
+impl Bucket {
+    /// Whether it is the same as no bucket at all, now and at any later time.
+    pub(crate) fn is_idle(self, now: u64) -> bool {
+        self.0 <= now
+    }
+
+    /// Nanoseconds until nothing is owed, under `quota`.
+    #[inline]
+    pub(crate) fn backlog(self, now: u64, quota: Quota) -> u64 {
+        self.0.saturating_sub(now).min(furthest(quota))
+    }
+
+    /// The bucket as `quota` allows it to stand: never further ahead than one burst and a debt of one burst. What a
+    /// larger quota or a fault of the clock left behind is cut off here, so that no change locks a client out for longer.
+    #[inline]
+    pub(crate) fn clamped(self, now: u64, quota: Quota) -> Self {
+        Self(self.0.min(now.saturating_add(furthest(quota))))
+    }
+
+    /// What drawing `cells` comes to. Zero cells ask for nothing and are always granted.
+    #[inline]
+    pub(crate) fn draw(self, now: u64, quota: Quota, cells: u32) -> Drawn {
+        let clamped = self.clamped(now, quota);
+        let Some(cells) = NonZeroU32::new(cells) else {
+            return Drawn::Grant { after: clamped, added: 0 };
+        };
+        let backlog = Backlog(Cell::new(clamped.0.saturating_sub(now)));
+        // Spelled out, for the default of the last parameter depends on governor's features.
+        let governor = RateLimiter::<_, _, _, NoOpMiddleware<Nanos>>::new(quota.into(), &backlog, Standstill);
+        // One cell takes governor's shorter way to the same verdict.
+        let verdict = match cells.get() {
+            1 => governor.check(),
+            _ => match governor.check_n(cells) {
+                Ok(verdict) => verdict,
+                Err(_beyond_the_burst) => return Drawn::Never { clamped },
+            },
+        };
+        let before = clamped.0.saturating_sub(now);
+        match verdict {
+            Ok(()) => match now.checked_add(backlog.0.get()) {
+                Some(after) => Drawn::Grant { after: Self(after), added: backlog.0.get().saturating_sub(before) },
+                // The clock is within one bucket of its end, 584 years from its origin.
+                None => Drawn::Wait { clamped, wait: quota.cell_nanos() },
+            },
+            Err(not_until) => Drawn::Wait { clamped, wait: not_until.earliest_possible().as_u64() },
+        }
+    }
+
+    /// Charges `cells` whether or not they are there; what is not becomes debt, of at most one burst.
+    pub(crate) fn debit(self, now: u64, quota: Quota, cells: u32) -> Self {
+        let charge = quota.cell_nanos().saturating_mul(u64::from(cells));
+        Self(self.0.max(now).saturating_add(charge)).clamped(now, quota)
+    }
+
+    /// Returns what is left of a draw that `added` nanoseconds of backlog `elapsed` nanoseconds ago. Time has already
+    /// given back the rest; to return it a second time would admit more than the quota.
+    pub(crate) fn put_back(self, added: u64, elapsed: u64) -> Self {
+        Self(self.0.saturating_sub(added.saturating_sub(elapsed)))
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0
+    }
+}
+
+/// Two bursts: at most 2⁶³ nanoseconds, see [`Quota`].
+fn furthest(quota: Quota) -> u64 {
+    quota.burst_nanos().saturating_mul(2)
+}
+
+impl From<Quota> for governor::Quota {
+    fn from(quota: Quota) -> Self {
+        let burst = NonZeroU32::new(quota.burst_size()).unwrap_or(NonZeroU32::MIN);
+        // Neither fallback can be reached: a `Quota` has no zero in it.
+        governor::Quota::with_period(Duration::from_nanos(quota.cell_nanos()))
+            .unwrap_or(governor::Quota::per_second(NonZeroU32::MIN))
+            .allow_burst(burst)
+    }
+}
+
+/// The state that governor decides over: the time still to run, at a clock that stands at zero.
+struct Backlog(Cell<u64>);
+
+impl StateStore for &Backlog {
+    type Key = NotKeyed;
+
+    fn measure_and_replace<T, F, E>(&self, _key: &NotKeyed, decide: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let (outcome, next) = decide(Some(self.0.get().into()))?;
+        self.0.set(next.as_u64());
+        Ok(outcome)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Standstill;
+
+impl clock::Clock for Standstill {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        Nanos::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const Q: Quota = Quota::per_second(10).burst(5); // T = 100 ms
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn put_back_returns_what_time_has_not_given_back_already() {
+        let Drawn::Grant { after, added } = Bucket::default().draw(0, Q, 3) else { panic!("a full bucket grants 3") };
+        assert_eq!((after.to_bits(), added), (300 * MS, 300 * MS));
+        assert_eq!(after.put_back(added, 0).to_bits(), 0);
+        assert_eq!(after.put_back(added, 120 * MS).to_bits(), 120 * MS);
+        assert_eq!(after.put_back(added, 301 * MS), after);
+    }
+
+    #[test]
+    fn debit_goes_one_burst_into_debt_and_no_further() {
+        let bucket = Bucket::default().debit(0, Q, 5);
+        assert_eq!(bucket.to_bits(), 500 * MS);
+        assert_eq!(bucket.debit(0, Q, 3).to_bits(), 800 * MS);
+        assert_eq!(bucket.debit(0, Q, u32::MAX).to_bits(), 1_000 * MS);
+    }
+
+    #[test]
+    fn a_far_future_bucket_heals_within_two_bursts() {
+        let Drawn::Wait { clamped, wait } = Bucket::from_bits(u64::MAX).draw(7, Q, 1) else { panic!("refused") };
+        assert_eq!(clamped.to_bits(), 7 + 1_000 * MS);
+        assert_eq!(wait, 600 * MS); // until 400 ms of backlog are left
+    }
+
+    #[test]
+    fn refuses_and_does_not_wrap_at_the_end_of_the_clock() {
+        for k in 0..1_000 {
+            let drawn = Bucket::default().draw(u64::MAX - k * MS, Q, 5);
+            let fits = k * MS >= 500 * MS;
+            assert_eq!(matches!(drawn, Drawn::Grant { .. }), fits, "{k} ms before the end");
+        }
+    }
+
+    /// The same rules in 128 bits, without governor.
+    fn model(bucket: u64, now: u64, quota: Quota, cells: u32) -> Drawn {
+        let (t, burst) = (u128::from(quota.cell_nanos()), u128::from(quota.burst_size()));
+        let ahead = u128::from(bucket.saturating_sub(now)).min(2 * t * burst);
+        let clamped = Bucket(bucket.min((u128::from(now) + 2 * t * burst).min(u128::from(u64::MAX)) as u64));
+        let next = ahead + t * u128::from(cells);
+        if cells == 0 {
+            Drawn::Grant { after: clamped, added: 0 }
+        } else if u128::from(cells) > burst {
+            Drawn::Never { clamped }
+        } else if next > t * burst {
+            Drawn::Wait { clamped, wait: (next - t * burst) as u64 }
+        } else if u128::from(now) + next > u128::from(u64::MAX) {
+            Drawn::Wait { clamped, wait: t as u64 }
+        } else {
+            Drawn::Grant { after: Bucket((u128::from(now) + next) as u64), added: (t * u128::from(cells)) as u64 }
+        }
+    }
+
+    /// Mostly the values where arithmetic goes wrong.
+    fn edgy(max: u64) -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), Just(1), Just(max), 0..=max, (0..=63_u32).prop_map(move |bit| (1_u64 << bit).min(max)), {
+            (0..=1_000_u64).prop_map(move |below| max - below.min(max))
+        }]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn decides_as_128_bit_arithmetic_does(
+            period in edgy(1 << 62),
+            count in edgy(u64::from(u32::MAX)),
+            burst in edgy(u64::from(u32::MAX)),
+            cells in edgy(u64::from(u32::MAX)),
+            now in edgy(u64::MAX),
+            ahead in edgy(u64::MAX),
+        ) {
+            let quota = Quota::new(count as u32, Duration::from_nanos(period)).and_then(|q| q.try_burst(burst as u32));
+            prop_assume!(quota.is_ok());
+            let quota = quota.unwrap();
+            let bucket = now.saturating_add(ahead);
+            prop_assert_eq!(Bucket(bucket).draw(now, quota, cells as u32), model(bucket, now, quota, cells as u32));
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! [`Decision`]: the verdict over all policies, and each policy's [`Standing`] in it.
+//!
+//! Owns what a verdict means: which policies are violated, how long to wait, what to say. Knows nothing of how it was
+//! reached, nor of how it is written into a response.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use http::{HeaderValue, StatusCode};
+use smallvec::SmallVec;
+
+use crate::{key::Key, policy::Policy, quota::Quota};
+
+/// Whether a request is admitted.
+#[derive(Debug)]
+#[must_use]
+pub enum Decision<'a> {
+    /// Every policy that applies has granted its cells, and they are drawn.
+    Allow(Allowed<'a>),
+    /// At least one policy has refused, and no policy is charged.
+    Deny(Denied),
+}
+
+impl Decision<'_> {
+    /// Whether the request is admitted.
+    #[must_use]
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow(_))
+    }
+
+    /// The refusal, if it is one.
+    #[must_use]
+    pub fn denied(self) -> Option<Denied> {
+        match self {
+            Self::Allow(_) => None,
+            Self::Deny(denied) => Some(denied),
+        }
+    }
+}
+
+/// An admission, and the receipts for what was drawn.
+#[must_use]
+pub struct Allowed<'a> {
+    pub(crate) policies: &'a [Policy],
+    /// The reading of the clock at which the cells were drawn.
+    pub(crate) at: u64,
+    pub(crate) draws: SmallVec<[Draw; INLINE]>,
+}
+
+impl Allowed<'_> {
+    /// How each policy that applied stands after the draw, in the limiter's order.
+    #[must_use]
+    pub fn standings(&self) -> impl ExactSizeIterator<Item = Standing<'_>> {
+        self.draws.iter().map(|draw| draw.trial.standing(self.policies))
+    }
+}
+
+impl fmt::Debug for Allowed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.standings()).finish()
+    }
+}
+
+/// A refusal: which policies were violated, and how long to wait.
+///
+/// The service puts it into the extensions of the response, whoever made that. It holds no key, and its text is fit for
+/// the client.
+#[derive(Clone)]
+pub struct Denied {
+    policies: Arc<[Policy]>,
+    cause: Cause,
+    trials: SmallVec<[Trial; INLINE]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    MissingKey { policy: usize, status: StatusCode },
+    Tried,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A policy whose map is full takes no new keys ([`AtCap::Deny`](crate::policy::AtCap::Deny)).
+    AtCapacity,
+    /// The request costs more cells than a policy ever has at once. It can never succeed.
+    CostAboveBurst,
+    /// A policy has not enough cells now.
+    Exceeded,
+    /// The request has no key for a policy that needs one.
+    MissingKey,
+}
+
+impl Denied {
+    pub(crate) fn missing_key(policies: Arc<[Policy]>, policy: usize, status: StatusCode) -> Self {
+        Self { policies, cause: Cause::MissingKey { policy, status }, trials: SmallVec::new() }
+    }
+
+    pub(crate) fn tried(policies: Arc<[Policy]>, trials: SmallVec<[Trial; INLINE]>) -> Self {
+        Self { policies, cause: Cause::Tried, trials }
+    }
+
+    /// Why the request was refused. Where several reasons hold, the one that a wait helps least against.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        let any = |outcome| self.trials.iter().any(|trial| trial.outcome == outcome);
+        match self.cause {
+            Cause::MissingKey { .. } => Reason::MissingKey,
+            Cause::Tried if any(Outcome::Never) => Reason::CostAboveBurst,
+            Cause::Tried if any(Outcome::AtCapacity) => Reason::AtCapacity,
+            Cause::Tried => Reason::Exceeded,
+        }
+    }
+
+    /// The status that says so: 429 (RFC 6585 §4), or for a missing key what its policy says.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self.cause {
+            Cause::MissingKey { status, .. } => status,
+            Cause::Tried => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+
+    /// The time after which the same request is admitted if nobody else draws meanwhile: the longest of all policies, to
+    /// the nanosecond. `None` where no wait is known to help.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.reason() {
+            Reason::Exceeded => self.trials.iter().filter_map(|trial| trial.outcome.wait()).max(),
+            Reason::AtCapacity | Reason::CostAboveBurst | Reason::MissingKey => None,
+        }
+    }
+
+    /// The value of the `Retry-After` field (RFC 9110 §10.2.3): [`retry_after`](Self::retry_after) in whole seconds,
+    /// rounded up, at least 1.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after().map(|wait| (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+    }
+
+    /// The policies that refused, in the limiter's order. For a missing key there are none: nothing was looked at.
+    pub fn violated(&self) -> impl Iterator<Item = Standing<'_>> {
+        self.standings().filter(Standing::is_violated)
+    }
+
+    /// How each policy that applied stands, in the limiter's order. Nothing was drawn.
+    #[must_use]
+    pub fn standings(&self) -> impl ExactSizeIterator<Item = Standing<'_>> {
+        self.trials.iter().map(|trial| trial.standing(&self.policies))
+    }
+
+    /// The name of the first policy that refused.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        match self.cause {
+            Cause::MissingKey { policy, .. } => self.policies[policy].name(),
+            Cause::Tried => self.first_violated().map_or("", Policy::name),
+        }
+    }
+
+    /// The value of `WWW-Authenticate` where the status is 401.
+    pub(crate) fn challenge(&self) -> Option<HeaderValue> {
+        match self.cause {
+            Cause::MissingKey { policy, status: StatusCode::UNAUTHORIZED } => self.policies[policy].challenge(),
+            Cause::MissingKey { .. } | Cause::Tried => None,
+        }
+    }
+
+    fn first_violated(&self) -> Option<&Policy> {
+        self.trials.iter().find(|trial| trial.outcome != Outcome::Granted).map(|trial| &self.policies[trial.policy])
+    }
+}
+
+/// One sentence or two for the client: the policy and its quota, nothing of the key.
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let policy = self.policy();
+        match self.reason() {
+            Reason::MissingKey if self.status().is_server_error() => {
+                write!(f, "The server is not set up to tell clients apart for the policy \"{policy}\".")
+            }
+            Reason::MissingKey => write!(f, "The request has no key for the policy \"{policy}\"."),
+            Reason::CostAboveBurst => {
+                write!(f, "The request costs more than the policy \"{policy}\" ever allows at once.")
+            }
+            Reason::AtCapacity => write!(f, "The policy \"{policy}\" takes no new clients now."),
+            Reason::Exceeded => {
+                write!(f, "Too many requests for the policy \"{policy}\".")?;
+                self.retry_after_seconds().map_or(Ok(()), |seconds| write!(f, " Retry in {seconds} s."))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Denied")
+            .field("reason", &self.reason())
+            .field("policy", &self.policy())
+            .field("retry_after", &self.retry_after())
+            .finish_non_exhaustive()
+    }
+}
+
+/// How one policy stands in a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing<'a> {
+    policy: &'a str,
+    quota: Quota,
+    backlog: u64,
+    outcome: Outcome,
+}
+
+impl<'a> Standing<'a> {
+    pub(crate) fn of(policy: &'a str, quota: Quota, backlog: u64) -> Self {
+        Self { policy, quota, backlog, outcome: Outcome::Granted }
+    }
+
+    /// The policy's name.
+    #[must_use]
+    pub fn policy(&self) -> &'a str {
+        self.policy
+    }
+
+    /// The quota that the request was decided under.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// The cells that are there at once when nothing is owed.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.quota.burst_size()
+    }
+
+    /// How many requests of one cell would be granted now: `floor((B·T − backlog) / T)`, 0 in debt.
+    #[must_use]
+    pub fn remaining(&self) -> u32 {
+        let left = self.quota.burst_nanos().saturating_sub(self.backlog) / self.quota.cell_nanos();
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    /// The time until one cell more remains. `None` when the bucket is full.
+    #[must_use]
+    pub fn next_cell(&self) -> Option<Duration> {
+        let remaining = self.remaining();
+        let missing = u64::from(self.limit().checked_sub(remaining)?.checked_sub(1)?);
+        Some(Duration::from_nanos(self.backlog - missing * self.quota.cell_nanos()))
+    }
+
+    /// The time until nothing is owed and the whole burst is there.
+    #[must_use]
+    pub fn until_full(&self) -> Duration {
+        Duration::from_nanos(self.backlog)
+    }
+
+    /// The time until the cells that this request asked for are there. `None` where they were granted, or no wait is
+    /// known to help.
+    #[must_use]
+    pub fn wait(&self) -> Option<Duration> {
+        self.outcome.wait()
+    }
+
+    /// Whether this policy refused the request.
+    #[must_use]
+    pub fn is_violated(&self) -> bool {
+        self.outcome != Outcome::Granted
+    }
+}
+
+/// What one policy was asked, and its answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trial {
+    /// The policy's index in its limiter.
+    pub(crate) policy: usize,
+    pub(crate) quota: Quota,
+    /// After the draw, or as it was found.
+    pub(crate) backlog: u64,
+    pub(crate) outcome: Outcome,
+}
+
+impl Trial {
+    fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {
+        let policy = policies[self.policy].name();
+        Standing { policy, quota: self.quota, backlog: self.backlog, outcome: self.outcome }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    AtCapacity,
+    Granted,
+    Never,
+    /// Nanoseconds.
+    Wait(u64),
+}
+
+impl Outcome {
+    fn wait(self) -> Option<Duration> {
+        match self {
+            Self::Wait(nanos) => Some(Duration::from_nanos(nanos)),
+            Self::AtCapacity | Self::Granted | Self::Never => None,
+        }
+    }
+}
+
+/// A trial that was granted, and the receipt for what it drew.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draw {
+    pub(crate) trial: Trial,
+    pub(crate) key: Key,
+    /// Nanoseconds of backlog.
+    pub(crate) added: u64,
+    /// Of the policy, when it was drawn.
+    pub(crate) generation: u64,
+    /// Whether it was drawn from the overflow instead of a bucket of its own.
+    pub(crate) from_overflow: bool,
+}
+
+/// Policies of one limiter that a decision holds without allocating.
+pub(crate) const INLINE: usize = 4;

@@ -1,0 +1,69 @@
+//! The keyed hash that turns values of any length into keys.
+//!
+//! Owns the secret of a limiter's keys and the separation of what is hashed. Knows nothing of requests.
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    net::Ipv6Addr,
+};
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use super::{Key, Kind, Network};
+
+/// SipHash-1-3 with 128 bits under a random secret: who does not know the secret can neither compute a key nor find two
+/// values that share one.
+#[derive(Clone)]
+pub(crate) struct KeyHasher {
+    keyed: SipHasher13,
+}
+
+impl KeyHasher {
+    pub(crate) fn random() -> Self {
+        Self { keyed: SipHasher13::new_with_keys(entropy(), entropy()) }
+    }
+
+    pub(super) fn bytes(&self, bytes: &[u8]) -> Key {
+        Key::exact(Kind::Bytes, self.digest(Kind::Bytes, |hasher| hasher.write(bytes)))
+    }
+
+    /// Keeps the coarse network of the first part that has one, so that combinations with an address stay subject to
+    /// the share of memory that one network may hold.
+    pub(super) fn composite(&self, parts: &[Key]) -> Key {
+        // Parts have one length: no two lists of parts are written alike.
+        let digest =
+            self.digest(Kind::Composite, |hasher| parts.iter().for_each(|part| hasher.write_u128(part.bits())));
+        match parts.iter().find_map(|part| part.network()) {
+            Some(network) => within(network, digest),
+            None => Key::exact(Kind::Composite, digest),
+        }
+    }
+
+    /// A whole address: 128 bits do not fit beside the kind, so the network stays exact and the whole is hashed.
+    pub(super) fn ipv6(&self, address: Ipv6Addr) -> Key {
+        let digest = self.digest(Kind::WithIpv6, |hasher| hasher.write_u128(address.to_bits()));
+        within(Network::V6(address.to_bits() >> (128 - 40)), digest)
+    }
+
+    /// 120 bits.
+    fn digest(&self, kind: Kind, write: impl FnOnce(&mut SipHasher13)) -> u128 {
+        let mut hasher = self.keyed;
+        hasher.write_u8(kind as u8);
+        write(&mut hasher);
+        hasher.finish128().as_u128() >> 8
+    }
+}
+
+fn within(network: Network, digest: u128) -> Key {
+    let (kind, network) = match network {
+        Network::V4(network) => (Kind::WithIpv4, network),
+        Network::V6(network) => (Kind::WithIpv6, network),
+    };
+    Key::exact(kind, network << 80 | digest >> 40)
+}
+
+/// 64 bits that an outsider cannot know: the output of the standard library's randomly keyed SipHash. Refused: a crate
+/// for random numbers, whose tree would be the largest of this crate's.
+pub(crate) fn entropy() -> u64 {
+    RandomState::new().hash_one(0_u8)
+}

@@ -1,0 +1,40 @@
+//! Keys from where a request goes: [`Method`] and, with axum, `MatchedPath`.
+
+use std::borrow::Cow;
+
+use super::{Key, KeyExtractor, Missing, RequestHead};
+
+/// Counts by the request's method. Meant for combinations: `(PeerIp, Method)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Method;
+
+impl KeyExtractor for Method {
+    fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
+        Ok(head.key(head.method().as_str()))
+    }
+
+    fn name(&self) -> Cow<'static, str> {
+        "method".into()
+    }
+}
+
+/// Counts by the template of the route that axum matched (`/users/{id}`), so that a client cannot invent paths to get
+/// fresh buckets. Meant for combinations: `(PeerIp, MatchedPath)`.
+///
+/// Requests that match no route count as one route.
+#[cfg(feature = "axum")]
+#[derive(Clone, Copy, Debug)]
+pub struct MatchedPath;
+
+#[cfg(feature = "axum")]
+impl KeyExtractor for MatchedPath {
+    fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
+        // A template begins with a slash, so that nothing else is spelled like no route.
+        let template = head.extensions().get::<axum::extract::MatchedPath>().map_or("", |path| path.as_str());
+        Ok(head.key(template))
+    }
+
+    fn name(&self) -> Cow<'static, str> {
+        "path".into()
+    }
+}

@@ -1,0 +1,183 @@
+//! Where the buckets of one policy are, and how one is held.
+//!
+//! Owns the choice between a map, a lock and an atomic, and the generation that makes receipts void. Knows nothing of
+//! decisions over several policies.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use crate::{
+    bucket::Bucket,
+    clock::Clock,
+    decision::Draw,
+    key::Key,
+    store::{Hold, Room, Store},
+    sweeper::Sweeping,
+};
+
+pub(super) struct Buckets {
+    kept: Kept,
+    /// Advanced by whatever takes backlog away from a bucket other than time: receipts from before are void.
+    generation: AtomicU64,
+}
+
+enum Kept {
+    /// One of several global policies.
+    Locked(Mutex<Bucket>),
+    /// The one global policy: draws go through a compare-exchange, so that the one bucket that all requests share is
+    /// never locked.
+    Lone(AtomicU64),
+    Keyed {
+        store: Arc<Store>,
+        sweeping: Option<Sweeping>,
+    },
+}
+
+impl Buckets {
+    pub(super) fn keyed(store: Arc<Store>, sweeping: Option<Sweeping>) -> Self {
+        Self::new(Kept::Keyed { store, sweeping })
+    }
+
+    pub(super) fn global(lone: bool) -> Self {
+        Self::new(if lone { Kept::Lone(AtomicU64::default()) } else { Kept::Locked(Mutex::default()) })
+    }
+
+    fn new(kept: Kept) -> Self {
+        Self { kept, generation: AtomicU64::new(0) }
+    }
+
+    #[inline]
+    pub(super) fn hold(&self, key: Key) -> Held<'_> {
+        match &self.kept {
+            Kept::Keyed { store, .. } => Held::Keyed(store.hold(key)),
+            Kept::Locked(bucket) => Held::Locked(lock(bucket)),
+            Kept::Lone(bucket) => Held::Lone(bucket),
+        }
+    }
+
+    /// The bucket of `key` as it stands; an empty one where there is none.
+    pub(super) fn peek(&self, key: Key, clock: &Clock) -> (Bucket, u64) {
+        match &self.kept {
+            Kept::Keyed { store, .. } => {
+                let bucket = store.existing(key);
+                let now = clock.now();
+                (bucket.map_or_else(Bucket::default, |bucket| *bucket), now)
+            }
+            Kept::Locked(bucket) => {
+                let bucket = lock(bucket);
+                (*bucket, clock.now())
+            }
+            Kept::Lone(bucket) => {
+                let bucket = bucket.load(Ordering::Acquire);
+                (Bucket::from_bits(bucket), clock.now())
+            }
+        }
+    }
+
+    /// Returns what time has not returned yet of a draw made at `at`.
+    pub(super) fn put_back(&self, draw: &Draw, at: u64, clock: &Clock) {
+        let restore = |bucket: &mut Bucket| {
+            // Both are read under the lock: what is void now stays void.
+            if self.generation() == draw.generation {
+                *bucket = bucket.put_back(draw.added, clock.now().saturating_sub(at));
+            }
+        };
+        match &self.kept {
+            Kept::Keyed { store, .. } if draw.from_overflow => restore(&mut store.overflow(draw.key)),
+            // A bucket that is gone owed nothing.
+            Kept::Keyed { store, .. } => {
+                if let Some(mut bucket) = store.existing(draw.key) {
+                    restore(&mut bucket);
+                }
+            }
+            Kept::Locked(bucket) => restore(&mut lock(bucket)),
+            Kept::Lone(bucket) => {
+                // The closure never returns `None`, so neither arm can fail.
+                let _ = bucket.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
+                    let mut bucket = Bucket::from_bits(bits);
+                    restore(&mut bucket);
+                    Some(bucket.to_bits())
+                });
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// To be called under the lock of the bucket that is cut, or before it is exchanged.
+    pub(super) fn advance_generation(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn press(&self) {
+        if let Kept::Keyed { sweeping: Some(sweeping), .. } = &self.kept {
+            sweeping.press();
+        }
+    }
+
+    pub(super) fn store(&self) -> Option<&Store> {
+        match &self.kept {
+            Kept::Keyed { store, .. } => Some(store),
+            Kept::Locked(_) | Kept::Lone(_) => None,
+        }
+    }
+}
+
+/// One bucket, exclusively, except for the lone global one.
+pub(super) enum Held<'a> {
+    Keyed(Hold<'a>),
+    Locked(MutexGuard<'a, Bucket>),
+    Lone(&'a AtomicU64),
+    Released,
+}
+
+impl Held<'_> {
+    #[inline]
+    pub(super) fn bucket(&self) -> Bucket {
+        match self {
+            Self::Keyed(hold) => hold.bucket(),
+            Self::Locked(bucket) => **bucket,
+            Self::Lone(bucket) => Bucket::from_bits(bucket.load(Ordering::Acquire)),
+            Self::Released => Bucket::default(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn room(&self) -> Room {
+        match self {
+            Self::Keyed(hold) => hold.room(),
+            Self::Locked(_) | Self::Lone(_) | Self::Released => Room::Own,
+        }
+    }
+
+    /// Writes to what is locked.
+    #[inline]
+    pub(super) fn write(self, bucket: Bucket) {
+        match self {
+            Self::Keyed(hold) => hold.write(bucket),
+            Self::Locked(mut locked) => *locked = bucket,
+            Self::Lone(_) | Self::Released => {}
+        }
+    }
+
+    /// Writes to what is not locked, unless it is no longer as it was `found`. True where nothing stands in the way.
+    #[inline]
+    pub(super) fn exchange(&self, found: Bucket, bucket: Bucket) -> bool {
+        match self {
+            Self::Lone(lone) => {
+                lone.compare_exchange(found.to_bits(), bucket.to_bits(), Ordering::AcqRel, Ordering::Acquire).is_ok()
+            }
+            Self::Keyed(_) | Self::Locked(_) | Self::Released => true,
+        }
+    }
+}
+
+/// A bucket is one number: no panic can leave it half-written.
+fn lock(bucket: &Mutex<Bucket>) -> MutexGuard<'_, Bucket> {
+    bucket.lock().unwrap_or_else(PoisonError::into_inner)
+}

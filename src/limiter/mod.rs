@@ -1,0 +1,234 @@
+//! [`Limiter`]: policies and their buckets, and the one critical section that decides over all of them.
+//!
+//! Owns the order of things in a decision. Knows nothing of services, of responses, or of how a bucket counts.
+//!
+//! # A decision, step by step
+//!
+//! 1. Every policy says what it charges: keys, quotas, costs. This is where the user's closures run, with no lock held.
+//! 2. The buckets of the keyed policies are locked, in the order of the policies.
+//! 3. The clock is read, once: after the locks, so that every bucket sees time go forward.
+//! 4. Every bucket is looked at, and nothing is written.
+//! 5. If all grant, the draw is written to all; otherwise to none. A lone global policy has no lock: its bucket is
+//!    exchanged first, and if another draw came between, the decision goes back to step 3.
+//!
+//! So a refused request leaves every bucket as it was, nothing is ever put back in a decision, and many threads together
+//! admit what one would have admitted.
+//!
+//! ```
+//! use tower_quota::{Decision, Limiter, Policy, Quota, key::Header};
+//!
+//! let limiter = Limiter::new([
+//!     Policy::per(Header::new("x-api-key"), Quota::per_second(10)).named("second"),
+//!     Policy::per(Header::new("x-api-key"), Quota::per_hour(1_000)).named("hour"),
+//!     Policy::global(Quota::per_second(5_000)),
+//! ]);
+//! let request = http::Request::builder().header("x-api-key", "k1").body(()).unwrap();
+//! match limiter.decide(&request) {
+//!     Decision::Allow(allowed) => {
+//!         let remaining: Vec<_> = allowed.standings().map(|standing| standing.remaining()).collect();
+//!         assert_eq!(remaining, [9, 999, 4_999]);
+//!     }
+//!     Decision::Deny(denied) => unreachable!("{denied}"),
+//! }
+//! ```
+
+mod buckets;
+mod builder;
+mod claim;
+mod control;
+
+use std::{array, fmt, sync::Arc};
+
+use http::{Request, StatusCode};
+use smallvec::SmallVec;
+
+use self::{buckets::Buckets, claim::Claim};
+pub use self::{
+    builder::{Builder, ConfigError, Sweep},
+    control::UnknownPolicy,
+};
+use crate::{
+    clock::Clock,
+    decision::{Allowed, Decision, Denied},
+    key::{KeyHasher, RequestHead},
+    observe,
+    policy::Policy,
+};
+
+/// Policies and their buckets. Clones share them: give one limiter to several layers and their requests are counted
+/// together.
+#[derive(Clone)]
+pub struct Limiter {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The limiter's order: the keyed policies as they were given, then the global ones as they were given.
+    policies: Arc<[Policy]>,
+    /// One for each policy, in the same order.
+    buckets: Box<[Buckets]>,
+    clock: Clock,
+    hasher: KeyHasher,
+}
+
+impl Limiter {
+    /// A limiter with this policy, or with these, on the system's clock, sweeping by itself.
+    ///
+    /// # Panics
+    ///
+    /// On whatever [`Builder::build`] refuses, with the same message.
+    #[must_use]
+    pub fn new(policies: impl Into<Self>) -> Self {
+        policies.into()
+    }
+
+    /// A limiter that is built step by step, with a clock of your own for instance.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Decides whether a request is admitted, and draws its cells if it is.
+    ///
+    /// For use without a service; [`RateLimitLayer`](crate::RateLimitLayer) calls it for every request.
+    ///
+    /// # Locking behaviour
+    ///
+    /// Locks one bucket of each keyed policy that applies, for the length of the arithmetic. Waits for nothing else and
+    /// runs no user code under a lock.
+    pub fn decide<B>(&self, request: &Request<B>) -> Decision<'_> {
+        self.shared.decide(RequestHead::new(request, &self.shared.hasher))
+    }
+
+    /// Decides like [`decide`](Self::decide), and writes no receipt.
+    #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+    pub(crate) fn admit<B>(&self, request: &Request<B>) -> Result<(), Denied> {
+        self.shared.admit(RequestHead::new(request, &self.shared.hasher))
+    }
+}
+
+// Not generic over the request's body: compiled once, here, where all of a decision can be inlined into it.
+#[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+#[expect(clippy::inline_always, reason = "so that a single claim lives in registers")]
+impl Shared {
+    fn decide(&self, head: RequestHead<'_>) -> Decision<'_> {
+        let mut draws = SmallVec::new();
+        match self.judge(head, |claim, now| draws.extend(claim.receipt(now))) {
+            Ok(at) => Decision::Allow(Allowed { policies: &self.policies, at, draws }),
+            Err(denied) => Decision::Deny(denied),
+        }
+    }
+
+    fn admit(&self, head: RequestHead<'_>) -> Result<(), Denied> {
+        self.judge(head, |_, _| {}).map(drop)
+    }
+
+    /// Returns the reading of the clock at which the cells were drawn; `granted` is called for each policy's part before
+    /// it is written.
+    #[inline]
+    fn judge(&self, head: RequestHead<'_>, granted: impl FnMut(&Claim<'_>, u64)) -> Result<u64, Denied> {
+        let claim = |policy| Claim::new(policy, &self.buckets[policy]);
+        // The claims stay where they are made. One is told apart so that it can live in registers.
+        match self.policies.len() {
+            1 => self.judge_in(&mut [claim(0)], head, granted),
+            n @ 2..=4 => {
+                let mut claims: [_; 4] = array::from_fn(|index| claim(index.min(n - 1)));
+                self.judge_in(&mut claims[..n], head, granted)
+            }
+            n => self.judge_in(&mut (0..n).map(claim).collect::<Vec<_>>(), head, granted),
+        }
+    }
+
+    #[inline(always)]
+    fn judge_in<'a>(
+        &'a self,
+        claims: &mut [Claim<'a>],
+        head: RequestHead<'_>,
+        granted: impl FnMut(&Claim<'a>, u64),
+    ) -> Result<u64, Denied> {
+        for (index, claim) in claims.iter_mut().enumerate() {
+            let policy = &self.policies[index];
+            match policy.charge(head) {
+                Ok(charge) => claim.set_charge(charge),
+                Err(status) => return Err(self.missing_key(index, status)),
+            }
+        }
+        let verdict = self.try_all(claims, granted);
+        // Every lock is released.
+        claims.iter().filter(|claim| claim.is_crowded_out()).for_each(Claim::press);
+        verdict.map_err(|now| self.denied(claims, now))
+    }
+
+    /// The critical section: returns the reading of the clock at which all have granted, or not all.
+    #[inline(always)]
+    fn try_all<'a>(&'a self, claims: &mut [Claim<'a>], mut granted: impl FnMut(&Claim<'a>, u64)) -> Result<u64, u64> {
+        claims.iter_mut().for_each(|claim| claim.hold(&self.policies));
+        loop {
+            // A bucket without a lock is read before the clock, as the others were locked before it.
+            claims.iter_mut().for_each(Claim::look);
+            let now = self.clock.now();
+            let mut all = true;
+            for claim in &mut *claims {
+                all &= claim.draw(now);
+            }
+            // The limiter's order puts a bucket without a lock last.
+            if !claims.last().is_none_or(|last| last.exchange(all)) {
+                continue;
+            }
+            for claim in claims {
+                if all {
+                    granted(claim, now);
+                }
+                claim.settle(all);
+            }
+            return if all { Ok(now) } else { Err(now) };
+        }
+    }
+
+    #[cold]
+    fn missing_key(&self, index: usize, status: StatusCode) -> Denied {
+        let policy = &self.policies[index];
+        observe::missing_key(policy.name(), status.as_u16(), policy.remedy(), || self.clock.now());
+        Denied::missing_key(Arc::clone(&self.policies), index, status)
+    }
+
+    #[inline(never)]
+    fn denied(&self, claims: &[Claim<'_>], now: u64) -> Denied {
+        let trials = claims.iter().filter_map(|claim| claim.trial(now, false)).collect();
+        let denied = Denied::tried(Arc::clone(&self.policies), trials);
+        observe::refused(denied.policy(), || denied.reason());
+        denied
+    }
+}
+
+impl From<Policy> for Limiter {
+    /// # Panics
+    ///
+    /// As [`Limiter::new`].
+    fn from(policy: Policy) -> Self {
+        Self::from([policy])
+    }
+}
+
+impl<I: IntoIterator<Item = Policy>> From<I> for Limiter {
+    /// # Panics
+    ///
+    /// As [`Limiter::new`].
+    fn from(policies: I) -> Self {
+        match Self::builder().policies(policies).build() {
+            Ok(limiter) => limiter,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl From<&Limiter> for Limiter {
+    fn from(limiter: &Limiter) -> Self {
+        limiter.clone()
+    }
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter").field("policies", &self.shared.policies).finish_non_exhaustive()
+    }
+}

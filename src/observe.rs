@@ -1,0 +1,60 @@
+//! What the crate reports, and the only file that knows to whom.
+//!
+//! Owns every event. A leaf: it is handed names and numbers, never keys, and knows no type of the crate, so that
+//! everything may call it. Without the feature `tracing` each function is empty. Never called under a lock of a bucket.
+
+#[cfg(feature = "tracing")]
+pub(crate) use self::events::{missing_key, near_cap, no_sweeper, refused, sweep_panicked};
+#[cfg(not(feature = "tracing"))]
+pub(crate) use self::silence::{missing_key, near_cap, no_sweeper, refused, sweep_panicked};
+
+#[cfg(feature = "tracing")]
+mod events {
+    use std::{
+        fmt, io,
+        sync::atomic::{AtomicU64, Ordering},
+    };
+
+    use tracing::{debug, error, warn};
+
+    pub(crate) fn refused<R: fmt::Debug>(policy: &str, reason: impl FnOnce() -> R) {
+        // The arguments are made only where somebody listens.
+        debug!(policy, reason = ?reason(), "request refused");
+    }
+
+    /// A status of the server's own (5xx) means that nobody can be told from anybody: that is loud, but said once a
+    /// minute at most, whatever the load.
+    pub(crate) fn missing_key(policy: &str, status: u16, remedy: &'static str, now: impl Fn() -> u64) {
+        /// The minute, counted from 1, in which it was last said.
+        static SAID: AtomicU64 = AtomicU64::new(0);
+        let minute = now() / 60_000_000_000 + 1;
+        if status >= 500 && SAID.swap(minute, Ordering::Relaxed) != minute {
+            error!(policy, status, remedy, "requests have no key and are refused");
+        } else {
+            debug!(policy, status, "request without a key refused");
+        }
+    }
+
+    pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {
+        warn!(policy, keys, max_keys, "the policy holds over 80 % of the keys that it may");
+    }
+
+    pub(crate) fn no_sweeper(error: &io::Error) {
+        error!(%error, "no thread for the sweeper: idle keys are kept until the next limiter is built");
+    }
+
+    pub(crate) fn sweep_panicked() {
+        error!("a sweep panicked; the next one comes at its time");
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+mod silence {
+    use std::io;
+
+    pub(crate) fn refused<R>(_policy: &str, _reason: impl FnOnce() -> R) {}
+    pub(crate) fn missing_key(_policy: &str, _status: u16, _remedy: &'static str, _now: impl Fn() -> u64) {}
+    pub(crate) fn near_cap(_policy: &str, _keys: usize, _max_keys: usize) {}
+    pub(crate) fn no_sweeper(_error: &io::Error) {}
+    pub(crate) fn sweep_panicked() {}
+}

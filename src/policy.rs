@@ -1,0 +1,226 @@
+//! [`Policy`]: a name, a key, a quota, and which requests they apply to.
+//!
+//! Owns the user's closures and turns a request into a charge. Knows nothing of buckets, of other policies, or of what
+//! becomes of the charge.
+//!
+//! ```
+//! use http::StatusCode;
+//! use tower_quota::{Policy, Quota, key::Header, policy::Missing};
+//!
+//! #[derive(Clone)]
+//! enum Plan { Free, Pro }
+//!
+//! const FREE: Quota = Quota::per_minute(60);
+//!
+//! // API keys with plans: an outer layer has looked the plan up; the bucket survives a change of plan.
+//! let policy = Policy::per(Header::new("x-api-key"), FREE)
+//!     .named("plan")
+//!     .quota_by(|head| match head.extensions().get::<Plan>()? {
+//!         Plan::Free => None,
+//!         Plan::Pro => Some(Quota::per_second(100)),
+//!     })
+//!     .cost_by(|head| if head.uri().path().starts_with("/export") { 10 } else { 1 })
+//!     .when(|head| head.uri().path() != "/health")
+//!     .on_missing(Missing::Reject(StatusCode::FORBIDDEN));
+//! ```
+
+use std::{fmt, sync::Arc};
+
+use http::{HeaderValue, StatusCode};
+
+pub use crate::{key::Missing, store::AtCap};
+use crate::{
+    key::{Key, KeyExtractor, RequestHead},
+    quota::Quota,
+};
+
+/// A name, a key, a quota, and which requests they apply to.
+///
+/// A policy has one quota at a time: several windows are several policies. This is the model of the IETF `RateLimit`
+/// fields.
+#[derive(Clone)]
+#[must_use]
+pub struct Policy {
+    name: Arc<str>,
+    /// `None` counts all requests together.
+    key: Option<Arc<dyn KeyExtractor>>,
+    quota: Quota,
+    quota_by: Option<Arc<QuotaBy>>,
+    cost_by: Option<Arc<CostBy>>,
+    when: Option<Arc<When>>,
+    missing: Option<Missing>,
+    max_keys: usize,
+    at_cap: AtCap,
+}
+
+type QuotaBy = dyn Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync;
+type CostBy = dyn Fn(RequestHead<'_>) -> u32 + Send + Sync;
+type When = dyn Fn(RequestHead<'_>) -> bool + Send + Sync;
+
+impl Policy {
+    /// Counts all requests together: what protects the service itself. Named `global`.
+    pub fn global(quota: Quota) -> Self {
+        Self::new("global".into(), None, quota)
+    }
+
+    /// Counts the requests of each key apart. Named `per-` and what the extractor calls itself: `per-ip`,
+    /// `per-x-api-key`.
+    ///
+    /// A closure is wrapped: `Policy::per(key_fn(|head| ...), quota)`. See [`key`](crate::key) for the extractors.
+    pub fn per(key: impl KeyExtractor, quota: Quota) -> Self {
+        Self::new(format!("per-{}", key.name()).into(), Some(Arc::new(key)), quota)
+    }
+
+    fn new(name: Arc<str>, key: Option<Arc<dyn KeyExtractor>>, quota: Quota) -> Self {
+        Self {
+            name,
+            key,
+            quota,
+            quota_by: None,
+            cost_by: None,
+            when: None,
+            missing: None,
+            max_keys: 1_000_000,
+            at_cap: AtCap::default(),
+        }
+    }
+
+    /// Names the policy. Clients and operators see the name: choose one that says what is counted and does not change
+    /// with the numbers.
+    ///
+    /// Names are printable ASCII, and unique within a limiter; the limiter refuses others when it is built.
+    pub fn named(mut self, name: impl AsRef<str>) -> Self {
+        self.name = name.as_ref().into();
+        self
+    }
+
+    /// Applies the policy only to requests for which `applies` holds. To the others it is as if it did not exist.
+    ///
+    /// Decide by what a client cannot choose at will, or it chooses to be exempt: compare whole paths, and do not trust
+    /// header fields.
+    pub fn when(mut self, applies: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.when = Some(Arc::new(applies));
+        self
+    }
+
+    /// Says what becomes of a request without a key, whatever the extractor says.
+    pub fn on_missing(mut self, missing: Missing) -> Self {
+        self.missing = Some(missing);
+        self
+    }
+
+    /// Chooses the quota for each request; `None` means the policy's own.
+    ///
+    /// The bucket stays the same: what was drawn under one quota is owed, as time, under the next, and never more than
+    /// two bursts of it. So a change of plan neither locks a client out nor hands it a fresh burst.
+    ///
+    /// The choice must not depend on anything that a client can vary from request to request; what does belongs into
+    /// the key.
+    pub fn quota_by(mut self, choose: impl Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync + 'static) -> Self {
+        self.quota_by = Some(Arc::new(choose));
+        self
+    }
+
+    /// Says how many cells a request costs; one, unless this is set.
+    ///
+    /// A cost of zero draws nothing, and this policy grants it whatever its bucket holds. A cost above the burst can
+    /// never be granted: it is refused without a time to come back at.
+    pub fn cost_by(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
+        self.cost_by = Some(Arc::new(cost));
+        self
+    }
+
+    /// How many keys may hold a bucket at once; 1,000,000 unless set. Memory is about 60 bytes for each, 64 KiB for
+    /// counting networks, and once the cap was reached one more for each of the `max_keys / 16` buckets of the overflow.
+    /// Has no meaning for a global policy.
+    ///
+    /// A 64th of them may belong to one network (IPv4 /16, IPv6 /40). [`at_cap`](Self::at_cap) says what becomes of
+    /// further ones.
+    pub fn max_keys(mut self, max_keys: usize) -> Self {
+        self.max_keys = max_keys;
+        self
+    }
+
+    /// What becomes of new keys when there is no room for them. Keys that are held are never evicted for others.
+    pub fn at_cap(mut self, at_cap: AtCap) -> Self {
+        self.at_cap = at_cap;
+        self
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The quota of requests for which [`quota_by`](Self::quota_by) does not choose another.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// Whether it counts all requests together.
+    #[must_use]
+    pub fn is_global(&self) -> bool {
+        self.key.is_none()
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    pub(crate) fn cap(&self) -> (usize, AtCap) {
+        (self.max_keys, self.at_cap)
+    }
+
+    pub(crate) fn remedy(&self) -> &'static str {
+        self.key.as_deref().map_or("", KeyExtractor::remedy)
+    }
+
+    pub(crate) fn challenge(&self) -> Option<HeaderValue> {
+        self.key.as_deref().and_then(KeyExtractor::challenge)
+    }
+
+    /// What a request is charged: `None` where the policy does not apply.
+    ///
+    /// # Errors
+    ///
+    /// The status to refuse it with when its key is missing. All user code of a decision runs in here, and under no
+    /// lock.
+    #[inline]
+    pub(crate) fn charge(&self, head: RequestHead<'_>) -> Result<Option<Charge>, StatusCode> {
+        if self.when.as_ref().is_some_and(|applies| !applies(head)) {
+            return Ok(None);
+        }
+        let key = match self.key.as_ref().map(|key| key.extract(head)) {
+            None => Key::GLOBAL,
+            Some(Ok(key)) => key,
+            Some(Err(absence)) => match self.missing.unwrap_or(absence) {
+                Missing::Reject(status) => return Err(status),
+                Missing::Share => Key::SHARED,
+                Missing::Skip => return Ok(None),
+            },
+        };
+        let quota = self.quota_by.as_ref().and_then(|choose| choose(head)).unwrap_or(self.quota);
+        let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
+        Ok(Some(Charge { key, quota, cells }))
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("name", &self.name)
+            .field("quota", &format_args!("{}", self.quota))
+            .field("global", &self.is_global())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one request asks of one policy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Charge {
+    pub(crate) key: Key,
+    pub(crate) quota: Quota,
+    pub(crate) cells: u32,
+}

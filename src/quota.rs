@@ -1,0 +1,304 @@
+//! [`Quota`]: a rate and a burst.
+//!
+//! Owns the checks that make every later computation safe (nothing that fits a `Quota` can overflow in a bucket), and
+//! the text form. Knows nothing of time's flow, of keys or of requests.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_quota::Quota;
+//!
+//! const LOGIN: Quota = Quota::per_minute(5).burst(2); // a zero here would not compile
+//! let slow = Quota::every(Duration::from_secs(90));
+//! let configured: Quota = "1000/h, burst 50".parse()?;
+//! assert_eq!(configured, Quota::per_hour(1_000).burst(50));
+//! assert_eq!(slow.to_string(), "1/90s");
+//! # Ok::<(), tower_quota::quota::QuotaError>(())
+//! ```
+
+use std::{error, fmt, str::FromStr, time::Duration};
+
+/// A rate (cells per period) and a burst (cells available at once).
+///
+/// A cell is one unit of quota; a request costs one unless its policy says otherwise. Rates are always *cells per
+/// period*: `per_second(2)` admits two cells a second. The other reading, one cell per period, is
+/// [`every`](Self::every).
+///
+/// # What a burst admits
+///
+/// The burst defaults to the rate's count: `per_minute(5)` lets five requests through at once and then one every
+/// twelve seconds. A bucket that starts full therefore admits up to `burst + rate` in one window, here ten in the first
+/// minute; in any window `W` it admits at most `burst + floor(W / T)` cells, where `T` is the
+/// [`cell_period`](Self::cell_period). To spread requests evenly, ask for a burst of one.
+///
+/// # Precision
+///
+/// `T` is the period divided by the count, rounded **up** to whole nanoseconds, so that a quota never admits more than
+/// was asked. The effective rate is short of the nominal one by less than `n / 10⁹` of itself, where `n` is the rate per
+/// second: nothing at a thousand a second, 4 % at 300 million.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Quota {
+    cells: u32,
+    burst: u32,
+    period: u64,
+    cell_period: u64,
+}
+
+impl Quota {
+    /// `cells` per second, with a burst of `cells`.
+    ///
+    /// # Panics
+    ///
+    /// If `cells` is zero or above 10⁹; in a `const` this is a compile error.
+    #[must_use]
+    pub const fn per_second(cells: u32) -> Self {
+        Self::per(cells, Duration::from_secs(1))
+    }
+
+    /// `cells` per minute, with a burst of `cells`.
+    ///
+    /// # Panics
+    ///
+    /// If `cells` is zero; in a `const` this is a compile error.
+    #[must_use]
+    pub const fn per_minute(cells: u32) -> Self {
+        Self::per(cells, Duration::from_secs(60))
+    }
+
+    /// `cells` per hour, with a burst of `cells`.
+    ///
+    /// # Panics
+    ///
+    /// If `cells` is zero; in a `const` this is a compile error.
+    #[must_use]
+    pub const fn per_hour(cells: u32) -> Self {
+        Self::per(cells, Duration::from_secs(3_600))
+    }
+
+    /// `cells` per `period`, with a burst of `cells`.
+    ///
+    /// # Panics
+    ///
+    /// On whatever [`new`](Self::new) refuses; in a `const` this is a compile error.
+    #[must_use]
+    pub const fn per(cells: u32, period: Duration) -> Self {
+        match Self::new(cells, period) {
+            Ok(quota) => quota,
+            Err(error) => panic!("{}", error.rule()),
+        }
+    }
+
+    /// One cell per `period`, with a burst of one.
+    ///
+    /// # Panics
+    ///
+    /// If `period` is zero or above 2⁶² nanoseconds; in a `const` this is a compile error.
+    #[must_use]
+    pub const fn every(period: Duration) -> Self {
+        Self::per(1, period)
+    }
+
+    /// `cells` per `period`, with a burst of `cells`, for values that come from configuration.
+    ///
+    /// # Errors
+    ///
+    /// When a count or the period is zero, the rate is above 10⁹ a second, or the period or the time that the burst
+    /// takes to come back exceeds 2⁶² nanoseconds (146 years).
+    pub const fn new(cells: u32, period: Duration) -> Result<Self, QuotaError> {
+        if cells == 0 {
+            return Err(QuotaError::ZeroCells);
+        }
+        if period.is_zero() {
+            return Err(QuotaError::ZeroPeriod);
+        }
+        if period.as_nanos() > MAX_NANOS as u128 {
+            return Err(QuotaError::TooLong);
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "at most MAX_NANOS, checked above")]
+        let period = period.as_nanos() as u64;
+        if period < cells as u64 {
+            return Err(QuotaError::TooFast);
+        }
+        let quota = Self { cells, burst: cells, period, cell_period: period.div_ceil(cells as u64) };
+        quota.try_burst(cells)
+    }
+
+    /// The same rate with `burst` cells available at once.
+    ///
+    /// # Panics
+    ///
+    /// On whatever [`try_burst`](Self::try_burst) refuses; in a `const` this is a compile error.
+    #[must_use]
+    pub const fn burst(self, burst: u32) -> Self {
+        match self.try_burst(burst) {
+            Ok(quota) => quota,
+            Err(error) => panic!("{}", error.rule()),
+        }
+    }
+
+    /// The same rate with `burst` cells available at once, for values that come from configuration.
+    ///
+    /// # Errors
+    ///
+    /// When `burst` is zero, or the time that it takes to come back exceeds 2⁶² nanoseconds (146 years).
+    pub const fn try_burst(self, burst: u32) -> Result<Self, QuotaError> {
+        if burst == 0 {
+            return Err(QuotaError::ZeroBurst);
+        }
+        if self.cell_period as u128 * burst as u128 > MAX_NANOS as u128 {
+            return Err(QuotaError::TooLong);
+        }
+        Ok(Self { burst, ..self })
+    }
+
+    /// The count of the rate, as written.
+    #[must_use]
+    pub const fn cells(self) -> u32 {
+        self.cells
+    }
+
+    /// The period of the rate, as written.
+    #[must_use]
+    pub const fn period(self) -> Duration {
+        Duration::from_nanos(self.period)
+    }
+
+    /// The cells available at once when nothing was drawn for long enough.
+    #[must_use]
+    pub const fn burst_size(self) -> u32 {
+        self.burst
+    }
+
+    /// The time after which one cell comes back: `period / cells`, rounded up to whole nanoseconds. The emission
+    /// interval `T` of GCRA.
+    #[must_use]
+    pub const fn cell_period(self) -> Duration {
+        Duration::from_nanos(self.cell_period)
+    }
+
+    /// The time after which an exhausted bucket is full again: `burst × T`.
+    #[must_use]
+    pub const fn time_to_fill(self) -> Duration {
+        Duration::from_nanos(self.burst_nanos())
+    }
+
+    /// `T` in nanoseconds, at least 1.
+    pub(crate) const fn cell_nanos(self) -> u64 {
+        self.cell_period
+    }
+
+    /// `burst × T` in nanoseconds, at most [`MAX_NANOS`].
+    pub(crate) const fn burst_nanos(self) -> u64 {
+        self.cell_period * self.burst as u64
+    }
+}
+
+/// Writes the form that [`FromStr`] reads: `100/s`, `3/90s, burst 9`. The burst is left out where it is the default.
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, length) = UNITS.into_iter().find(|(_, length)| self.period % length == 0).unwrap_or(("ns", 1));
+        write!(f, "{}/", self.cells)?;
+        match self.period / length {
+            1 => write!(f, "{name}")?,
+            count => write!(f, "{count}{name}")?,
+        }
+        if self.burst == self.cells { Ok(()) } else { write!(f, ", burst {}", self.burst) }
+    }
+}
+
+/// Reads `COUNT/PERIOD` or `COUNT/PERIOD, burst COUNT`, where `PERIOD` is a unit with an optional count before it:
+/// `100/s`, `5/m`, `1000/h, burst 50`, `3/90s`, `1/250ms`. Units are `ns`, `us`, `ms`, `s`, `m`, `h` and `d`.
+impl FromStr for Quota {
+    type Err = QuotaError;
+
+    fn from_str(text: &str) -> Result<Self, QuotaError> {
+        let (rate, burst) = match text.split_once(',') {
+            Some((rate, burst)) => (rate, Some(burst.trim())),
+            None => (text, None),
+        };
+        let (cells, period) =
+            rate.split_once('/').ok_or(QuotaError::Syntax("there is no `/` between the count and the period"))?;
+        let quota = Self::new(count(cells.trim())?, duration(period.trim())?)?;
+        let Some(burst) = burst else { return Ok(quota) };
+        let burst = burst.strip_prefix("burst").ok_or(QuotaError::Syntax("what follows the comma is not `burst`"))?;
+        quota.try_burst(count(burst.trim_start())?)
+    }
+}
+
+fn count(digits: &str) -> Result<u32, QuotaError> {
+    // `u32::from_str` alone would also take a sign.
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(QuotaError::Syntax("a count is written in digits alone"));
+    }
+    digits.parse().map_err(|_| QuotaError::Syntax("a count is at most 4294967295"))
+}
+
+fn duration(text: &str) -> Result<Duration, QuotaError> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let digits = &text[..text.len() - unit.len()];
+    let (_, length) = UNITS
+        .into_iter()
+        .find(|(name, _)| *name == unit.trim_start())
+        .ok_or(QuotaError::Syntax("the period's unit is none of ns, us, ms, s, m, h, d"))?;
+    let times = if digits.is_empty() { 1 } else { digits.parse().map_err(|_| QuotaError::TooLong)? };
+    length.checked_mul(times).map(Duration::from_nanos).ok_or(QuotaError::TooLong)
+}
+
+/// Why a [`Quota`] was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QuotaError {
+    /// The text is not of the form `COUNT/PERIOD[, burst COUNT]`; the string says where it departs from it.
+    Syntax(&'static str),
+    /// More than one cell per nanosecond.
+    TooFast,
+    /// The period, or the time that the burst takes to come back, exceeds 2⁶² nanoseconds (146 years).
+    TooLong,
+    /// A burst of zero cells.
+    ZeroBurst,
+    /// A rate of zero cells.
+    ZeroCells,
+    /// A period of zero length.
+    ZeroPeriod,
+}
+
+impl QuotaError {
+    const fn rule(self) -> &'static str {
+        match self {
+            Self::Syntax(_) => "a quota is written COUNT/PERIOD[, burst COUNT], as in `100/s` or `3/90s, burst 9`",
+            Self::TooFast => "a quota admits at most 10^9 cells per second",
+            Self::TooLong => {
+                "a quota's period, and its burst times the period of one cell, are at most 2^62 ns (146 years)"
+            }
+            Self::ZeroBurst => "a quota's burst is at least 1 cell: with 0 no request could ever be admitted",
+            Self::ZeroCells => "a quota's rate is at least 1 cell per period: with 0 no request could ever be admitted",
+            Self::ZeroPeriod => "a quota's period is longer than zero",
+        }
+    }
+}
+
+impl fmt::Display for QuotaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.rule())?;
+        match self {
+            Self::Syntax(departure) => write!(f, ": {departure}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl error::Error for QuotaError {}
+
+/// What a burst may take to come back. Two bursts (the furthest that a bucket is ever ahead) and a charge on top still
+/// fit 64 bits, which is why no later computation can wrap.
+const MAX_NANOS: u64 = 1 << 62;
+
+/// From the longest, so that `Display` finds the shortest text.
+const UNITS: [(&str, u64); 7] = [
+    ("d", 86_400_000_000_000),
+    ("h", 3_600_000_000_000),
+    ("m", 60_000_000_000),
+    ("s", 1_000_000_000),
+    ("ms", 1_000_000),
+    ("us", 1_000),
+    ("ns", 1),
+];

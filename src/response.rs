@@ -1,0 +1,244 @@
+//! The answer to a refused request.
+//!
+//! Owns how a [`Denied`] becomes a response, and into which body. Knows nothing of services or futures.
+//!
+//! The default answer has the status of the refusal (429), `Retry-After` where a wait helps, `Cache-Control: no-store`,
+//! and one sentence of plain text. Three ways lead to others:
+//!
+//! - [`RateLimitLayer::respond_with`](crate::RateLimitLayer::respond_with): a closure that makes the whole response.
+//! - [`RefusalBody`] for a body type of your own: the default answer in it.
+//! - [`RateLimitLayer::any_body`](crate::RateLimitLayer::any_body): the default answer for a service whose body cannot
+//!   be made of bytes, by a wrapper around both.
+//!
+//! ```
+//! use axum::{Json, response::IntoResponse as _};
+//! use http::StatusCode;
+//! use tower_quota::{Quota, RateLimitLayer};
+//!
+//! # #[cfg(feature = "axum")] {
+//! let layer = RateLimitLayer::per_ip(Quota::per_second(5)).respond_with(|denied| {
+//!     let body = [("error", "slow down"), ("policy", denied.policy())].map(|(k, v)| (k.to_owned(), v.to_owned()));
+//!     (denied.status(), Json(std::collections::BTreeMap::from(body))).into_response()
+//! });
+//! # }
+//! ```
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{
+    BodyExt as _, Empty, Full,
+    combinators::{BoxBody, UnsyncBoxBody},
+};
+use pin_project_lite::pin_project;
+
+use crate::decision::Denied;
+
+/// Makes the response to a refused request, where the service behind answers with a body `B`.
+///
+/// Implemented by the default answer and by closures given to
+/// [`respond_with`](crate::RateLimitLayer::respond_with).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot answer for a service whose body is `{B}`",
+    note = "implement `RefusalBody` for the body, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+)]
+pub trait Respond<B> {
+    /// The body of what the limited service answers, whether it refused or not.
+    type Body: From<B>;
+
+    /// The response to a refusal.
+    fn respond(&self, denied: &Denied) -> Response<Self::Body>;
+}
+
+/// A body that the default answer can be written into.
+#[diagnostic::on_unimplemented(
+    message = "the default answer cannot be written into the body `{Self}`",
+    note = "implement `RefusalBody` for it, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+)]
+pub trait RefusalBody {
+    /// A body that consists of these bytes.
+    fn from_bytes(bytes: Bytes) -> Self;
+}
+
+/// The default answer, in the body of the service behind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Standard;
+
+impl<B: RefusalBody> Respond<B> for Standard {
+    type Body = B;
+
+    fn respond(&self, denied: &Denied) -> Response<B> {
+        standard(denied).map(B::from_bytes)
+    }
+}
+
+/// The default answer in front of any body of bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AnyBody;
+
+impl<B> Respond<B> for AnyBody {
+    type Body = MaybeRefused<B>;
+
+    fn respond(&self, denied: &Denied) -> Response<MaybeRefused<B>> {
+        standard(denied).map(RefusalBody::from_bytes)
+    }
+}
+
+/// The answer that a closure makes.
+#[derive(Clone, Copy)]
+pub struct RespondFn<F> {
+    respond: F,
+}
+
+impl<F> RespondFn<F> {
+    pub(crate) fn new(respond: F) -> Self {
+        Self { respond }
+    }
+}
+
+impl<F: Fn(&Denied) -> Response<B>, B> Respond<B> for RespondFn<F> {
+    type Body = B;
+
+    fn respond(&self, denied: &Denied) -> Response<B> {
+        (self.respond)(denied)
+    }
+}
+
+impl<F> fmt::Debug for RespondFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RespondFn").finish_non_exhaustive()
+    }
+}
+
+fn standard(denied: &Denied) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(format!("{denied}\n")));
+    *response.status_mut() = denied.status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // RFC 6585 §4 forbids caches to store a 429; not every cache knows.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(seconds) = denied.retry_after_seconds() {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if let Some(challenge) = denied.challenge() {
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
+pin_project! {
+    /// The body of a service, or of the default answer in front of it.
+    #[derive(Debug)]
+    pub struct MaybeRefused<B> {
+        #[pin]
+        body: Which<B>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = WhichProjection]
+    enum Which<B> {
+        Refused { body: Full<Bytes> },
+        Served { #[pin] body: B },
+    }
+}
+
+impl<B> From<B> for MaybeRefused<B> {
+    fn from(body: B) -> Self {
+        Self { body: Which::Served { body } }
+    }
+}
+
+impl<B> RefusalBody for MaybeRefused<B> {
+    fn from_bytes(bytes: Bytes) -> Self {
+        Self { body: Which::Refused { body: Full::new(bytes) } }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for MaybeRefused<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().body.project() {
+            WhichProjection::Refused { body } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            WhichProjection::Served { body } => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.body {
+            Which::Refused { body } => body.is_end_stream(),
+            Which::Served { body } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.body {
+            Which::Refused { body } => body.size_hint(),
+            Which::Served { body } => body.size_hint(),
+        }
+    }
+}
+
+impl RefusalBody for Bytes {
+    fn from_bytes(bytes: Bytes) -> Self {
+        bytes
+    }
+}
+
+impl RefusalBody for Full<Bytes> {
+    fn from_bytes(bytes: Bytes) -> Self {
+        Self::new(bytes)
+    }
+}
+
+impl RefusalBody for String {
+    fn from_bytes(bytes: Bytes) -> Self {
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl RefusalBody for Vec<u8> {
+    fn from_bytes(bytes: Bytes) -> Self {
+        bytes.into()
+    }
+}
+
+/// The answer is its status and fields alone.
+impl RefusalBody for Empty<Bytes> {
+    fn from_bytes(_bytes: Bytes) -> Self {
+        Self::new()
+    }
+}
+
+/// The answer is its status and fields alone.
+impl RefusalBody for () {
+    fn from_bytes(_bytes: Bytes) -> Self {}
+}
+
+impl<E> RefusalBody for BoxBody<Bytes, E> {
+    fn from_bytes(bytes: Bytes) -> Self {
+        Full::new(bytes).map_err(|never| match never {}).boxed()
+    }
+}
+
+impl<E> RefusalBody for UnsyncBoxBody<Bytes, E> {
+    fn from_bytes(bytes: Bytes) -> Self {
+        Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+    }
+}
+
+#[cfg(feature = "axum")]
+impl RefusalBody for axum::body::Body {
+    fn from_bytes(bytes: Bytes) -> Self {
+        bytes.into()
+    }
+}

@@ -1,0 +1,130 @@
+//! How many keys a store holds, who may hold how many, and where the rest is counted.
+//!
+//! Owns the cap, the share that one coarse network may hold, and the overflow table. Knows nothing of the map.
+//!
+//! A bucket that owes something is never evicted: forgetting it would hand its client a fresh burst. So a full store
+//! takes no new keys until time has emptied some, and the question is who can fill it. One coarse network (IPv4 /16,
+//! IPv6 /40) may hold at most 1/64 of the cap; new keys beyond that, and all new keys at the cap, share buckets of a
+//! fixed table: one for each network, or for each hash where a key has no address in it. Whoever floods the store from
+//! one network spends that network's slot and nobody else's.
+
+use std::{
+    hash::BuildHasher,
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+};
+
+use crate::{bucket::Bucket, key::Key};
+
+/// What becomes of a new key when its policy holds as many keys as it may.
+///
+/// Keys that are already held keep their own bucket in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AtCap {
+    /// Its requests pass uncounted. An attacker who can make keys can switch the policy off for new ones.
+    Allow,
+    /// Its requests are refused, with no time to come back at.
+    Deny,
+    /// It shares a bucket with other keys of its network (for keys without an address: of its hash), under the policy's
+    /// own quota, never a plan's.
+    #[default]
+    Overflow,
+}
+
+pub(super) struct Capacity {
+    max: usize,
+    /// What one coarse network may hold.
+    share: u32,
+    live: AtomicUsize,
+    /// Live keys by coarse network. Networks are hashed into it under a secret seed, so that an attacker cannot choose
+    /// whose count is shared.
+    networks: Box<[AtomicU32]>,
+}
+
+impl Capacity {
+    pub(super) fn new(max: usize) -> Self {
+        let networks = max.clamp(64, 16_384).next_power_of_two();
+        Self {
+            max,
+            share: u32::try_from(max / 64).unwrap_or(u32::MAX).max(1),
+            live: AtomicUsize::new(0),
+            networks: (0..networks).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    pub(super) fn is_near(&self) -> bool {
+        self.live() > self.max / 5 * 4
+    }
+
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Counts `key` in, or says that there is no room. Counted before the key is inserted, so that the map never holds
+    /// more than the cap.
+    pub(super) fn reserve(&self, hasher: &impl BuildHasher, key: Key) -> bool {
+        // Looked at first, so that a flood at the cap writes nothing that others read.
+        if self.live() >= self.max {
+            return false;
+        }
+        let network = self.network(hasher, key);
+        if network.is_some_and(|network| network.fetch_add(1, Ordering::AcqRel) >= self.share) {
+            network.inspect(|network| _ = network.fetch_sub(1, Ordering::AcqRel));
+            return false;
+        }
+        let counted =
+            self.live.fetch_update(Ordering::AcqRel, Ordering::Acquire, |live| (live < self.max).then_some(live + 1));
+        if counted.is_err() {
+            network.inspect(|network| _ = network.fetch_sub(1, Ordering::AcqRel));
+        }
+        counted.is_ok()
+    }
+
+    pub(super) fn release(&self, hasher: &impl BuildHasher, key: Key) {
+        self.live.fetch_sub(1, Ordering::AcqRel);
+        if let Some(network) = self.network(hasher, key) {
+            network.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn network(&self, hasher: &impl BuildHasher, key: Key) -> Option<&AtomicU32> {
+        key.network().map(|network| &self.networks[slot(hasher, network, self.networks.len())])
+    }
+}
+
+/// Buckets that keys without one of their own share. Made when first needed.
+pub(super) struct Overflow {
+    len: usize,
+    slots: OnceLock<Box<[Mutex<Bucket>]>>,
+}
+
+impl Overflow {
+    pub(super) fn new(max_keys: usize) -> Self {
+        Self { len: (max_keys / 16).max(1), slots: OnceLock::new() }
+    }
+
+    pub(super) fn hold(&self, hasher: &impl BuildHasher, key: Key) -> MutexGuard<'_, Bucket> {
+        let slots = self.slots.get_or_init(|| (0..self.len).map(|_| Mutex::default()).collect());
+        let index = match key.network() {
+            Some(network) => slot(hasher, network, self.len),
+            None => slot(hasher, key, self.len),
+        };
+        // No panic can leave a bucket half-written: it is one number.
+        slots[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn slot(hasher: &impl BuildHasher, value: impl std::hash::Hash, len: usize) -> usize {
+    // Of the upper half, for the map's shards and slots are chosen by other bits of hashes under the same seed.
+    let spread = hasher.hash_one(value) >> 32;
+    #[allow(clippy::cast_possible_truncation, reason = "32 bits")]
+    let spread = spread as usize;
+    spread % len
+}

@@ -1,0 +1,182 @@
+//! The background thread that sweeps stores.
+//!
+//! Owns one thread for the whole process and the schedule of every store that asked for one. Holds stores weakly, so
+//! that no limiter lives longer for being swept, and ends when the last of them is gone. Knows nothing of policies or
+//! limiters, and needs no async runtime.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    clock::{Clock, nanos},
+    observe,
+    store::Store,
+};
+
+/// The membership of some stores in the schedule. Dropping it ends their sweeping, and with the last one the thread.
+pub(crate) struct Sweeping {
+    id: u64,
+    pressed: Arc<AtomicBool>,
+}
+
+impl Sweeping {
+    /// Has the store of `policy` swept every `period`. Starts the thread if there is none.
+    pub(crate) fn start(policy: Arc<str>, store: &Arc<Store>, period: Duration) -> Self {
+        let pressed = Arc::new(AtomicBool::new(false));
+        let mut schedule = SWEEPER.lock();
+        schedule.last_id += 1;
+        let id = schedule.last_id;
+        let due = schedule.now().saturating_add(nanos(period));
+        schedule.rounds.push(Round {
+            id,
+            policy,
+            near_cap: false,
+            store: Arc::downgrade(store),
+            period,
+            due,
+            pressable: due,
+            pressed: Arc::clone(&pressed),
+        });
+        if !schedule.running {
+            // A process that cannot have another thread still has its limits: memory is bounded by the cap. The next
+            // limiter tries again.
+            match thread::Builder::new().name("tower-quota".to_owned()).spawn(run) {
+                Ok(_detached) => schedule.running = true,
+                Err(error) => observe::no_sweeper(&error),
+            }
+        }
+        drop(schedule);
+        SWEEPER.changed.notify_one();
+        Self { id, pressed }
+    }
+
+    /// Asks for a sweep before its time, because the store is full. Cheap to repeat; sweeps asked for this way take at
+    /// most a tenth of the thread's time.
+    pub(crate) fn press(&self) {
+        if !self.pressed.swap(true, Ordering::AcqRel) {
+            // Taken, so that the thread is either waiting or will look at the flag before it waits.
+            drop(SWEEPER.lock());
+            SWEEPER.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        // The thread holds this lock to read the schedule and never while it sweeps.
+        SWEEPER.lock().rounds.retain(|round| round.id != self.id);
+        SWEEPER.changed.notify_one();
+    }
+}
+
+static SWEEPER: Sweeper = Sweeper {
+    schedule: Mutex::new(Schedule { running: false, last_id: 0, rounds: Vec::new(), clock: None }),
+    changed: Condvar::new(),
+};
+
+struct Sweeper {
+    schedule: Mutex<Schedule>,
+    changed: Condvar,
+}
+
+impl Sweeper {
+    fn lock(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Schedule {
+    running: bool,
+    last_id: u64,
+    rounds: Vec<Round>,
+    /// Of the thread, not of any limiter: a manual clock does not move the schedule.
+    clock: Option<Clock>,
+}
+
+struct Round {
+    id: u64,
+    policy: Arc<str>,
+    /// Whether the store was near its cap after the last sweep: reported when it becomes true.
+    near_cap: bool,
+    store: Weak<Store>,
+    period: Duration,
+    due: u64,
+    /// From when on a full store may be swept before its time.
+    pressable: u64,
+    pressed: Arc<AtomicBool>,
+}
+
+impl Schedule {
+    fn now(&mut self) -> u64 {
+        self.clock.get_or_insert_with(Clock::system).now()
+    }
+
+    /// The next round and when it is due.
+    fn next(&mut self) -> Option<(u64, &mut Round)> {
+        self.rounds.iter_mut().map(|round| (round.when(), round)).min_by_key(|(when, _)| *when)
+    }
+}
+
+impl Round {
+    fn when(&self) -> u64 {
+        if self.pressed.load(Ordering::Acquire) { self.due.min(self.pressable) } else { self.due }
+    }
+}
+
+fn run() {
+    let mut schedule = SWEEPER.lock();
+    loop {
+        let now = schedule.now();
+        let Some((when, round)) = schedule.next() else {
+            schedule.running = false;
+            return;
+        };
+        if when > now {
+            let wait = Duration::from_nanos(when - now);
+            (schedule, _) = SWEEPER.changed.wait_timeout(schedule, wait).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        round.pressed.store(false, Ordering::Release);
+        let (id, policy, was_near_cap) = (round.id, Arc::clone(&round.policy), round.near_cap);
+        let store = round.store.upgrade();
+        drop(schedule);
+        // Nothing in a sweep is known to panic, but what listens to events may: the others are swept on.
+        let swept = catch_unwind(AssertUnwindSafe(|| store.is_some_and(|store| sweep(&policy, &store, was_near_cap))));
+        let near_cap = swept.unwrap_or_else(|_| {
+            observe::sweep_panicked();
+            was_near_cap
+        });
+        schedule = SWEEPER.lock();
+        let end = schedule.now();
+        let took = end.saturating_sub(now);
+        if let Some(round) = schedule.rounds.iter_mut().find(|round| round.id == id) {
+            round.near_cap = near_cap;
+            round.due = end.saturating_add(nanos(round.period));
+            round.pressable = end.saturating_add(took.saturating_mul(9).max(1_000_000_000));
+        }
+    }
+}
+
+/// Returns whether the store is still near its cap. Runs outside of the schedule's lock, and so does the end of the
+/// store if its limiter was dropped meanwhile.
+fn sweep(policy: &str, store: &Store, was_near_cap: bool) -> bool {
+    store.sweep();
+    let near_cap = store.is_near_cap();
+    if near_cap && !was_near_cap {
+        observe::near_cap(policy, store.len(), store.max_keys());
+    }
+    near_cap
+}
+
+/// Half the time in which an exhausted bucket is full again, between a second and a minute: most keys are gone after one and a half of
+/// it, and a long window does not mean rare sweeps.
+pub(crate) fn period(time_to_fill: Duration) -> Duration {
+    (time_to_fill / 2).clamp(Duration::from_secs(1), Duration::from_secs(60))
+}

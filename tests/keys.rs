@@ -1,0 +1,266 @@
+//! Keys: what shares a bucket and what does not.
+
+mod support;
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use http::{Request, StatusCode};
+use proptest::prelude::*;
+use support::{admits, from_ip, limiter, with_header};
+use tower_quota::{
+    Key, Limiter, Policy, Quota,
+    decision::Reason,
+    key::{Bearer, Extension, Header, KeyExtractor, Method, PeerIp, key_fn},
+};
+
+const ONE: Quota = Quota::per_minute(1);
+
+/// Whether the second request finds the bucket of the first exhausted.
+fn share<A, B>(key: impl KeyExtractor, first: &Request<A>, second: &Request<B>) -> bool {
+    let (limiter, _clock) = limiter([Policy::per(key, ONE)]);
+    assert!(admits(&limiter, first));
+    !admits(&limiter, second)
+}
+
+fn any_limiter() -> Limiter {
+    limiter([Policy::global(ONE)]).0
+}
+
+#[test]
+fn a_key_takes_16_bytes() {
+    assert_eq!(size_of::<Key>(), 16);
+}
+
+#[test]
+fn id06_an_ipv6_client_is_its_first_64_bits() {
+    let request = |ip: &str| from_ip(ip.parse::<Ipv6Addr>().unwrap());
+    assert!(share(PeerIp, &request("2001:db8:1:2:aaaa::1"), &request("2001:db8:1:2:bbbb:ffff:0:9")));
+    assert!(!share(PeerIp, &request("2001:db8:1:2::1"), &request("2001:db8:1:3::1")));
+    assert!(share(PeerIp, &request("2001:db8:1234:5678::1.2.3.4"), &request("2001:db8:1234:5678::")));
+}
+
+#[test]
+fn id05_a_mapped_address_is_the_ipv4_address_that_it_is() {
+    let v4 = from_ip(Ipv4Addr::new(1, 2, 3, 4));
+    for mapped in ["::ffff:1.2.3.4", "::ffff:102:304"] {
+        assert!(share(PeerIp, &v4, &from_ip(mapped.parse::<Ipv6Addr>().unwrap())));
+    }
+    let other = from_ip("::ffff:1.2.3.5".parse::<Ipv6Addr>().unwrap());
+    assert!(!share(PeerIp, &v4, &other), "two IPv4 clients of a dual-stack socket have two buckets");
+}
+
+#[test]
+fn the_loopback_address_is_kept_whole() {
+    let loopback = from_ip(Ipv6Addr::LOCALHOST);
+    assert!(!share(PeerIp, &loopback, &from_ip("::2".parse::<Ipv6Addr>().unwrap())));
+    assert!(share(PeerIp, &loopback, &loopback));
+}
+
+#[test]
+fn the_port_of_the_peer_does_not_matter() {
+    let mut first = Request::new(());
+    first.extensions_mut().insert(SocketAddr::from(([10, 0, 0, 1], 1)));
+    let mut second = Request::new(());
+    second.extensions_mut().insert(SocketAddr::from(([10, 0, 0, 1], 2)));
+    assert!(share(PeerIp, &first, &second));
+}
+
+#[test]
+fn id01_no_header_changes_the_peer() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_minute(5))]);
+    let admitted = (0..1_000).filter(|n| {
+        let mut request = from_ip(Ipv4Addr::new(192, 0, 2, 1));
+        for name in ["x-forwarded-for", "forwarded", "x-real-ip", "cf-connecting-ip", "true-client-ip"] {
+            request.headers_mut().insert(name, format!("10.0.{}.{}", n / 250, n % 250).parse().unwrap());
+        }
+        admits(&limiter, &request)
+    });
+    assert_eq!(admitted.count(), 5);
+}
+
+#[cfg(feature = "axum")]
+#[test]
+fn axum_tells_the_peer_and_a_plain_address_comes_first() {
+    use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
+    let address = |last| SocketAddr::from(([10, 0, 0, last], 1));
+    let with = |plain: Option<u8>, served: Option<u8>, mocked: Option<u8>| {
+        let mut request = Request::new(());
+        plain.map(|last| request.extensions_mut().insert(address(last)));
+        served.map(|last| request.extensions_mut().insert(ConnectInfo(address(last))));
+        mocked.map(|last| request.extensions_mut().insert(MockConnectInfo(address(last))));
+        request
+    };
+    assert!(share(PeerIp, &with(Some(1), None, None), &with(None, Some(1), None)));
+    assert!(share(PeerIp, &with(None, Some(1), None), &with(None, None, Some(1))));
+    assert!(share(PeerIp, &with(Some(1), Some(2), Some(3)), &with(Some(1), None, None)));
+}
+
+#[test]
+fn id09_all_bytes_that_a_header_value_may_hold_are_told_apart() {
+    let (limiter, _clock) = limiter([Policy::per(Header::new("x-api-key"), ONE)]);
+    let mut values = 0;
+    for byte in 0..=255_u8 {
+        let value = [b'k', byte, b'k'];
+        if http::HeaderValue::from_bytes(&value).is_ok() {
+            assert!(admits(&limiter, &with_header("x-api-key", value)), "byte {byte:#04x} shares a bucket");
+            values += 1;
+        }
+    }
+    assert_eq!(values, 256 - 31 - 1, "all but 31 control characters and DEL");
+    assert_eq!(limiter.len(), values);
+}
+
+#[test]
+fn id10_an_oversized_value_is_a_key_like_any_other() {
+    let (limiter, _clock) = limiter([Policy::per(Header::new("x-api-key"), ONE)]);
+    for length in [8, 8 << 10, 64 << 10, 65_536 + 7] {
+        let request = with_header("x-api-key", vec![b'a'; length]);
+        assert!(admits(&limiter, &request), "{length} bytes");
+        assert!(!admits(&limiter, &request), "{length} bytes pass unlimited");
+    }
+    assert_eq!(limiter.len(), 4);
+}
+
+#[test]
+fn a_repeated_field_is_no_way_out() {
+    let request = |first: &str, second: &str| {
+        Request::builder().header("x-api-key", first).header("x-api-key", second).body(()).unwrap()
+    };
+    // Which of the two the service behind believes is not known: they all share one bucket.
+    assert!(share(Header::new("x-api-key"), &request("a", "victim"), &request("b", "victim")));
+    assert!(share(Header::new("x-api-key"), &request("victim", "a"), &request("other", "b")));
+    assert!(!share(Header::new("x-api-key"), &request("victim", "a"), &with_header("x-api-key", "victim")));
+}
+
+#[test]
+fn a_bearer_token_is_read_whatever_the_case_of_its_scheme() {
+    let request = |value: &str| with_header("authorization", value);
+    assert!(share(Bearer, &request("Bearer t1"), &request("bearer   t1")));
+    assert!(!share(Bearer, &request("Bearer t1"), &request("Bearer t2")));
+    let (limiter, _clock) = limiter([Policy::per(Bearer, ONE)]);
+    for value in ["Basic dDE=", "Bearer", "Bearer ", "Bearert1", "", "Bearer\u{9}"] {
+        let denied = limiter.decide(&request(value)).denied().expect(value);
+        assert_eq!((denied.reason(), denied.status()), (Reason::MissingKey, StatusCode::UNAUTHORIZED), "{value:?}");
+    }
+}
+
+#[test]
+fn values_from_extensions_and_closures_are_told_apart() {
+    let user = |id: u64| {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(id);
+        request
+    };
+    assert!(share(Extension::<u64>::new(), &user(5), &user(5)));
+    assert!(!share(Extension::<u64>::new(), &user(5), &user(6)));
+    let by_path = || key_fn(|head| Some(head.uri().path().to_owned()));
+    let path = |path: &str| Request::builder().uri(path).body(()).unwrap();
+    assert!(share(by_path(), &path("/a?x=1"), &path("/a?x=2")));
+    assert!(!share(by_path(), &path("/a"), &path("/b")));
+}
+
+#[test]
+fn a_pair_counts_every_combination() {
+    let request = |last: u8, method: &str| {
+        let mut request = from_ip(Ipv4Addr::new(10, 0, 0, last));
+        *request.method_mut() = method.parse().unwrap();
+        request
+    };
+    assert!(share((PeerIp, Method), &request(1, "GET"), &request(1, "GET")));
+    assert!(!share((PeerIp, Method), &request(1, "GET"), &request(1, "POST")));
+    assert!(!share((PeerIp, Method), &request(1, "GET"), &request(2, "GET")));
+}
+
+#[test]
+fn or_falls_back_only_where_there_is_no_key() {
+    let mut keyed = from_ip(Ipv4Addr::new(10, 0, 0, 1));
+    keyed.headers_mut().insert("x-api-key", "k".parse().unwrap());
+    let plain = from_ip(Ipv4Addr::new(10, 0, 0, 1));
+    let either = || Header::new("x-api-key").or(PeerIp);
+    assert!(share(either(), &plain, &plain));
+    assert!(!share(either(), &keyed, &plain));
+    let mut elsewhere = from_ip(Ipv4Addr::new(10, 0, 0, 2));
+    elsewhere.headers_mut().insert("x-api-key", "k".parse().unwrap());
+    assert!(share(either(), &keyed, &elsewhere));
+}
+
+#[test]
+fn id11_kinds_never_collide() {
+    let limiter = any_limiter();
+    let keys = [
+        limiter.key_of(5_u64),
+        limiter.key_of(5_i64),
+        limiter.key_of(5_u128),
+        limiter.key_of("5"),
+        limiter.key_of("::5".parse::<IpAddr>().unwrap()),
+        limiter.key_of("0.0.0.5".parse::<IpAddr>().unwrap()),
+        limiter.key_of("0.0.0.5"),
+        limiter.key_of((5_u64, 5_u64)),
+        limiter.key_of((5_u64, 5_u64, 5_u64)),
+        limiter.key_of(((5_u64, 5_u64), 5_u64)),
+        limiter.key_of((5_u64, (5_u64, 5_u64))),
+        limiter.key_of(""),
+        Key::GLOBAL,
+    ];
+    assert_eq!(keys.iter().collect::<HashSet<_>>().len(), keys.len());
+    assert_eq!(limiter.key_of(5_u8), limiter.key_of(5_u64));
+    assert_eq!(limiter.key_of("a"), limiter.key_of(b"a".as_slice()));
+    assert_eq!(limiter.key_of("a"), limiter.key_of("a".to_owned()));
+}
+
+#[test]
+fn keys_of_two_limiters_are_under_two_secrets() {
+    assert_ne!(any_limiter().key_of("k1"), any_limiter().key_of("k1"));
+}
+
+#[test]
+fn id13_no_debug_output_shows_a_secret() {
+    const SECRET: &str = "S3CR3T-canary";
+    let layer = tower_quota::RateLimitLayer::new(Policy::per(Header::new("x-api-key"), ONE));
+    let limiter = layer.limiter();
+    let request = with_header("x-api-key", SECRET);
+    let allowed = format!("{:?}", limiter.decide(&request));
+    let denied = limiter.decide(&request).denied().unwrap();
+    let outputs = [
+        allowed,
+        format!("{denied:?} {denied}"),
+        format!("{:?}", limiter.key_of(SECRET)),
+        format!("{limiter:?} {layer:?}"),
+        format!("{:?}", limiter.peek("per-x-api-key", limiter.key_of(SECRET))),
+    ];
+    for output in outputs {
+        assert!(!output.contains("S3CR3T"), "{output}");
+    }
+    assert_eq!(format!("{:?}", limiter.key_of("203.0.113.7".parse::<IpAddr>().unwrap())), "Key(Ipv4)");
+}
+
+proptest! {
+    #[test]
+    fn id11_composites_are_injective(a: (String, String), b: (String, String)) {
+        let limiter = any_limiter();
+        prop_assert_eq!(limiter.key_of(a.clone()) == limiter.key_of(b.clone()), a == b);
+    }
+
+    #[test]
+    fn id11_separators_are_no_way_to_move_a_border(text in "[a:{}\0]{0,6}", cut in 0_usize..6, other in 0_usize..6) {
+        let limiter = any_limiter();
+        let split = |at: usize| {
+            let at = at.min(text.len());
+            (text[..at].to_owned(), text[at..].to_owned())
+        };
+        let (a, b) = (split(cut), split(other));
+        prop_assert_eq!(limiter.key_of(a.clone()) == limiter.key_of(b.clone()), a == b);
+    }
+
+    #[test]
+    fn addresses_are_kept_exactly(a: [u8; 16], bit in 0_usize..128) {
+        let limiter = any_limiter();
+        let mut b = a;
+        b[bit / 8] ^= 1 << (bit % 8);
+        prop_assert_ne!(limiter.key_of(IpAddr::from(a)), limiter.key_of(IpAddr::from(b)));
+        prop_assert_eq!(limiter.key_of(IpAddr::from(a)), limiter.key_of(IpAddr::from(a)));
+    }
+}

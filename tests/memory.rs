@@ -1,0 +1,174 @@
+//! Memory: bounded, given back, and nobody's live bucket is forgotten for it.
+
+mod support;
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use support::{admits, admitted, from_ip, limiter, with_header};
+use tower_quota::{
+    Policy, Quota,
+    decision::Reason,
+    key::{Header, PeerIp, key_fn},
+    policy::AtCap,
+};
+
+const HOUR: Quota = Quota::per_hour(3);
+
+/// An address in the network `network`.0.0/16, counted from 1.
+fn address(network: u16, host: u16) -> Ipv4Addr {
+    let [a, b] = network.to_be_bytes();
+    let [c, d] = host.to_be_bytes();
+    Ipv4Addr::new(a, b, c, d)
+}
+
+/// Five million addresses from all networks against a cap of one million.
+#[test]
+fn mem01_mem02_a_flood_of_five_million_keys_forgets_no_live_bucket() {
+    const CAP: usize = 1_000_000;
+    let (limiter, clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(CAP)]);
+    let victim = from_ip(Ipv4Addr::new(203, 0, 113, 7));
+    let innocent = from_ip(Ipv4Addr::new(198, 51, 100, 7));
+    assert_eq!(admitted(&limiter, &victim, 5), 3);
+    assert!(admits(&limiter, &innocent));
+
+    let most = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for half in 0..2_u32 {
+            let (limiter, most) = (&limiter, &most);
+            scope.spawn(move || {
+                for n in 0..2_500_000_u32 {
+                    // Spread over all of IPv4 by an odd factor; the two halves are disjoint.
+                    let flooder = from_ip(Ipv4Addr::from((n * 2 + half).wrapping_mul(2_654_435_761)));
+                    let _ = limiter.decide(&flooder);
+                    if n % 4_096 == 0 {
+                        most.fetch_max(limiter.len(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+
+    assert!(most.into_inner() <= CAP && limiter.len() <= CAP);
+    assert!(limiter.len() > CAP * 9 / 10, "{} keys: the flood has not filled the map", limiter.len());
+    assert_eq!(admitted(&limiter, &victim, 5), 0, "the victim of the flood has a fresh bucket");
+    assert_eq!(admitted(&limiter, &innocent, 5), 2, "a client that was there before has lost its bucket");
+
+    // The flood owes for twenty minutes a key: then all of it is swept, and new clients have buckets of their own.
+    clock.advance(Duration::from_secs(20 * 60));
+    assert!(limiter.sweep() > CAP * 9 / 10);
+    assert_eq!(limiter.len(), 2, "victim and innocent owe for longer");
+    assert_eq!(admitted(&limiter, &victim, 5), 1);
+    assert_eq!(admitted(&limiter, &from_ip(Ipv4Addr::new(192, 0, 2, 1)), 5), 3);
+}
+
+#[test]
+fn one_network_fills_its_share_and_locks_out_nobody_else() {
+    const CAP: usize = 6_400; // a share of 100 for each network
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(CAP)]);
+    for host in 0..u16::MAX {
+        let _ = limiter.decide(&from_ip(address(0x0a01, host)));
+    }
+    assert_eq!(limiter.len(), 100);
+    // A newcomer of the same network shares its exhausted overflow; all others have buckets of their own.
+    assert!(!admits(&limiter, &from_ip(Ipv4Addr::new(10, 1, 255, 255))));
+    for network in 0x0a02..0x0a30 {
+        assert_eq!(admitted(&limiter, &from_ip(address(network, 1)), 5), 3, "{network:#x} is locked out");
+    }
+}
+
+#[test]
+fn one_ipv6_network_fills_its_share_and_locks_out_nobody_else() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(6_400)]);
+    let in_network = |network: u16, subnet: u16| {
+        from_ip(Ipv6Addr::new(0x2001, 0xdb8, network << 8, subnet, 0, 0, 0, 1)) // a /40, then /64s in it
+    };
+    for subnet in 0..10_000 {
+        let _ = limiter.decide(&in_network(1, subnet));
+    }
+    assert_eq!(limiter.len(), 100);
+    assert!(!admits(&limiter, &in_network(1, 50_000)));
+    assert_eq!(admitted(&limiter, &in_network(2, 1), 5), 3);
+}
+
+#[test]
+fn combinations_with_an_address_are_subject_to_its_share() {
+    let by_path = || key_fn(|head| Some(head.uri().path().to_owned()));
+    let (limiter, _clock) = limiter([Policy::per((PeerIp, by_path()), HOUR).named("pairs").max_keys(6_400)]);
+    for n in 0..1_000 {
+        let mut request = from_ip(Ipv4Addr::new(10, 1, 0, 1));
+        *request.uri_mut() = format!("/{n}").parse().unwrap();
+        let _ = limiter.decide(&request);
+    }
+    assert_eq!(limiter.len(), 100);
+}
+
+#[test]
+fn at_the_cap_a_new_key_draws_from_the_overflow_under_the_base_quota() {
+    let plan = Quota::per_hour(1_000);
+    let policy = Policy::per(Header::new("k"), HOUR).max_keys(16).quota_by(move |_| Some(plan));
+    let (limiter, _clock) = limiter([policy]);
+    for n in 0..16 {
+        assert!(admits(&limiter, &with_header("k", format!("{n}"))));
+    }
+    // One slot for all of them: three requests, not a thousand.
+    let newcomers = (0..50).filter(|n| admits(&limiter, &with_header("k", format!("new {n}"))));
+    assert_eq!(newcomers.count(), 3);
+    assert_eq!(limiter.len(), 16);
+    assert!(admits(&limiter, &with_header("k", "3")), "those who were there have their own");
+}
+
+#[test]
+fn m4_deny_and_allow_are_written_out() {
+    let full = |at_cap| {
+        let (limiter, clock) = limiter([
+            Policy::per(Header::new("k"), HOUR).max_keys(1).at_cap(at_cap),
+            Policy::global(Quota::per_hour(20)),
+        ]);
+        assert!(admits(&limiter, &with_header("k", "first")));
+        (limiter, clock)
+    };
+    let newcomer = with_header("k", "second");
+
+    let (denying, clock) = full(AtCap::Deny);
+    let denied = denying.decide(&newcomer).denied().unwrap();
+    assert_eq!((denied.reason(), denied.retry_after_seconds()), (Reason::AtCapacity, None));
+    assert_eq!(denying.peek("global", tower_quota::Key::GLOBAL).unwrap().remaining(), 19, "a refusal has charged");
+    clock.advance(Duration::from_secs(3_600));
+    denying.sweep();
+    assert!(admits(&denying, &newcomer), "there is room again");
+
+    let (allowing, _clock) = full(AtCap::Allow);
+    assert_eq!(admitted(&allowing, &newcomer, 50), 19, "not counted by key, and yet by the others");
+}
+
+#[test]
+fn a_refused_request_makes_no_key() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(10)), Policy::per(Header::new("k"), HOUR)]);
+    // ID12: the policy per address stands before the policy per invented key.
+    for n in 0..10_000 {
+        let mut request = from_ip(Ipv4Addr::LOCALHOST);
+        request.headers_mut().insert("k", n.into());
+        let _ = limiter.decide(&request);
+    }
+    assert_eq!(limiter.len(), 1 + 10);
+}
+
+#[test]
+fn mem05_swept_keys_are_gone_and_those_that_owe_stay() {
+    let (limiter, clock) = limiter([Policy::per(Header::new("k"), Quota::per_second(1))]);
+    for n in 0..1_000 {
+        assert!(admits(&limiter, &with_header("k", format!("{n}"))));
+    }
+    assert_eq!(limiter.sweep(), 0, "all of them owe a second");
+    clock.advance(Duration::from_millis(500));
+    assert!(admits(&limiter, &with_header("k", "late")));
+    clock.advance(Duration::from_millis(500));
+    assert_eq!(limiter.sweep(), 1_000);
+    assert_eq!(limiter.len(), 1);
+    assert!(!admits(&limiter, &with_header("k", "late")));
+}

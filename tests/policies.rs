@@ -1,0 +1,345 @@
+//! Policies: which requests they apply to, what they charge, and how several decide together.
+
+mod support;
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use http::{Request, StatusCode};
+use support::{admits, admitted, from_ip, limiter, wait, with_header};
+use tower_quota::{
+    Decision, Key, Limiter, Policy, Quota,
+    decision::Reason,
+    key::{Extension, Header, PeerIp, key_fn},
+    policy::Missing,
+};
+
+const TEN: Quota = Quota::per_second(10);
+
+#[test]
+fn refuses_the_sixth_request_and_tells_when_to_come_back() {
+    let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_second(5))]);
+    let request = from_ip(Ipv4Addr::LOCALHOST);
+    assert_eq!(admitted(&limiter, &request, 6), 5);
+    let wait = wait(&limiter, &request).unwrap();
+    clock.advance(wait - Duration::from_nanos(1));
+    assert!(!admits(&limiter, &request));
+    clock.advance(Duration::from_nanos(1));
+    assert!(admits(&limiter, &request));
+}
+
+#[test]
+fn each_key_has_a_bucket_and_global_has_one() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_second(2)), Policy::global(Quota::per_second(3))]);
+    let (a, b) = (from_ip(Ipv4Addr::new(10, 0, 0, 1)), from_ip(Ipv4Addr::new(10, 0, 0, 2)));
+    assert_eq!(admitted(&limiter, &a, 5), 2);
+    assert_eq!(admitted(&limiter, &b, 5), 1, "the cap is for all");
+}
+
+#[test]
+fn ops01_a_refusal_by_one_policy_charges_no_other() {
+    for order in [false, true] {
+        let mut policies = vec![
+            Policy::per(Header::new("k"), Quota::per_second(1)).named("tight"),
+            Policy::per(Header::new("k"), Quota::per_hour(1_000)).named("wide"),
+            Policy::global(TEN),
+        ];
+        if order {
+            policies.reverse();
+        }
+        let (limiter, _clock) = limiter(policies);
+        let request = with_header("k", "a");
+        let key = limiter.key_of("a");
+        assert_eq!(admitted(&limiter, &request, 100), 1);
+        let remaining = |name: &str, key| limiter.peek(name, key).unwrap().remaining();
+        assert_eq!((remaining("wide", key), remaining("global", Key::GLOBAL)), (999, 9));
+    }
+}
+
+#[test]
+fn several_global_policies_are_all_or_nothing_too() {
+    let (limiter, clock) =
+        limiter([Policy::global(TEN).named("second"), Policy::global(Quota::per_minute(12)).named("minute")]);
+    let request = Request::new(());
+    assert_eq!(admitted(&limiter, &request, 20), 10);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(admitted(&limiter, &request, 20), 2);
+    assert_eq!(limiter.peek("second", Key::GLOBAL).unwrap().remaining(), 8);
+}
+
+#[test]
+fn the_wait_is_the_longest_of_the_violated_policies() {
+    let (limiter, clock) = limiter([
+        Policy::global(Quota::per_second(1)).named("second"),
+        Policy::global(Quota::per_minute(1)).named("minute"),
+        Policy::global(Quota::per_hour(100)).named("hour"),
+    ]);
+    let request = Request::new(());
+    assert!(admits(&limiter, &request));
+    let denied = limiter.decide(&request).denied().unwrap();
+    assert_eq!(denied.retry_after(), Some(Duration::from_secs(60)));
+    assert_eq!(
+        denied.violated().map(|standing| standing.policy().to_owned()).collect::<Vec<_>>(),
+        ["second", "minute"]
+    );
+    assert_eq!(denied.standings().map(|standing| standing.remaining()).collect::<Vec<_>>(), [0, 0, 99]);
+    assert!(denied.violated().all(|standing| standing.wait() == standing.next_cell()));
+    clock.advance(Duration::from_secs(60));
+    assert!(admits(&limiter, &request));
+}
+
+#[test]
+fn the_order_is_keyed_then_global() {
+    let (limiter, _clock) = limiter([
+        Policy::global(TEN),
+        Policy::per(PeerIp, TEN),
+        Policy::global(TEN).named("second global"),
+        Policy::per(Header::new("k"), TEN).on_missing(Missing::Skip),
+    ]);
+    let names: Vec<_> = limiter.policies().iter().map(Policy::name).collect();
+    assert_eq!(names, ["per-ip", "per-k", "global", "second global"]);
+    let Decision::Allow(allowed) = limiter.decide(&from_ip(Ipv4Addr::LOCALHOST)) else { panic!("refused") };
+    let standings: Vec<_> = allowed.standings().map(|standing| standing.policy().to_owned()).collect();
+    assert_eq!(standings, ["per-ip", "global", "second global"], "per-k does not apply");
+}
+
+#[test]
+fn ops06_a_condition_exempts_exactly_what_it_says() {
+    let (limiter, _clock) = limiter([Policy::global(Quota::per_minute(1)).when(|head| head.uri().path() != "/health")]);
+    let path = |path: &str| Request::builder().uri(path).body(()).unwrap();
+    assert_eq!(admitted(&limiter, &path("/health"), 50), 50);
+    assert!(admits(&limiter, &path("/")));
+    for other in
+        ["/health/", "//health", "/health%2F..", "/Health", "/health/..", "/HEALTH", "/a/health", "/health;x=1"]
+    {
+        assert!(!admits(&limiter, &path(other)), "{other} is exempt");
+    }
+    assert!(admits(&limiter, &path("/health?x=1")), "the query is no part of the path");
+}
+
+#[test]
+fn id08_a_missing_key_has_the_documented_outcome() {
+    let status = |policy: Policy| {
+        let (limiter, _clock) = limiter([policy]);
+        let denied = limiter.decide(&Request::new(())).denied().expect("refused");
+        assert_eq!((denied.reason(), denied.retry_after()), (Reason::MissingKey, None));
+        assert_eq!(denied.violated().count(), 0);
+        assert!(limiter.is_empty());
+        denied.status()
+    };
+    assert_eq!(status(Policy::per(PeerIp, TEN)), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(status(Policy::per(Extension::<u64>::new(), TEN)), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(status(Policy::per(Header::new("x-api-key"), TEN)), StatusCode::UNAUTHORIZED);
+    assert_eq!(status(Policy::per(key_fn(|_| None::<u64>), TEN)), StatusCode::BAD_REQUEST);
+    assert_eq!(status(Policy::per((PeerIp, Header::new("k")), TEN)), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(status(Policy::per(Header::new("k").or(PeerIp), TEN)), StatusCode::INTERNAL_SERVER_ERROR);
+    let forbidden = Missing::Reject(StatusCode::FORBIDDEN);
+    assert_eq!(status(Policy::per(PeerIp, TEN).on_missing(forbidden)), StatusCode::FORBIDDEN);
+}
+
+#[test]
+fn id08_sharing_and_skipping_are_written_out() {
+    let policy = || Policy::per(Header::new("k"), Quota::per_minute(2));
+    let (shared, _clock) = limiter([policy().on_missing(Missing::Share)]);
+    assert_eq!(admitted(&shared, &Request::new(()), 5), 2);
+    assert_eq!(admitted(&shared, &with_header("k", "a"), 5), 2, "the shared bucket is no key's bucket");
+    let (skipped, _clock) = limiter([policy().on_missing(Missing::Skip)]);
+    assert_eq!(admitted(&skipped, &Request::new(()), 50), 50);
+    assert_eq!(admitted(&skipped, &with_header("k", "a"), 5), 2);
+}
+
+#[test]
+fn a_request_without_a_key_charges_no_policy() {
+    let (limiter, _clock) =
+        limiter([Policy::per(PeerIp, TEN), Policy::per(Header::new("k"), TEN), Policy::global(TEN)]);
+    assert!(!admits(&limiter, &from_ip(Ipv4Addr::LOCALHOST)));
+    assert!(limiter.is_empty());
+    assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().remaining(), 10);
+}
+
+#[test]
+fn a_cost_is_charged_in_cells() {
+    let (limiter, _clock) =
+        limiter([Policy::global(TEN).cost_by(|head| if head.uri().path() == "/export" { 4 } else { 1 })]);
+    let export = Request::builder().uri("/export").body(()).unwrap();
+    assert_eq!(admitted(&limiter, &export, 5), 2);
+    assert_eq!(admitted(&limiter, &Request::new(()), 5), 2);
+}
+
+#[test]
+fn a_policy_that_can_never_grant_hides_the_waits_of_the_others() {
+    let (limiter, _clock) =
+        limiter([Policy::global(TEN).named("a"), Policy::global(Quota::per_second(5)).named("b").cost_by(|_| 6)]);
+    let denied = limiter.decide(&Request::new(())).denied().unwrap();
+    assert_eq!((denied.reason(), denied.retry_after_seconds()), (Reason::CostAboveBurst, None));
+    assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(denied.policy(), "b");
+    assert!(denied.to_string().contains("more than the policy \"b\" ever allows"), "{denied}");
+}
+
+mod plans {
+    use super::*;
+
+    const SLOW: Quota = Quota::per_minute(5);
+    const FAST: Quota = Quota::per_second(100);
+
+    fn plan(quota: Quota) -> Request<()> {
+        let mut request = with_header("k", "a");
+        request.extensions_mut().insert(quota);
+        request
+    }
+
+    fn planned() -> (Limiter, tower_quota::clock::ManualClock) {
+        limiter([Policy::per(Header::new("k"), SLOW).quota_by(|head| head.extensions().get::<Quota>().copied())])
+    }
+
+    #[test]
+    fn the_bucket_survives_a_change_of_plan() {
+        let (limiter, _clock) = planned();
+        assert_eq!(admitted(&limiter, &with_header("k", "a"), 10), 5, "none is chosen: the policy's own");
+        assert_eq!(admitted(&limiter, &plan(FAST), 10), 0, "the upgrade hands out no fresh burst");
+        assert_eq!(limiter.len(), 1);
+    }
+
+    #[test]
+    fn ops08_an_upgrade_serves_again_within_two_of_its_bursts() {
+        let (limiter, clock) = planned();
+        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5); // a minute is owed
+        let wait = wait(&limiter, &plan(FAST)).unwrap();
+        assert_eq!(wait, Duration::from_millis(1_010), "one burst of debt, and one cell");
+        clock.advance(wait);
+        assert!(admits(&limiter, &plan(FAST)));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(admitted(&limiter, &plan(FAST), 200), 100);
+    }
+
+    #[test]
+    fn going_back_to_the_former_plan_does_not_bring_the_debt_back() {
+        let (limiter, clock) = planned();
+        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5);
+        assert!(!admits(&limiter, &plan(FAST))); // refused, and yet cut to two seconds
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5);
+    }
+
+    #[test]
+    fn a_downgrade_keeps_what_is_owed() {
+        let (limiter, clock) = planned();
+        assert_eq!(admitted(&limiter, &plan(FAST), 200), 100); // one second is owed
+        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 4, "59 of 60 seconds are free: four cells of twelve");
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 1);
+    }
+}
+
+mod control {
+    use super::*;
+
+    #[test]
+    fn what_is_put_back_can_be_drawn_again_and_what_time_gave_back_cannot() {
+        let (limiter, clock) = limiter([Policy::per(Header::new("k"), TEN).cost_by(|_| 10), Policy::global(TEN)]);
+        let request = with_header("k", "a");
+        let Decision::Allow(allowed) = limiter.decide(&request) else { panic!("refused") };
+        clock.advance(Duration::from_millis(50));
+        limiter.put_back(allowed);
+        assert_eq!(limiter.peek("per-k", limiter.key_of("a")).unwrap().until_full(), Duration::from_millis(0));
+        assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().until_full(), Duration::ZERO);
+        assert!(admits(&limiter, &request));
+        assert!(!admits(&limiter, &request));
+    }
+
+    #[test]
+    fn a_put_back_returns_nothing_of_a_bucket_that_was_cut() {
+        let (limiter, _clock) =
+            limiter([Policy::global(Quota::per_minute(5)).quota_by(|head| head.extensions().get::<Quota>().copied())]);
+        let mut first = None;
+        for _ in 0..5 {
+            let Decision::Allow(allowed) = limiter.decide(&Request::new(())) else { panic!("refused") };
+            first.get_or_insert(allowed);
+        }
+        let mut fast = Request::new(());
+        fast.extensions_mut().insert(Quota::per_second(100));
+        assert!(!admits(&limiter, &fast)); // cut from a minute to two seconds
+        let before = limiter.peek("global", Key::GLOBAL).unwrap().until_full();
+        limiter.put_back(first.unwrap());
+        assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().until_full(), before);
+    }
+
+    #[test]
+    fn a_put_back_to_another_limiter_returns_nothing() {
+        let build = || limiter([Policy::global(TEN)]).0;
+        let (one, other) = (build(), build());
+        assert_eq!(admitted(&other, &Request::new(()), 3), 3);
+        let Decision::Allow(allowed) = one.decide(&Request::new(())) else { panic!("refused") };
+        other.put_back(allowed);
+        assert_eq!(other.peek("global", Key::GLOBAL).unwrap().remaining(), 7);
+    }
+
+    #[test]
+    fn a_charge_beyond_what_is_there_becomes_debt() {
+        let (limiter, clock) = limiter([Policy::per(Header::new("k"), TEN)]);
+        let key = limiter.key_of("a");
+        assert_eq!(limiter.charge("per-k", key, 12).unwrap().remaining(), 0);
+        assert_eq!(wait(&limiter, &with_header("k", "a")), Some(Duration::from_millis(300)));
+        assert_eq!(limiter.charge("per-k", key, u32::MAX).unwrap().until_full(), Duration::from_secs(2));
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(admitted(&limiter, &with_header("k", "a"), 20), 10);
+    }
+
+    #[test]
+    fn a_peek_draws_nothing_and_makes_no_key() {
+        let (limiter, _clock) = limiter([Policy::per(Header::new("k"), TEN)]);
+        let standing = limiter.peek("per-k", limiter.key_of("a")).unwrap();
+        assert_eq!((standing.remaining(), standing.limit(), standing.next_cell()), (10, 10, None));
+        assert!(limiter.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_policy_is_told_with_the_known_ones() {
+        let (limiter, _clock) = limiter([Policy::global(TEN), Policy::per(PeerIp, TEN)]);
+        let error = limiter.peek("per-iq", Key::GLOBAL).unwrap_err();
+        assert_eq!(error.to_string(), r#"no policy is named "per-iq"; the limiter has ["per-ip", "global"]"#);
+        assert!(limiter.charge("", Key::GLOBAL, 1).is_err());
+    }
+}
+
+mod configuration {
+    use super::*;
+
+    fn refused(policies: impl IntoIterator<Item = Policy>) -> String {
+        Limiter::builder().policies(policies).build().expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn ops10_faults_are_found_when_the_limiter_is_built_and_told_with_a_remedy() {
+        assert_eq!(refused([]), "a limiter without a policy would limit nothing: give it at least one");
+        assert_eq!(
+            refused([Policy::per(PeerIp, TEN), Policy::per(PeerIp, TEN)]),
+            r#"two policies are named "per-ip": tell them apart with `Policy::named`"#
+        );
+        assert_eq!(refused([Policy::global(TEN).named("")]), "a policy's name is empty: name it with `Policy::named`");
+        for name in ["caf\u{e9}", "a\nb", "\u{7f}", "日"] {
+            assert!(refused([Policy::global(TEN).named(name)]).contains("not printable ASCII"), "{name:?}");
+        }
+        for keys in [0, usize::MAX] {
+            assert!(refused([Policy::per(PeerIp, TEN).max_keys(keys)]).contains("set `Policy::max_keys`"));
+        }
+    }
+
+    #[test]
+    fn c_sf2_quotes_and_backslashes_are_fine_in_a_name() {
+        let (limiter, _clock) = limiter([Policy::global(TEN).named(r#"a "b" \c"#)]);
+        assert!(admits(&limiter, &Request::new(())));
+    }
+
+    #[test]
+    #[should_panic(expected = "two policies are named \"global\"")]
+    fn a_limiter_made_on_the_spot_panics_with_the_same_words() {
+        let _ = Limiter::new([Policy::global(TEN), Policy::global(TEN)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "valid name")]
+    fn a_header_that_cannot_be_sent_is_refused() {
+        let _ = Header::new("x api key");
+    }
+}
