@@ -4,9 +4,9 @@
 //! everything may call it. Without the feature `tracing` each function is empty. Never called under a lock of a bucket.
 
 #[cfg(feature = "tracing")]
-pub(crate) use self::events::{missing_key, near_cap, no_sweeper, refused, sweep_panicked};
+pub(crate) use self::events::{Throttle, missing_key, near_cap, no_sweeper, refused, sweep_panicked};
 #[cfg(not(feature = "tracing"))]
-pub(crate) use self::silence::{missing_key, near_cap, no_sweeper, refused, sweep_panicked};
+pub(crate) use self::silence::{Throttle, missing_key, near_cap, no_sweeper, refused, sweep_panicked};
 
 #[cfg(feature = "tracing")]
 mod events {
@@ -22,16 +22,27 @@ mod events {
         debug!(policy, reason = ?reason(), "request refused");
     }
 
-    /// A status of the server's own (5xx) means that nobody can be told from anybody: that is loud, but said once a
-    /// minute at most, whatever the load.
-    pub(crate) fn missing_key(policy: &str, status: u16, remedy: &'static str, now: impl Fn() -> u64) {
-        /// The minute, counted from 1, in which it was last said.
-        static SAID: AtomicU64 = AtomicU64::new(0);
-        let minute = now() / 60_000_000_000 + 1;
-        if status >= 500 && SAID.swap(minute, Ordering::Relaxed) != minute {
+    /// A status of the server's own (5xx) means that nobody can be told from anybody: that is loud, but `throttle` lets
+    /// it be said once a minute at most, whatever the load.
+    pub(crate) fn missing_key(policy: &str, status: u16, remedy: &'static str, throttle: &Throttle, now: u64) {
+        if status >= 500 && throttle.opens(now) {
             error!(policy, status, remedy, "requests have no key and are refused");
         } else {
             debug!(policy, status, "request without a key refused");
+        }
+    }
+
+    /// Lets one event a minute through.
+    #[derive(Debug, Default)]
+    pub(crate) struct Throttle {
+        /// The minute of the last one, counted from 1.
+        minute: AtomicU64,
+    }
+
+    impl Throttle {
+        fn opens(&self, now: u64) -> bool {
+            let minute = now / 60_000_000_000 + 1;
+            self.minute.load(Ordering::Relaxed) != minute && self.minute.swap(minute, Ordering::Relaxed) != minute
         }
     }
 
@@ -52,8 +63,11 @@ mod events {
 mod silence {
     use std::io;
 
+    #[derive(Debug, Default)]
+    pub(crate) struct Throttle;
+
     pub(crate) fn refused<R>(_policy: &str, _reason: impl FnOnce() -> R) {}
-    pub(crate) fn missing_key(_policy: &str, _status: u16, _remedy: &'static str, _now: impl Fn() -> u64) {}
+    pub(crate) fn missing_key(_policy: &str, _status: u16, _remedy: &'static str, _throttle: &Throttle, _now: u64) {}
     pub(crate) fn near_cap(_policy: &str, _keys: usize, _max_keys: usize) {}
     pub(crate) fn no_sweeper(_error: &io::Error) {}
     pub(crate) fn sweep_panicked() {}

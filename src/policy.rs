@@ -187,7 +187,7 @@ impl Policy {
     ///
     /// The status to refuse it with when its key is missing. All user code of a decision runs in here, and under no
     /// lock.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn charge(&self, head: RequestHead<'_>) -> Result<Option<Charge>, StatusCode> {
         if self.when.as_ref().is_some_and(|applies| !applies(head)) {
             return Ok(None);

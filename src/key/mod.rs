@@ -42,7 +42,6 @@ use std::{borrow::Cow, fmt, hash::Hash};
 
 use http::{HeaderValue, StatusCode};
 
-pub(crate) use self::hasher::{KeyHasher, entropy};
 #[cfg(feature = "axum")]
 pub use self::route::MatchedPath;
 pub use self::{
@@ -52,6 +51,10 @@ pub use self::{
     into_key::IntoKey,
     ip::PeerIp,
     route::Method,
+};
+pub(crate) use self::{
+    hasher::{KeyHasher, entropy},
+    head::Parts,
 };
 
 /// What a policy counts by, in 16 bytes.

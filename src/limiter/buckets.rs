@@ -48,7 +48,7 @@ impl Buckets {
         Self { kept, generation: AtomicU64::new(0) }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn hold(&self, key: Key) -> Held<'_> {
         match &self.kept {
             Kept::Keyed { store, .. } => Held::Keyed(store.hold(key)),
@@ -104,7 +104,7 @@ impl Buckets {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -137,7 +137,7 @@ pub(super) enum Held<'a> {
 }
 
 impl Held<'_> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn bucket(&self) -> Bucket {
         match self {
             Self::Keyed(hold) => hold.bucket(),
@@ -147,7 +147,7 @@ impl Held<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn room(&self) -> Room {
         match self {
             Self::Keyed(hold) => hold.room(),
@@ -156,7 +156,7 @@ impl Held<'_> {
     }
 
     /// Writes to what is locked.
-    #[inline]
+    #[inline(always)]
     pub(super) fn write(self, bucket: Bucket) {
         match self {
             Self::Keyed(hold) => hold.write(bucket),
@@ -166,7 +166,7 @@ impl Held<'_> {
     }
 
     /// Writes to what is not locked, unless it is no longer as it was `found`. True where nothing stands in the way.
-    #[inline]
+    #[inline(always)]
     pub(super) fn exchange(&self, found: Bucket, bucket: Bucket) -> bool {
         match self {
             Self::Lone(lone) => {

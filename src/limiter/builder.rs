@@ -6,6 +6,7 @@ use super::{Limiter, Shared, buckets::Buckets};
 use crate::{
     clock::Clock,
     key::KeyHasher,
+    observe,
     policy::Policy,
     store::Store,
     sweeper::{self, Sweeping},
@@ -87,8 +88,14 @@ impl Builder {
             Buckets::keyed(store, sweeping)
         });
         let buckets = buckets.collect();
-        let (clock, hasher) = (self.clock, KeyHasher::random());
-        Ok(Limiter { shared: Arc::new(Shared { policies: policies.into(), buckets, clock, hasher }) })
+        let shared = Shared {
+            policies: policies.into(),
+            buckets,
+            clock: self.clock,
+            hasher: KeyHasher::random(),
+            missing_keys: observe::Throttle::default(),
+        };
+        Ok(Limiter { shared: Arc::new(shared) })
     }
 }
 

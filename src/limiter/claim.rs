@@ -25,20 +25,20 @@ pub(super) struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(policy: usize, buckets: &'a Buckets) -> Self {
         let found = Bucket::default();
         let drawn = Drawn::Grant { after: found, added: 0 };
         Self { policy, buckets, charge: None, held: Held::Released, room: Room::Own, found, drawn }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn set_charge(&mut self, charge: Option<Charge>) {
         self.charge = charge;
     }
 
     /// Takes the bucket, and with it its lock.
-    #[inline]
+    #[inline(always)]
     pub(super) fn hold(&mut self, policies: &[Policy]) {
         if let Some(charge) = &mut self.charge {
             self.held = self.buckets.hold(charge.key);
@@ -50,13 +50,13 @@ impl<'a> Claim<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn look(&mut self) {
         self.found = self.held.bucket();
     }
 
     /// Whether the bucket has the cells. Writes nothing.
-    #[inline]
+    #[inline(always)]
     pub(super) fn draw(&mut self, now: u64) -> bool {
         if let Some(Charge { quota, cells, .. }) = &self.charge {
             self.drawn = match self.room {
@@ -69,7 +69,7 @@ impl<'a> Claim<'a> {
     }
 
     /// Writes to a bucket without a lock. False if another draw came first: then everything is looked at again.
-    #[inline]
+    #[inline(always)]
     pub(super) fn exchange(&self, granted: bool) -> bool {
         if !matches!(self.held, Held::Lone(_)) {
             return true;
@@ -83,7 +83,7 @@ impl<'a> Claim<'a> {
     }
 
     /// Writes to a locked bucket what the verdict makes of it, and releases it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn settle(&mut self, granted: bool) {
         let held = mem::replace(&mut self.held, Held::Released);
         if let Some(after) = self.outcome(granted) {
@@ -96,7 +96,7 @@ impl<'a> Claim<'a> {
 
     /// What becomes of the bucket, if anything. A refused request charges nothing, but what is cut off stays cut off:
     /// else a client would be locked out again by going back to its former quota.
-    #[inline]
+    #[inline(always)]
     fn outcome(&self, granted: bool) -> Option<Bucket> {
         let after = match self.drawn {
             Drawn::Grant { after, added } if granted || added == 0 => after,
@@ -107,7 +107,7 @@ impl<'a> Claim<'a> {
     }
 
     /// Whether backlog is cut off, and not merely added.
-    #[inline]
+    #[inline(always)]
     fn is_cut(&self) -> bool {
         match self.drawn {
             Drawn::Grant { after, added } => added == 0 && after != self.found,
@@ -116,7 +116,7 @@ impl<'a> Claim<'a> {
     }
 
     /// What was drawn, to be returned by it. To be asked while it is held.
-    #[inline]
+    #[inline(always)]
     pub(super) fn receipt(&self, now: u64) -> Option<Draw> {
         let added = match self.drawn {
             Drawn::Grant { added, .. } => added,
@@ -132,7 +132,7 @@ impl<'a> Claim<'a> {
     }
 
     /// How the policy stands, where it applies: after the draw if the request is granted, as it was found if not.
-    #[inline]
+    #[inline(always)]
     pub(super) fn trial(&self, now: u64, granted: bool) -> Option<Trial> {
         let quota = self.charge.as_ref()?.quota;
         let bucket = match self.drawn {
@@ -149,7 +149,7 @@ impl<'a> Claim<'a> {
     }
 
     /// Whether the policy's map had no room for the key.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_crowded_out(&self) -> bool {
         self.room != Room::Own
     }

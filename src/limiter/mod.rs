@@ -50,7 +50,7 @@ pub use self::{
 use crate::{
     clock::Clock,
     decision::{Allowed, Decision, Denied},
-    key::{KeyHasher, RequestHead},
+    key::{KeyHasher, Parts, RequestHead},
     observe,
     policy::Policy,
 };
@@ -69,6 +69,8 @@ struct Shared {
     buckets: Box<[Buckets]>,
     clock: Clock,
     hasher: KeyHasher,
+    /// Of the events that say so.
+    missing_keys: observe::Throttle,
 }
 
 impl Limiter {
@@ -96,23 +98,26 @@ impl Limiter {
     /// Locks one bucket of each keyed policy that applies, for the length of the arithmetic. Waits for nothing else and
     /// runs no user code under a lock.
     pub fn decide<B>(&self, request: &Request<B>) -> Decision<'_> {
-        self.shared.decide(RequestHead::new(request, &self.shared.hasher))
+        self.shared.decide(Parts::new(request, &self.shared.hasher).head())
     }
 
     /// Decides like [`decide`](Self::decide), and writes no receipt.
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
     pub(crate) fn admit<B>(&self, request: &Request<B>) -> Result<(), Denied> {
-        self.shared.admit(RequestHead::new(request, &self.shared.hasher))
+        self.shared.admit(Parts::new(request, &self.shared.hasher).head())
     }
 }
 
 // Not generic over the request's body: compiled once, here, where all of a decision can be inlined into it.
 #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
-#[expect(clippy::inline_always, reason = "so that a single claim lives in registers")]
 impl Shared {
     fn decide(&self, head: RequestHead<'_>) -> Decision<'_> {
         let mut draws = SmallVec::new();
-        match self.judge(head, |claim, now| draws.extend(claim.receipt(now))) {
+        match self.judge(head, |claim, now| {
+            if let Some(draw) = claim.receipt(now) {
+                draws.push(draw);
+            }
+        }) {
             Ok(at) => Decision::Allow(Allowed { policies: &self.policies, at, draws }),
             Err(denied) => Decision::Deny(denied),
         }
@@ -127,14 +132,17 @@ impl Shared {
     #[inline]
     fn judge(&self, head: RequestHead<'_>, granted: impl FnMut(&Claim<'_>, u64)) -> Result<u64, Denied> {
         let claim = |policy| Claim::new(policy, &self.buckets[policy]);
-        // The claims stay where they are made. One is told apart so that it can live in registers.
+        // The claims stay where they are made, and a single one is told apart so that it can live in registers.
         match self.policies.len() {
             1 => self.judge_in(&mut [claim(0)], head, granted),
-            n @ 2..=4 => {
-                let mut claims: [_; 4] = array::from_fn(|index| claim(index.min(n - 1)));
-                self.judge_in(&mut claims[..n], head, granted)
+            n => {
+                let mut few: [_; 4] = array::from_fn(|index| claim(index.min(n - 1)));
+                let mut many = Vec::new();
+                if n > few.len() {
+                    many.extend((0..n).map(claim));
+                }
+                self.judge_in(few.get_mut(..n).unwrap_or(&mut many), head, granted)
             }
-            n => self.judge_in(&mut (0..n).map(claim).collect::<Vec<_>>(), head, granted),
         }
     }
 
@@ -161,10 +169,14 @@ impl Shared {
     /// The critical section: returns the reading of the clock at which all have granted, or not all.
     #[inline(always)]
     fn try_all<'a>(&'a self, claims: &mut [Claim<'a>], mut granted: impl FnMut(&Claim<'a>, u64)) -> Result<u64, u64> {
-        claims.iter_mut().for_each(|claim| claim.hold(&self.policies));
+        for claim in &mut *claims {
+            claim.hold(&self.policies);
+        }
         loop {
             // A bucket without a lock is read before the clock, as the others were locked before it.
-            claims.iter_mut().for_each(Claim::look);
+            for claim in &mut *claims {
+                claim.look();
+            }
             let now = self.clock.now();
             let mut all = true;
             for claim in &mut *claims {
@@ -187,7 +199,8 @@ impl Shared {
     #[cold]
     fn missing_key(&self, index: usize, status: StatusCode) -> Denied {
         let policy = &self.policies[index];
-        observe::missing_key(policy.name(), status.as_u16(), policy.remedy(), || self.clock.now());
+        let now = self.clock.now();
+        observe::missing_key(policy.name(), status.as_u16(), policy.remedy(), &self.missing_keys, now);
         Denied::missing_key(Arc::clone(&self.policies), index, status)
     }
 

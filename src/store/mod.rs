@@ -54,7 +54,7 @@ impl Store {
 
     /// Takes the bucket of `key`, exclusively. A key without one gets a place if there is room, and loses it again
     /// unless something is written.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn hold(&self, key: Key) -> Hold<'_> {
         // Refused: asking for the entry at once, which is three times as large to move about as a reference.
         match self.map.get_mut(&key) {
@@ -120,7 +120,7 @@ pub(crate) enum Hold<'a> {
 }
 
 impl Hold<'_> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn bucket(&self) -> Bucket {
         match self {
             Self::Own(bucket) => **bucket,
@@ -129,7 +129,7 @@ impl Hold<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn write(self, bucket: Bucket) {
         match self {
             Self::Own(mut own) => *own = bucket,
@@ -139,7 +139,7 @@ impl Hold<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn room(&self) -> Room {
         match self {
             Self::New(_) | Self::Own(_) => Room::Own,
