@@ -64,7 +64,7 @@ mod silence {
     use std::io;
 
     #[derive(Debug, Default)]
-    pub(crate) struct Throttle;
+    pub(crate) struct Throttle {}
 
     pub(crate) fn refused<R>(_policy: &str, _reason: impl FnOnce() -> R) {}
     pub(crate) fn missing_key(_policy: &str, _status: u16, _remedy: &'static str, _throttle: &Throttle, _now: u64) {}
