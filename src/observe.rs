@@ -4,15 +4,15 @@
 //! everything may call it. Without the feature `tracing` each function is empty. Never called under a lock of a bucket.
 
 #[cfg(feature = "tracing")]
-pub(crate) use self::events::{Throttle, missing_key, near_cap, no_sweeper, refused, sweep_panicked};
+pub(crate) use self::events::{Throttle, missing_key, near_cap, no_sweeper, refused, sweep_panicked, unread_address};
 #[cfg(not(feature = "tracing"))]
-pub(crate) use self::silence::{Throttle, missing_key, near_cap, no_sweeper, refused, sweep_panicked};
+pub(crate) use self::silence::{Throttle, missing_key, near_cap, no_sweeper, refused, sweep_panicked, unread_address};
 
 #[cfg(feature = "tracing")]
 mod events {
     use std::{
         fmt, io,
-        sync::atomic::{AtomicU64, Ordering},
+        sync::atomic::{AtomicU32, AtomicU64, Ordering},
     };
 
     use tracing::{debug, error, warn};
@@ -50,6 +50,26 @@ mod events {
         warn!(policy, keys, max_keys, "the policy holds over 80 % of the keys that it may");
     }
 
+    /// Whoever counts by the peer's address behind a proxy limits all its clients as one. Said once, for the process;
+    /// looked for in the first requests only, so that it costs the others nothing.
+    pub(crate) fn unread_address(from_a_proxy: impl FnOnce() -> bool, names_a_client: impl FnOnce() -> bool) {
+        static LOOKS_LEFT: AtomicU32 = AtomicU32::new(1_000);
+        let left = LOOKS_LEFT.load(Ordering::Relaxed);
+        if left == 0 || !from_a_proxy() {
+            return;
+        }
+        if !names_a_client() {
+            // Lost updates only make for more looks.
+            LOOKS_LEFT.store(left - 1, Ordering::Relaxed);
+        } else if LOOKS_LEFT.swap(0, Ordering::Relaxed) > 0 {
+            warn!(
+                remedy = "count by `ClientIp::behind([...])` with the proxy's network in the list",
+                "a private address sends X-Forwarded-For or Forwarded and is counted as one client: \
+                 is it a proxy in front of many?"
+            );
+        }
+    }
+
     pub(crate) fn no_sweeper(error: &io::Error) {
         error!(%error, "no thread for the sweeper: idle keys are kept until the next limiter is built");
     }
@@ -69,6 +89,7 @@ mod silence {
     pub(crate) fn refused<R>(_policy: &str, _reason: impl FnOnce() -> R) {}
     pub(crate) fn missing_key(_policy: &str, _status: u16, _remedy: &'static str, _throttle: &Throttle, _now: u64) {}
     pub(crate) fn near_cap(_policy: &str, _keys: usize, _max_keys: usize) {}
+    pub(crate) fn unread_address(_from_a_proxy: impl FnOnce() -> bool, _names_a_client: impl FnOnce() -> bool) {}
     pub(crate) fn no_sweeper(_error: &io::Error) {}
     pub(crate) fn sweep_panicked() {}
 }

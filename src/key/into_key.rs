@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Key, KeyHasher, Kind};
+use super::{Key, KeyHasher, Kind, RequestHead};
 
 /// A value that a policy can count by.
 ///
@@ -64,7 +64,7 @@ into_key! {
         IpAddr::V4(address) => address.into_key(hasher),
         IpAddr::V6(address) => address.into_key(hasher),
     };
-    Ipv4Addr: |address, _hasher| Key::exact(Kind::Ipv4, u128::from(address.to_bits()) << 8 | 32);
+    Ipv4Addr: |address, _hasher| ipv4_prefix(address, 32);
     Ipv6Addr: |address, hasher| match address.to_ipv4_mapped() {
         Some(mapped) => mapped.into_key(hasher),
         None => hasher.ipv6(address),
@@ -108,9 +108,18 @@ tuple_into_key! { A B }
 tuple_into_key! { A B C }
 tuple_into_key! { A B C D }
 
-/// An IPv6 prefix of up to 112 bits, exactly.
-pub(super) fn ipv6_prefix(address: Ipv6Addr, length: u8) -> Key {
-    debug_assert!(length <= 112, "longer prefixes are kept as whole addresses");
+/// An IPv4 prefix, exactly.
+pub(super) fn ipv4_prefix(address: Ipv4Addr, length: u8) -> Key {
+    let kept = address.to_bits() & u32::MAX << (32 - u32::from(length));
+    Key::exact(Kind::Ipv4, u128::from(kept) << 8 | u128::from(length))
+}
+
+/// An IPv6 prefix, exactly if it is one of up to 112 bits.
+pub(super) fn ipv6_prefix(address: Ipv6Addr, length: u8, head: RequestHead<'_>) -> Key {
     let kept = address.to_bits() & u128::MAX << (128 - u32::from(length));
-    Key::exact(Kind::Ipv6, kept >> 16 << 8 | u128::from(length))
+    if length <= 112 {
+        Key::exact(Kind::Ipv6, kept >> 16 << 8 | u128::from(length))
+    } else {
+        head.key(Ipv6Addr::from_bits(kept))
+    }
 }

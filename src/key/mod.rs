@@ -6,6 +6,7 @@
 //! | extractor | counts by | a request without it is |
 //! |---|---|---|
 //! | [`PeerIp`] | the address of the connection's other end | answered 500: the server was not set up to tell |
+//! | [`ClientIp`] | the address of the client behind proxies that you trust | answered 400 or 500, see there |
 //! | [`Header`] | the bytes of one header field | answered 401 |
 //! | [`Bearer`] | the token of `Authorization: Bearer` | answered 401 |
 //! | [`Extension`] | a value that an outer layer put into the request's extensions | answered 500 |
@@ -30,7 +31,9 @@
 //! );
 //! ```
 
+mod client_ip;
 mod extension;
+mod forwarded;
 mod hasher;
 mod head;
 mod header;
@@ -45,11 +48,12 @@ use http::{HeaderValue, StatusCode};
 #[cfg(feature = "axum")]
 pub use self::route::MatchedPath;
 pub use self::{
+    client_ip::{ClientIp, TrustError},
     extension::Extension,
     head::RequestHead,
     header::{Bearer, Header},
     into_key::IntoKey,
-    ip::PeerIp,
+    ip::{PeerIp, PeerNetwork},
     route::Method,
 };
 pub(crate) use self::{

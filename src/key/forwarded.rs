@@ -1,0 +1,184 @@
+//! The addresses that proxies have written into a header field, from the right.
+//!
+//! Owns the syntax of `X-Forwarded-For` and of `Forwarded` (RFC 7239), as pure functions. Knows nothing of whom to trust.
+//!
+//! Every proxy appends what it saw on the right; what stands on the left was written by the client if it liked. So the
+//! fields are read from the right, one entry at a time and no further than somebody asks, and nothing on the left can
+//! change how something on the right is read: not a quote that is never closed, not a line break, not a million entries.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// One entry: the address in it, or `None` where it has none that can be read.
+pub(super) type Entry = Option<IpAddr>;
+
+/// The entries of all `X-Forwarded-For` lines, which are one list (RFC 9110 §5.3), from the right.
+pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Entry> {
+    entries(headers, X_FORWARDED_FOR, plain_entry)
+}
+
+/// The entries of all `Forwarded` lines, from the right.
+pub(super) fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = Entry> {
+    entries(headers, header::FORWARDED, element)
+}
+
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// What stands behind the last comma of a line, and what is left of the line before it.
+type Split<'a> = (Entry, Option<&'a [u8]>);
+
+fn entries(headers: &HeaderMap, name: HeaderName, split: fn(&[u8]) -> Split<'_>) -> impl Iterator<Item = Entry> {
+    let mut lines = headers.get_all(name).into_iter().rev().map(HeaderValue::as_bytes);
+    let mut rest = None;
+    std::iter::from_fn(move || {
+        let (entry, before) = split(rest.take().or_else(|| lines.next())?);
+        rest = before;
+        Some(entry)
+    })
+    .take(MOST_ENTRIES)
+}
+
+fn plain_entry(line: &[u8]) -> Split<'_> {
+    let from = line.len().saturating_sub(LONGEST_ENTRY);
+    match line[from..].iter().rposition(|byte| *byte == b',') {
+        Some(comma) => (address(&line[from + comma + 1..]), Some(&line[..from + comma])),
+        None if from == 0 => (address(line), None),
+        // Longer than any address. Where it begins, nobody needs to know.
+        None => (None, None),
+    }
+}
+
+/// An entry of `X-Forwarded-For`, which has no standard. Seen in the wild: an IPv4 or IPv6 address, the latter also in
+/// brackets, with a port, with a zone.
+pub(super) fn address(entry: &[u8]) -> Entry {
+    let text = str::from_utf8(trim(entry)).ok()?;
+    if let Some((inside, port)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return if port.is_empty() || is_port(port.strip_prefix(':')?) { ipv6(inside) } else { None };
+    }
+    match text.split_once(':') {
+        Some((v4, port)) if !port.contains(':') => {
+            if is_port(port) {
+                ipv4(v4)
+            } else {
+                None
+            }
+        }
+        Some(_) => ipv6(text),
+        None => ipv4(text),
+    }
+}
+
+/// A `forwarded-element` (RFC 7239 §4), read from its end.
+fn element(line: &[u8]) -> Split<'_> {
+    let mut node = None;
+    let mut named = false;
+    let mut end = line.len();
+    let shortest = line.len().saturating_sub(LONGEST_ELEMENT);
+    loop {
+        // One pair: back to the semicolon or the comma before it, over quoted strings.
+        let Some(begin) = pair_begin(line, end, shortest) else { return (None, None) };
+        let pair = trim(&line[begin..end]);
+        if let Some(value) = for_value(pair) {
+            // Named twice, it is not known which one is meant (§4 forbids it).
+            node = if named { None } else { node_address(value) };
+            named = true;
+        }
+        match begin.checked_sub(1).map(|at| line[at]) {
+            Some(b';') => end = begin - 1,
+            Some(_) => return (node, Some(&line[..begin - 1])),
+            None => return (node, None),
+        }
+    }
+}
+
+/// Where the pair that ends at `end` begins. `None` where a quoted string has no beginning, or it is too long.
+fn pair_begin(line: &[u8], end: usize, shortest: usize) -> Option<usize> {
+    let mut at = end;
+    while at > 0 {
+        if at <= shortest {
+            return None;
+        }
+        match line[at - 1] {
+            b',' | b';' => return Some(at),
+            b'"' => at = string_begin(line, at - 1, shortest)?,
+            _ => at -= 1,
+        }
+    }
+    Some(0)
+}
+
+/// Where the quoted string begins whose closing quote stands at `closing`.
+fn string_begin(line: &[u8], closing: usize, shortest: usize) -> Option<usize> {
+    if is_escaped(line, closing, shortest) {
+        return None;
+    }
+    let opening = (shortest..closing).rev().find(|at| line[*at] == b'"' && !is_escaped(line, *at, shortest))?;
+    Some(opening)
+}
+
+/// Whether an odd number of backslashes stands before `at`.
+fn is_escaped(line: &[u8], at: usize, shortest: usize) -> bool {
+    line[shortest..at].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
+}
+
+/// The value of a pair whose name is `for`, in any case (§4).
+fn for_value(pair: &[u8]) -> Option<&[u8]> {
+    let (name, value) = pair.split_at_checked(4)?;
+    name.eq_ignore_ascii_case(b"for=").then_some(value)
+}
+
+/// The address of a node (§6). `unknown`, obfuscated identifiers and anything else are none. What the grammar wants in
+/// quotes is also read without: it can mean only one thing.
+fn node_address(value: &[u8]) -> Entry {
+    let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+    let text = str::from_utf8(value).ok()?;
+    let (inside, port) = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map(|(inside, port)| (ipv6(inside), port))?,
+        None => text.find(':').map_or((ipv4(text), ""), |colon| (ipv4(&text[..colon]), &text[colon..])),
+    };
+    if port.is_empty() { inside } else { is_node_port(port.strip_prefix(':')?).then_some(inside)? }
+}
+
+fn ipv4(text: &str) -> Entry {
+    text.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
+}
+
+/// Without its zone, which means something to one machine alone (RFC 4007 §6).
+fn ipv6(text: &str) -> Entry {
+    let address = match text.split_once('%') {
+        Some((_, "")) => return None,
+        Some((address, _zone)) => address,
+        None => text,
+    };
+    address.parse::<Ipv6Addr>().ok().map(IpAddr::V6)
+}
+
+fn is_port(text: &str) -> bool {
+    (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
+}
+
+/// A port, or an obfuscated one (§6.2).
+fn is_node_port(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    is_port(text) || text.strip_prefix('_').is_some_and(|rest| !rest.is_empty() && rest.bytes().all(allowed))
+}
+
+/// Without the spaces and tabs around it (OWS, RFC 9110 §5.6.3).
+fn trim(bytes: &[u8]) -> &[u8] {
+    let begin = bytes.iter().position(|byte| !matches!(byte, b' ' | b'\t')).unwrap_or(bytes.len());
+    let end = bytes.iter().rposition(|byte| !matches!(byte, b' ' | b'\t')).map_or(begin, |last| last + 1);
+    &bytes[begin..end]
+}
+
+/// More proxies in a row than anyone has. What stands further left is not looked at.
+pub(super) const MOST_ENTRIES: usize = 32;
+
+/// The longest address with brackets, a zone and a port, and some blanks, take less.
+const LONGEST_ENTRY: usize = 128;
+
+/// Elements may also carry `by`, `host`, `proto` and what others add.
+const LONGEST_ELEMENT: usize = 1_024;
