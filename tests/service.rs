@@ -1,5 +1,8 @@
 //! The layer and the service: tower's contract, the default answer, and answers of one's own.
 
+#[cfg(feature = "tracing")]
+#[path = "support/events.rs"]
+mod events;
 mod support;
 
 use std::{
@@ -304,47 +307,9 @@ async fn the_service_composes() {
 }
 
 #[cfg(feature = "tracing")]
-mod events {
-    use std::{
-        io::Write,
-        sync::{Arc, Mutex},
-    };
-
-    use tracing_subscriber::fmt::MakeWriter;
-
-    use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl MakeWriter<'_> for Lines {
-        type Writer = Self;
-
-        fn make_writer(&self) -> Self {
-            self.clone()
-        }
-    }
-
-    #[tokio::test]
-    async fn id08_a_missing_address_is_one_loud_line_that_says_what_to_call() {
-        let lines = Lines::default();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing_subscriber::filter::LevelFilter::INFO)
-            .with_ansi(false)
-            .with_writer(lines.clone())
-            .finish();
-        let _guard = tracing::subscriber::set_default(subscriber);
+#[test]
+fn id08_a_missing_address_is_one_loud_line_that_says_what_to_call() {
+    let text = events::Lines::default().collect(|| {
         let (limiter, _clock) = support::limiter([Policy::per(PeerIp, ONE)]);
         for _ in 0..10_000 {
             assert!(!limiter.decide(&Request::new(())).is_allowed());
@@ -355,8 +320,7 @@ mod events {
             let _ = limiter.decide(&Request::new(()));
             let _ = limiter.decide(&with_header("k", "S3CR3T"));
         }
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(text.lines().count(), 1, "{text}");
-        assert!(text.contains("ERROR") && text.contains("into_make_service_with_connect_info"), "{text}");
-    }
+    });
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("ERROR") && text.contains("into_make_service_with_connect_info"), "{text}");
 }
