@@ -92,10 +92,12 @@ impl Bucket {
         }
     }
 
-    /// Charges `cells` whether or not they are there; what is not becomes debt, of at most one burst.
+    /// Charges `cells` whether or not they are there; what is not becomes debt, of at most one burst. What is owed
+    /// already, under a slower quota perhaps, is never less for it.
     pub(crate) fn debit(self, now: u64, quota: Quota, cells: u32) -> Self {
         let charge = quota.cell_nanos().saturating_mul(u64::from(cells));
-        Self(self.0.max(now).saturating_add(charge)).clamped(now, quota)
+        let charged = Self(self.0.max(now).saturating_add(charge)).clamped(now, quota);
+        Self(self.0.max(charged.0))
     }
 
     /// Returns what is left of a draw that `added` nanoseconds of backlog `elapsed` nanoseconds ago. Time has already
@@ -184,6 +186,12 @@ mod tests {
         assert_eq!(bucket.to_bits(), 500 * MS);
         assert_eq!(bucket.debit(0, Q, 3).to_bits(), 800 * MS);
         assert_eq!(bucket.debit(0, Q, u32::MAX).to_bits(), 1_000 * MS);
+    }
+
+    #[test]
+    fn debit_never_lessens_what_is_owed_under_a_slower_quota() {
+        let owed = Bucket::from_bits(60_000 * MS);
+        assert_eq!(owed.debit(0, Q, 1), owed);
     }
 
     #[test]

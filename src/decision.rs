@@ -71,9 +71,9 @@ pub struct Denied {
     trials: SmallVec<[Trial; INLINE]>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 enum Cause {
-    MissingKey { policy: usize, status: StatusCode },
+    MissingKey { policy: usize, status: StatusCode, challenge: Option<HeaderValue> },
     Tried,
 }
 
@@ -81,7 +81,7 @@ enum Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// A policy whose map is full takes no new keys ([`AtCap::Deny`](crate::policy::AtCap::Deny)).
+    /// A policy whose map is full takes no new keys ([`AtCap::Deny`](crate::policy::AtCap::Deny)), or none at this cost.
     AtCapacity,
     /// The request costs more cells than a policy ever has at once. It can never succeed.
     CostAboveBurst,
@@ -92,8 +92,13 @@ pub enum Reason {
 }
 
 impl Denied {
-    pub(crate) fn missing_key(policies: Arc<[Policy]>, policy: usize, status: StatusCode) -> Self {
-        Self { policies, cause: Cause::MissingKey { policy, status }, trials: SmallVec::new() }
+    pub(crate) fn missing_key(
+        policies: Arc<[Policy]>,
+        policy: usize,
+        status: StatusCode,
+        challenge: Option<HeaderValue>,
+    ) -> Self {
+        Self { policies, cause: Cause::MissingKey { policy, status, challenge }, trials: SmallVec::new() }
     }
 
     pub(crate) fn tried(policies: Arc<[Policy]>, trials: SmallVec<[Trial; INLINE]>) -> Self {
@@ -159,9 +164,9 @@ impl Denied {
     }
 
     /// The value of `WWW-Authenticate` where the status is 401.
-    pub(crate) fn challenge(&self) -> Option<HeaderValue> {
-        match self.cause {
-            Cause::MissingKey { policy, status: StatusCode::UNAUTHORIZED } => self.policies[policy].challenge(),
+    pub(crate) fn challenge(&self) -> Option<&HeaderValue> {
+        match &self.cause {
+            Cause::MissingKey { status: StatusCode::UNAUTHORIZED, challenge, .. } => challenge.as_ref(),
             Cause::MissingKey { .. } | Cause::Tried => None,
         }
     }

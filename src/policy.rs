@@ -130,12 +130,12 @@ impl Policy {
         self
     }
 
-    /// How many keys may hold a bucket at once; 1,000,000 unless set. Memory is about 60 bytes for each, 64 KiB for
-    /// counting networks, and once the cap was reached one more for each of the `max_keys / 16` buckets of the overflow.
+    /// How many keys may hold a bucket at once; 1,000,000 unless set. A key and its bucket take 24 bytes and their share
+    /// of a hash table; counting networks takes up to 64 KiB, and the overflow up to `max_keys` bytes once it is needed.
     /// Has no meaning for a global policy.
     ///
-    /// A 64th of them may belong to one network (IPv4 /16, IPv6 /40). [`at_cap`](Self::at_cap) says what becomes of
-    /// further ones.
+    /// A 64th of them, or 64 if that is more, may belong to one network (IPv4 /16, IPv6 /40).
+    /// [`at_cap`](Self::at_cap) says what becomes of further ones.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.max_keys = max_keys;
         self
@@ -173,12 +173,12 @@ impl Policy {
         (self.max_keys, self.at_cap)
     }
 
-    pub(crate) fn remedy(&self) -> &'static str {
-        self.key.as_deref().map_or("", KeyExtractor::remedy)
+    pub(crate) fn remedy(&self, head: RequestHead<'_>) -> &'static str {
+        self.key.as_deref().map_or("", |key| key.remedy(head))
     }
 
-    pub(crate) fn challenge(&self) -> Option<HeaderValue> {
-        self.key.as_deref().and_then(KeyExtractor::challenge)
+    pub(crate) fn challenge(&self, head: RequestHead<'_>) -> Option<HeaderValue> {
+        self.key.as_deref().and_then(|key| key.challenge(head))
     }
 
     /// What a request is charged: `None` where the policy does not apply.

@@ -127,7 +127,7 @@ fn standard(denied: &Denied) -> Response<Bytes> {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
     if let Some(challenge) = denied.challenge() {
-        headers.insert(header::WWW_AUTHENTICATE, challenge);
+        headers.insert(header::WWW_AUTHENTICATE, challenge.clone());
     }
     response
 }

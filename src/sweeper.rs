@@ -5,6 +5,7 @@
 //! limiters, and needs no async runtime.
 
 use std::{
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
@@ -31,9 +32,9 @@ impl Sweeping {
     pub(crate) fn start(policy: Arc<str>, store: &Arc<Store>, period: Duration) -> Self {
         let pressed = Arc::new(AtomicBool::new(false));
         let mut schedule = SWEEPER.lock();
-        schedule.last_id += 1;
-        let id = schedule.last_id;
-        let due = schedule.now().saturating_add(nanos(period));
+        let id = schedule.new_id();
+        let now = schedule.now();
+        let due = now.saturating_add(nanos(period));
         schedule.rounds.push(Round {
             id,
             policy,
@@ -41,19 +42,15 @@ impl Sweeping {
             store: Arc::downgrade(store),
             period,
             due,
-            pressable: due,
+            pressable: now,
             pressed: Arc::clone(&pressed),
         });
-        if !schedule.running {
-            // A process that cannot have another thread still has its limits: memory is bounded by the cap. The next
-            // limiter tries again.
-            match thread::Builder::new().name("tower-quota".to_owned()).spawn(run) {
-                Ok(_detached) => schedule.running = true,
-                Err(error) => observe::no_sweeper(&error),
-            }
-        }
+        let started = schedule.start_thread();
         drop(schedule);
         SWEEPER.changed.notify_one();
+        if let Err(error) = started {
+            observe::no_sweeper(&error);
+        }
         Self { id, pressed }
     }
 
@@ -77,7 +74,7 @@ impl Drop for Sweeping {
 }
 
 static SWEEPER: Sweeper = Sweeper {
-    schedule: Mutex::new(Schedule { running: false, last_id: 0, rounds: Vec::new(), clock: None }),
+    schedule: Mutex::new(Schedule { thread: None, last_id: 0, rounds: Vec::new(), clock: None }),
     changed: Condvar::new(),
 };
 
@@ -93,7 +90,8 @@ impl Sweeper {
 }
 
 struct Schedule {
-    running: bool,
+    /// The id of the thread that runs, if one does.
+    thread: Option<u64>,
     last_id: u64,
     rounds: Vec<Round>,
     /// Of the thread, not of any limiter: a manual clock does not move the schedule.
@@ -114,6 +112,25 @@ struct Round {
 }
 
 impl Schedule {
+    fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// A process that cannot have another thread still has its limits, and memory is bounded by the cap. The next limiter
+    /// tries again.
+    fn start_thread(&mut self) -> io::Result<()> {
+        if self.thread.is_none() {
+            let id = self.new_id();
+            thread::Builder::new().name("tower-quota".to_owned()).spawn(move || {
+                let _running = Running { id };
+                run();
+            })?;
+            self.thread = Some(id);
+        }
+        Ok(())
+    }
+
     fn now(&mut self) -> u64 {
         self.clock.get_or_insert_with(Clock::system).now()
     }
@@ -130,12 +147,27 @@ impl Round {
     }
 }
 
+/// That a thread runs. Also if it ends in a panic, the next limiter starts another one.
+struct Running {
+    id: u64,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut schedule = SWEEPER.lock();
+        if schedule.thread == Some(self.id) {
+            schedule.thread = None;
+        }
+    }
+}
+
 fn run() {
     let mut schedule = SWEEPER.lock();
     loop {
         let now = schedule.now();
         let Some((when, round)) = schedule.next() else {
-            schedule.running = false;
+            // Under this lock, so that a limiter which comes now finds either a thread that will see it or none.
+            schedule.thread = None;
             return;
         };
         if when > now {
@@ -150,7 +182,8 @@ fn run() {
         // Nothing in a sweep is known to panic, but what listens to events may: the others are swept on.
         let swept = catch_unwind(AssertUnwindSafe(|| store.is_some_and(|store| sweep(&policy, &store, was_near_cap))));
         let near_cap = swept.unwrap_or_else(|_| {
-            observe::sweep_panicked();
+            // What listens may be what has panicked.
+            let _ = catch_unwind(observe::sweep_panicked);
             was_near_cap
         });
         schedule = SWEEPER.lock();

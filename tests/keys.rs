@@ -140,8 +140,24 @@ fn a_bearer_token_is_read_whatever_the_case_of_its_scheme() {
     let request = |value: &str| with_header("authorization", value);
     assert!(share(Bearer, &request("Bearer t1"), &request("bearer   t1")));
     assert!(!share(Bearer, &request("Bearer t1"), &request("Bearer t2")));
+    assert!(!share(Bearer, &request("Bearer YWJj=="), &request("Bearer YWJj")));
     let (limiter, _clock) = limiter([Policy::per(Bearer, ONE)]);
-    for value in ["Basic dDE=", "Bearer", "Bearer ", "Bearert1", "", "Bearer\u{9}"] {
+    for value in [
+        "Basic dDE=",
+        "Bearer",
+        "Bearer ",
+        "Bearert1",
+        "",
+        "Bearer\u{9}",
+        "Bearer\u{9}t1",
+        "Bearer =",
+        "Bearer t1 x",
+        "Bearer t1,x",
+        "Bearer t1\u{9}x",
+        "Bearer \"t1\"",
+        "Bearer t=1",
+        "Bearer caf\u{e9}",
+    ] {
         let denied = limiter.decide(&request(value)).denied().expect(value);
         assert_eq!((denied.reason(), denied.status()), (Reason::MissingKey, StatusCode::UNAUTHORIZED), "{value:?}");
     }
@@ -172,6 +188,36 @@ fn a_pair_counts_every_combination() {
     assert!(share((PeerIp, Method), &request(1, "GET"), &request(1, "GET")));
     assert!(!share((PeerIp, Method), &request(1, "GET"), &request(1, "POST")));
     assert!(!share((PeerIp, Method), &request(1, "GET"), &request(2, "GET")));
+}
+
+#[test]
+fn invented_methods_are_one_method() {
+    let (limiter, _clock) = limiter([Policy::per((PeerIp, Method), ONE).named("pairs")]);
+    let admitted = (0..100).filter(|n| {
+        let mut request = from_ip(Ipv4Addr::LOCALHOST);
+        *request.method_mut() = format!("X{n}").parse().unwrap();
+        admits(&limiter, &request)
+    });
+    assert_eq!(admitted.count(), 1);
+}
+
+#[test]
+fn an_empty_field_is_no_key() {
+    let (limiter, _clock) = limiter([Policy::per(Header::new("x-api-key"), ONE)]);
+    for value in ["", " ", "\t"] {
+        assert_eq!(limiter.decide(&with_header("x-api-key", value)).denied().unwrap().reason(), Reason::MissingKey);
+    }
+}
+
+#[test]
+fn a_second_choice_cannot_spend_what_belongs_to_the_first() {
+    let mut alice = Request::new(());
+    alice.extensions_mut().insert("alice".to_owned());
+    let somebody = with_header("x-session", "alice");
+    assert!(!share(Extension::<String>::new().or(Header::new("x-session")), &somebody, &alice));
+    let chained = || Header::new("a").or(Bearer).or(PeerIp);
+    assert!(share(chained(), &from_ip(Ipv4Addr::LOCALHOST), &from_ip(Ipv4Addr::LOCALHOST)));
+    assert!(!share(chained(), &with_header("a", "t"), &with_header("authorization", "Bearer t")));
 }
 
 #[test]

@@ -4,14 +4,18 @@ mod support;
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
 
+use http::Request;
 use support::{admits, admitted, from_ip, limiter, with_header};
 use tower_quota::{
-    Policy, Quota,
+    Decision, Policy, Quota,
     decision::Reason,
     key::{Header, PeerIp, key_fn},
     policy::AtCap,
@@ -69,15 +73,32 @@ fn mem01_mem02_a_flood_of_five_million_keys_forgets_no_live_bucket() {
 #[test]
 fn one_network_fills_its_share_and_locks_out_nobody_else() {
     const CAP: usize = 6_400; // a share of 100 for each network
-    let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(CAP)]);
-    for host in 0..u16::MAX {
-        let _ = limiter.decide(&from_ip(address(0x0a01, host)));
+    let (limiter, clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(CAP)]);
+    for host in 0..100 {
+        assert!(admits(&limiter, &from_ip(address(0x0a01, host))));
     }
     assert_eq!(limiter.len(), 100);
-    // A newcomer of the same network shares its exhausted overflow; all others have buckets of their own.
-    assert!(!admits(&limiter, &from_ip(Ipv4Addr::new(10, 1, 255, 255))));
+    // Newcomers of the same network share one bucket of the overflow; all others have buckets of their own.
+    let newcomers = (100..1_000).filter(|host| admits(&limiter, &from_ip(address(0x0a01, *host))));
+    assert_eq!(newcomers.count(), 3);
+    assert_eq!(limiter.len(), 100);
     for network in 0x0a02..0x0a30 {
         assert_eq!(admitted(&limiter, &from_ip(address(network, 1)), 5), 3, "{network:#x} is locked out");
+    }
+    // When its keys owe nothing any more, the network has its share again.
+    clock.advance(Duration::from_secs(3_600));
+    limiter.sweep();
+    assert!(limiter.is_empty());
+    for host in 2_000..2_100 {
+        assert_eq!(admitted(&limiter, &from_ip(address(0x0a01, host)), 5), 3);
+    }
+}
+
+#[test]
+fn a_small_map_serves_the_clients_of_one_network() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(100)]);
+    for host in 0..64 {
+        assert_eq!(admitted(&limiter, &from_ip(address(0x0a01, host)), 5), 3);
     }
 }
 
@@ -105,6 +126,60 @@ fn combinations_with_an_address_are_subject_to_its_share() {
         let _ = limiter.decide(&request);
     }
     assert_eq!(limiter.len(), 100);
+    let mut elsewhere = from_ip(Ipv4Addr::new(10, 2, 0, 1));
+    *elsewhere.uri_mut() = "/1".parse().unwrap();
+    assert!(admits(&limiter, &elsewhere));
+    assert_eq!(limiter.len(), 101, "another network has a share of its own");
+}
+
+#[test]
+fn one_key_never_competes_with_itself_for_the_last_place() {
+    for at_cap in [AtCap::Overflow, AtCap::Allow, AtCap::Deny] {
+        for _ in 0..300 {
+            let policy = Policy::per(Header::new("k"), Quota::per_hour(1)).max_keys(1).at_cap(at_cap);
+            let (limiter, _clock) = limiter([policy]);
+            let start = Barrier::new(2);
+            let total: usize = thread::scope(|scope| {
+                let racers = [0, 1].map(|_| {
+                    scope.spawn(|| {
+                        let request = with_header("k", "a");
+                        start.wait();
+                        usize::from(admits(&limiter, &request))
+                    })
+                });
+                racers.into_iter().map(|racer| racer.join().unwrap()).sum()
+            });
+            assert_eq!(total, 1, "{at_cap:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_put_back_goes_where_it_was_drawn() {
+    let (limiter, _clock) = limiter([Policy::per(Header::new("k"), HOUR).max_keys(1)]);
+    assert!(admits(&limiter, &with_header("k", "first")));
+    let newcomer = with_header("k", "second");
+    assert_eq!(admitted(&limiter, &newcomer, 2), 2);
+    let Decision::Allow(allowed) = limiter.decide(&newcomer) else { panic!("the overflow has three") };
+    assert!(!admits(&limiter, &newcomer));
+    limiter.put_back(allowed);
+    assert_eq!(admitted(&limiter, &newcomer, 2), 1);
+}
+
+#[test]
+fn a_cost_that_only_a_plan_can_pay_is_not_called_impossible_for_lack_of_room() {
+    let policy = Policy::per(Header::new("k"), HOUR).max_keys(1).quota_by(|_| Some(Quota::per_hour(100)));
+    let policy = policy.cost_by(|head| if head.uri().path() == "/huge" { 1_000 } else { 10 });
+    let (limiter, clock) = limiter([policy]);
+    assert!(admits(&limiter, &with_header("k", "first")));
+    let mut newcomer = with_header("k", "second");
+    let reason = |request: &Request<()>| limiter.decide(request).denied().unwrap().reason();
+    assert_eq!(reason(&newcomer), Reason::AtCapacity);
+    *newcomer.uri_mut() = "/huge".parse().unwrap();
+    assert_eq!(reason(&newcomer), Reason::CostAboveBurst);
+    clock.advance(Duration::from_secs(3_600));
+    limiter.sweep();
+    assert!(admits(&limiter, &with_header("k", "second")));
 }
 
 #[test]
@@ -141,6 +216,14 @@ fn m4_deny_and_allow_are_written_out() {
     clock.advance(Duration::from_secs(3_600));
     denying.sweep();
     assert!(admits(&denying, &newcomer), "there is room again");
+
+    let costly = Policy::per(Header::new("k"), HOUR)
+        .max_keys(1)
+        .at_cap(AtCap::Allow)
+        .cost_by(|head| if head.headers().get("k").is_some_and(|key| key == "first") { 1 } else { 100 });
+    let (uncounted, _clock) = limiter([costly]);
+    assert!(admits(&uncounted, &with_header("k", "first")));
+    assert!(admits(&uncounted, &newcomer), "not counted means at any cost");
 
     let (allowing, _clock) = full(AtCap::Allow);
     assert_eq!(admitted(&allowing, &newcomer, 50), 19, "not counted by key, and yet by the others");

@@ -148,6 +148,14 @@ fn id08_sharing_and_skipping_are_written_out() {
 }
 
 #[test]
+fn requests_with_no_key_and_with_several_share_two_buckets() {
+    let (limiter, _clock) = limiter([Policy::per(Header::new("k"), Quota::per_minute(2)).on_missing(Missing::Share)]);
+    assert_eq!(admitted(&limiter, &Request::new(()), 5), 2);
+    let several = Request::builder().header("k", "a").header("k", "b").body(()).unwrap();
+    assert_eq!(admitted(&limiter, &several, 5), 2);
+}
+
+#[test]
 fn a_request_without_a_key_charges_no_policy() {
     let (limiter, _clock) =
         limiter([Policy::per(PeerIp, TEN), Policy::per(Header::new("k"), TEN), Policy::global(TEN)]);
@@ -233,6 +241,62 @@ mod plans {
 
 mod control {
     use super::*;
+
+    #[test]
+    fn a_charge_erases_nothing_of_what_a_slower_plan_owes() {
+        let slow = Quota::per_minute(5);
+        let (limiter, clock) =
+            limiter([Policy::per(Header::new("k"), Quota::per_second(100)).quota_by(move |_| Some(slow))]);
+        let (request, key) = (with_header("k", "a"), limiter.key_of("a"));
+        let mut admitted = 0;
+        for _ in 0..20 {
+            admitted += super::admitted(&limiter, &request, 10);
+            limiter.charge("per-k", key, 1).unwrap();
+            clock.advance(Duration::from_secs(2));
+        }
+        assert!(admitted <= 5 + 40 / 12, "{admitted} requests in 40 seconds at 5 a minute");
+    }
+
+    #[test]
+    fn a_peek_shows_no_more_debt_than_a_decision_would_find() {
+        let slow = Quota::per_minute(5);
+        let (limiter, _clock) = limiter([Policy::global(Quota::per_second(100)).quota_by(move |_| Some(slow))]);
+        assert_eq!(admitted(&limiter, &Request::new(()), 10), 5);
+        assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().until_full(), Duration::from_secs(2));
+        assert!(!admits(&limiter, &Request::new(())), "and nothing was cut by looking");
+    }
+
+    #[test]
+    fn a_cost_that_can_never_be_granted_cuts_like_any_other_decision() {
+        let fast = Quota::per_second(100);
+        let (limiter, clock) = limiter([Policy::global(Quota::per_minute(5))
+            .quota_by(move |head| head.headers().contains_key("fast").then_some(fast))
+            .cost_by(|head| if head.headers().contains_key("fast") { 1_000 } else { 1 })]);
+        assert_eq!(admitted(&limiter, &Request::new(()), 10), 5);
+        assert!(!admits(&limiter, &with_header("fast", "1")));
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(admitted(&limiter, &Request::new(()), 10), 5);
+    }
+
+    #[test]
+    fn the_key_of_a_client_is_what_the_extractor_makes_of_its_address() {
+        let address: std::net::IpAddr = "2001:db8::7".parse().unwrap();
+        let site = PeerIp.v6_prefix(48);
+        let (limiter, _clock) = limiter([Policy::per(PeerIp, TEN), Policy::per(site, TEN).named("site")]);
+        assert_eq!(admitted(&limiter, &from_ip(address), 3), 3);
+        let neighbour = "2001:db8::ffff:1".parse().unwrap();
+        assert_eq!(limiter.peek("per-ip", limiter.key_of(PeerIp.network(neighbour))).unwrap().remaining(), 7);
+        assert_eq!(limiter.peek("site", limiter.key_of(site.network(neighbour))).unwrap().remaining(), 7);
+    }
+
+    #[test]
+    fn a_charge_makes_a_key_only_for_what_is_owed() {
+        let (limiter, _clock) = limiter([Policy::per(Header::new("k"), TEN)]);
+        limiter.charge("per-k", limiter.key_of("a"), 0).unwrap();
+        assert!(limiter.is_empty());
+        limiter.charge("per-k", limiter.key_of("a"), 1).unwrap();
+        assert_eq!(limiter.len(), 1);
+    }
 
     #[test]
     fn what_is_put_back_can_be_drawn_again_and_what_time_gave_back_cannot() {

@@ -102,6 +102,13 @@ async fn a_missing_key_is_answered_with_its_status() {
     assert_eq!(keyless.body(), "The request has no key for the policy \"per-x-api-key\".\n");
     assert!(!keyless.headers().contains_key("retry-after"));
 
+    let both = || (Header::new("k"), Bearer);
+    let neither = answer(Policy::per(both(), ONE)).await;
+    assert_eq!(neither.headers()["www-authenticate"], "ApiKey header=\"k\"");
+    let service = RateLimitLayer::new(Policy::per(both(), ONE)).layer(service_fn(echo::<()>));
+    let only_the_first = call(&service, with_header("k", "a")).await;
+    assert_eq!(only_the_first.headers()["www-authenticate"], "Bearer", "of the part that is missing");
+
     let tokenless = answer(Policy::per(Bearer, ONE)).await;
     assert_eq!(tokenless.headers()["www-authenticate"], "Bearer");
     let forbidden = answer(Policy::per(Bearer, ONE).on_missing(Missing::Reject(StatusCode::FORBIDDEN))).await;

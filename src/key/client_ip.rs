@@ -13,7 +13,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::{
     Key, KeyExtractor, Missing, Or, RequestHead,
     forwarded::{self, Entry, MOST_ENTRIES},
-    ip::{self, Prefixes},
+    ip::{self, ClientNetwork, Prefixes},
 };
 use crate::observe;
 
@@ -172,6 +172,12 @@ impl ClientIp {
         address.map(|address| address.to_canonical())
     }
 
+    /// What of `address` counts, for [`Limiter::key_of`](crate::Limiter::key_of).
+    #[must_use]
+    pub fn network(&self, address: IpAddr) -> ClientNetwork {
+        self.prefixes.network(address)
+    }
+
     /// This key, or `other` where the request has none. See [`KeyExtractor::or`].
     #[must_use]
     pub fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K> {
@@ -192,7 +198,7 @@ impl KeyExtractor for ClientIp {
         // A proxy that was left out of the list looks like one client.
         observe::unread_address(|| ip::is_private(peer) && !self.trusts(peer), || ip::names_a_client(head.headers()));
         match self.resolve(peer, head.headers()) {
-            Some(address) => Ok(self.prefixes.key(head, address)),
+            Some(address) => Ok(head.key(self.network(address))),
             None => Err(Missing::Reject(StatusCode::BAD_REQUEST)),
         }
     }
@@ -201,8 +207,11 @@ impl KeyExtractor for ClientIp {
         "ip".into()
     }
 
-    fn remedy(&self) -> &'static str {
-        ip::REMEDY
+    fn remedy(&self, head: RequestHead<'_>) -> &'static str {
+        match ip::peer(head.extensions()) {
+            Ok(_) => "let requests come through the trusted proxies, which say whom they speak for",
+            Err(_) => ip::REMEDY,
+        }
     }
 }
 

@@ -49,7 +49,7 @@ impl<T: IntoKey + Clone + Send + Sync + 'static> KeyExtractor for Extension<T> {
         "extension".into()
     }
 
-    fn remedy(&self) -> &'static str {
+    fn remedy(&self, _head: RequestHead<'_>) -> &'static str {
         "put the layer that inserts the extension outside of the rate limit"
     }
 }

@@ -56,13 +56,16 @@ impl KeyExtractor for Header {
         self.name.as_str().to_owned().into()
     }
 
-    fn challenge(&self) -> Option<HeaderValue> {
+    fn challenge(&self, _head: RequestHead<'_>) -> Option<HeaderValue> {
         // No registered scheme describes a bare API key; a name of our own says where it goes.
         HeaderValue::try_from(format!("ApiKey header=\"{}\"", self.name)).ok()
     }
 }
 
 /// Counts by the token of `Authorization: Bearer TOKEN` (RFC 6750 §2.1), as [`Header`] does by a field.
+///
+/// What is no token by that section is none here: what stands behind a blank could be varied, and whoever checks the token
+/// might not look at it.
 #[derive(Clone, Copy, Debug)]
 pub struct Bearer;
 
@@ -87,7 +90,7 @@ impl KeyExtractor for Bearer {
         "bearer".into()
     }
 
-    fn challenge(&self) -> Option<HeaderValue> {
+    fn challenge(&self, _head: RequestHead<'_>) -> Option<HeaderValue> {
         Some(HeaderValue::from_static("Bearer"))
     }
 }
@@ -95,9 +98,15 @@ impl KeyExtractor for Bearer {
 /// The scheme is compared without case (RFC 9110 §11.1), and one or more spaces follow it.
 fn token(credentials: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = credentials.split_at_checked(b"bearer".len())?;
-    let token = rest.trim_ascii();
-    let separated = rest.first().is_some_and(|byte| *byte == b' ');
-    (scheme.eq_ignore_ascii_case(b"bearer") && separated && !token.is_empty()).then_some(token)
+    let token = rest.strip_prefix(b" ")?.trim_ascii_start();
+    (scheme.eq_ignore_ascii_case(b"bearer") && is_b64token(token)).then_some(token)
+}
+
+/// Of RFC 6750 §2.1: letters, digits, six signs, and equals signs at the end.
+fn is_b64token(token: &[u8]) -> bool {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+    let body = token.iter().take_while(|byte| allowed(byte)).count();
+    body > 0 && token[body..].iter().all(|byte| *byte == b'=')
 }
 
 enum Field<'a> {

@@ -8,12 +8,13 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Key, KeyHasher, Kind, RequestHead};
+use super::{ClientNetwork, Key, KeyHasher, Kind};
 
 /// A value that a policy can count by.
 ///
-/// Integers of up to 64 bits and addresses are kept exactly (IPv4-mapped IPv6 addresses as the IPv4 addresses that they
-/// are). Text and bytes are hashed under the limiter's secret, and equal bytes make equal keys whatever holds them.
+/// Integers of up to 64 bits and IPv4 addresses are kept exactly (also where they are written as IPv4-mapped IPv6
+/// addresses); of whole IPv6 addresses the first 40 bits are, and the rest is hashed. Text, bytes and integers of 128 bits
+/// are hashed under the limiter's secret, and equal bytes make equal keys whatever holds them.
 /// Tuples combine: no two different tuples of one shape are confused.
 ///
 /// The methods are the crate's own; a type of yours returns one of these from [`key_fn`](super::key_fn), or makes a
@@ -48,6 +49,7 @@ macro_rules! into_key {
 
 into_key! {
     Key: |key, _hasher| key;
+    ClientNetwork: |network, hasher| network.key(hasher);
 
     u8: |value, hasher| u64::from(value).into_key(hasher);
     u16: |value, hasher| u64::from(value).into_key(hasher);
@@ -115,11 +117,11 @@ pub(super) fn ipv4_prefix(address: Ipv4Addr, length: u8) -> Key {
 }
 
 /// An IPv6 prefix, exactly if it is one of up to 112 bits.
-pub(super) fn ipv6_prefix(address: Ipv6Addr, length: u8, head: RequestHead<'_>) -> Key {
+pub(super) fn ipv6_prefix(address: Ipv6Addr, length: u8, hasher: &KeyHasher) -> Key {
     let kept = address.to_bits() & u128::MAX << (128 - u32::from(length));
     if length <= 112 {
         Key::exact(Kind::Ipv6, kept >> 16 << 8 | u128::from(length))
     } else {
-        head.key(Ipv6Addr::from_bits(kept))
+        hasher.ipv6(Ipv6Addr::from_bits(kept))
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use http::{Extensions, HeaderMap, StatusCode, header};
 
-use super::{Key, KeyExtractor, Missing, Or, RequestHead, forwarded::X_FORWARDED_FOR, into_key};
+use super::{Key, KeyExtractor, KeyHasher, Missing, Or, RequestHead, forwarded::X_FORWARDED_FOR, into_key};
 use crate::observe;
 
 /// Counts by the address of the connection's other end, whatever the request's header fields say.
@@ -57,6 +57,12 @@ impl PeerIp {
         PeerNetwork { prefixes: Prefixes::default().v6(bits) }
     }
 
+    /// What of `address` counts, for [`Limiter::key_of`](crate::Limiter::key_of).
+    #[must_use]
+    pub fn network(self, address: IpAddr) -> ClientNetwork {
+        Prefixes::default().network(address)
+    }
+
     /// This key, or `other` where the request has none. See [`KeyExtractor::or`].
     #[must_use]
     pub fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K> {
@@ -73,7 +79,7 @@ impl KeyExtractor for PeerIp {
         "ip".into()
     }
 
-    fn remedy(&self) -> &'static str {
+    fn remedy(&self, _head: RequestHead<'_>) -> &'static str {
         REMEDY
     }
 }
@@ -106,6 +112,12 @@ impl PeerNetwork {
         Self { prefixes: self.prefixes.v6(bits) }
     }
 
+    /// What of `address` counts, for [`Limiter::key_of`](crate::Limiter::key_of).
+    #[must_use]
+    pub fn network(self, address: IpAddr) -> ClientNetwork {
+        self.prefixes.network(address)
+    }
+
     /// This key, or `other` where the request has none. See [`KeyExtractor::or`].
     #[must_use]
     pub fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K> {
@@ -117,14 +129,14 @@ impl KeyExtractor for PeerNetwork {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
         let peer = peer(head.extensions())?;
         observe::unread_address(|| is_private(peer), || names_a_client(head.headers()));
-        Ok(self.prefixes.key(head, peer))
+        Ok(head.key(self.prefixes.network(peer)))
     }
 
     fn name(&self) -> Cow<'static, str> {
         "network".into()
     }
 
-    fn remedy(&self) -> &'static str {
+    fn remedy(&self, _head: RequestHead<'_>) -> &'static str {
         REMEDY
     }
 }
@@ -190,14 +202,28 @@ impl Prefixes {
         Self { v6: bits, ..self }
     }
 
+    pub(super) fn network(self, address: IpAddr) -> ClientNetwork {
+        ClientNetwork { address, prefixes: self }
+    }
+}
+
+/// What of an address counts as one client: a key for [`Limiter::key_of`](crate::Limiter::key_of). Made by
+/// [`PeerIp::network`] and [`ClientIp::network`](super::ClientIp::network).
+#[derive(Clone, Copy, Debug)]
+pub struct ClientNetwork {
+    address: IpAddr,
+    prefixes: Prefixes,
+}
+
+impl ClientNetwork {
     /// IPv4-mapped addresses are told by their bits and unmapped before anything is masked: masking first would put all
     /// of IPv4 into one bucket.
-    pub(super) fn key(self, head: RequestHead<'_>, address: IpAddr) -> Key {
-        match address.to_canonical() {
+    pub(super) fn key(self, hasher: &KeyHasher) -> Key {
+        match self.address.to_canonical() {
             // Whole: its /64 holds addresses that are not the loopback.
-            IpAddr::V6(Ipv6Addr::LOCALHOST) => head.key(Ipv6Addr::LOCALHOST),
-            IpAddr::V4(address) => into_key::ipv4_prefix(address, self.v4),
-            IpAddr::V6(address) => into_key::ipv6_prefix(address, self.v6, head),
+            IpAddr::V6(Ipv6Addr::LOCALHOST) => hasher.ipv6(Ipv6Addr::LOCALHOST),
+            IpAddr::V4(address) => into_key::ipv4_prefix(address, self.prefixes.v4),
+            IpAddr::V6(address) => into_key::ipv6_prefix(address, self.prefixes.v6, hasher),
         }
     }
 }

@@ -53,7 +53,7 @@ pub use self::{
     head::RequestHead,
     header::{Bearer, Header},
     into_key::IntoKey,
-    ip::{PeerIp, PeerNetwork},
+    ip::{ClientNetwork, PeerIp, PeerNetwork},
     route::Method,
 };
 pub(crate) use self::{
@@ -63,8 +63,8 @@ pub(crate) use self::{
 
 /// What a policy counts by, in 16 bytes.
 ///
-/// Addresses, address prefixes and integers are kept exactly. Anything else (strings, header values, combinations) is
-/// kept as a SipHash under a key that is drawn at random for each limiter: a flood of long header values cannot grow
+/// IPv4 addresses, IPv6 prefixes and integers of up to 64 bits are kept exactly. Anything else (strings, header values,
+/// combinations, whole IPv6 addresses) is kept as a SipHash under a key that is drawn at random for each limiter: a flood of long header values cannot grow
 /// memory, no API key is stored, and nobody outside can compute which values share a bucket. Values of different kinds
 /// never share one: user `5` is not address `::5`, and `("a:b", "c")` is not `("a", "b:c")`.
 ///
@@ -86,6 +86,9 @@ impl Key {
 
     /// The one key of requests that name several principals where one is expected (a header field sent twice).
     pub(crate) const AMBIGUOUS: Self = Self::exact(Kind::Ambiguous, 0);
+
+    /// What stands beside the keys of a second choice ([`KeyExtractor::or`]), to tell them from those of the first.
+    const SECOND: Self = Self::exact(Kind::Second, 0);
 
     /// `kind`, and a value of up to 120 bits exactly as given.
     #[allow(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
@@ -151,6 +154,7 @@ enum Kind {
     Global,
     Shared,
     Ambiguous,
+    Second,
     /// 64 bits.
     Unsigned,
     /// 64 bits.
@@ -169,10 +173,11 @@ enum Kind {
     WithIpv6,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Global,
     Kind::Shared,
     Kind::Ambiguous,
+    Kind::Second,
     Kind::Unsigned,
     Kind::Signed,
     Kind::Ipv4,
@@ -236,17 +241,18 @@ pub trait KeyExtractor: Send + Sync + 'static {
         Cow::Borrowed("key")
     }
 
-    /// What an operator does about requests without this key, for the event that reports one.
-    fn remedy(&self) -> &'static str {
+    /// What an operator does about requests like this one, which has no such key: for the event that reports it.
+    fn remedy(&self, _head: RequestHead<'_>) -> &'static str {
         "send the key with the request, or say what its absence means with `Policy::on_missing`"
     }
 
     /// The value of `WWW-Authenticate` for a refusal with 401, which must carry one (RFC 9110 §15.5.2).
-    fn challenge(&self) -> Option<HeaderValue> {
+    fn challenge(&self, _head: RequestHead<'_>) -> Option<HeaderValue> {
         None
     }
 
-    /// `self`, or `other` where the request has no key for `self`.
+    /// `self`, or `other` where the request has no key for `self`. The same value found by the one and by the other makes
+    /// two keys: who invents a value for the second cannot spend what belongs to the first.
     ///
     /// A client that can leave out what `self` looks for chooses between the two; give the fallback no more than you
     /// would give such a client.
@@ -312,56 +318,59 @@ pub struct Or<A, B> {
     second: B,
 }
 
+impl<A: KeyExtractor, B: KeyExtractor> Or<A, B> {
+    /// This key, or `other` where the request has none. See [`KeyExtractor::or`].
+    #[must_use]
+    pub fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K> {
+        KeyExtractor::or(self, other)
+    }
+}
+
 impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for Or<A, B> {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        self.first.extract(head).or_else(|_| self.second.extract(head))
+        self.first.extract(head).or_else(|_| Ok(head.key((Key::SECOND, self.second.extract(head)?))))
     }
 
     fn name(&self) -> Cow<'static, str> {
         self.first.name()
     }
 
-    fn remedy(&self) -> &'static str {
-        self.second.remedy()
+    fn remedy(&self, head: RequestHead<'_>) -> &'static str {
+        self.second.remedy(head)
     }
 
-    fn challenge(&self) -> Option<HeaderValue> {
-        self.second.challenge()
+    fn challenge(&self, head: RequestHead<'_>) -> Option<HeaderValue> {
+        self.second.challenge(head)
     }
 }
 
-impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for (A, B) {
-    fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        Ok(head.key((self.0.extract(head)?, self.1.extract(head)?)))
-    }
+macro_rules! every_combination {
+    ($($part:ident $at:tt),+) => {
+        impl<$($part: KeyExtractor),+> KeyExtractor for ($($part,)+) {
+            fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
+                Ok(head.key(($(self.$at.extract(head)?,)+)))
+            }
 
-    fn name(&self) -> Cow<'static, str> {
-        format!("{}-{}", self.0.name(), self.1.name()).into()
-    }
+            fn name(&self) -> Cow<'static, str> {
+                [$(self.$at.name()),+].join("-").into()
+            }
 
-    fn remedy(&self) -> &'static str {
-        self.0.remedy()
-    }
+            fn remedy(&self, head: RequestHead<'_>) -> &'static str {
+                $(if self.$at.extract(head).is_err() {
+                    return self.$at.remedy(head);
+                })+
+                ""
+            }
 
-    fn challenge(&self) -> Option<HeaderValue> {
-        self.0.challenge().or_else(|| self.1.challenge())
-    }
+            fn challenge(&self, head: RequestHead<'_>) -> Option<HeaderValue> {
+                $(if self.$at.extract(head).is_err() {
+                    return self.$at.challenge(head);
+                })+
+                None
+            }
+        }
+    };
 }
 
-impl<A: KeyExtractor, B: KeyExtractor, C: KeyExtractor> KeyExtractor for (A, B, C) {
-    fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        Ok(head.key((self.0.extract(head)?, self.1.extract(head)?, self.2.extract(head)?)))
-    }
-
-    fn name(&self) -> Cow<'static, str> {
-        format!("{}-{}-{}", self.0.name(), self.1.name(), self.2.name()).into()
-    }
-
-    fn remedy(&self) -> &'static str {
-        self.0.remedy()
-    }
-
-    fn challenge(&self) -> Option<HeaderValue> {
-        self.0.challenge().or_else(|| self.1.challenge()).or_else(|| self.2.challenge())
-    }
-}
+every_combination!(A 0, B 1);
+every_combination!(A 0, B 1, C 2);

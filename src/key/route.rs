@@ -5,12 +5,19 @@ use std::borrow::Cow;
 use super::{Key, KeyExtractor, Missing, RequestHead};
 
 /// Counts by the request's method. Meant for combinations: `(PeerIp, Method)`.
+///
+/// Methods that are not standard (RFC 9110 §9, RFC 5789) count as one, or a client could invent some to get fresh buckets.
 #[derive(Clone, Copy, Debug)]
 pub struct Method;
 
 impl KeyExtractor for Method {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        Ok(head.key(head.method().as_str()))
+        use http::Method as M;
+        let standard = matches!(
+            *head.method(),
+            M::GET | M::HEAD | M::POST | M::PUT | M::DELETE | M::OPTIONS | M::PATCH | M::TRACE | M::CONNECT
+        );
+        Ok(head.key(if standard { head.method().as_str() } else { "" }))
     }
 
     fn name(&self) -> Cow<'static, str> {

@@ -21,6 +21,8 @@ pub(super) struct Claim<'a> {
     held: Held<'a>,
     room: Room,
     found: Bucket,
+    /// Of the policy's buckets, as it was before this one was looked at.
+    generation: u64,
     drawn: Drawn,
 }
 
@@ -29,7 +31,7 @@ impl<'a> Claim<'a> {
     pub(super) fn new(policy: usize, buckets: &'a Buckets) -> Self {
         let found = Bucket::default();
         let drawn = Drawn::Grant { after: found, added: 0 };
-        Self { policy, buckets, charge: None, held: Held::Released, room: Room::Own, found, drawn }
+        Self { policy, buckets, charge: None, held: Held::Released, room: Room::Own, found, generation: 0, drawn }
     }
 
     #[inline(always)]
@@ -45,13 +47,21 @@ impl<'a> Claim<'a> {
             self.room = self.held.room();
             if self.room == Room::Overflow {
                 // Shared by keys of all plans: under a generous one, a client would spend what is others' too.
-                charge.quota = policies[self.policy].quota();
+                let own = policies[self.policy].quota();
+                if charge.cells > own.burst_size() && charge.cells <= charge.quota.burst_size() {
+                    // It could succeed, but only in a bucket of its own.
+                    self.held = Held::Released;
+                    self.room = Room::Refused;
+                }
+                charge.quota = own;
             }
         }
     }
 
     #[inline(always)]
     pub(super) fn look(&mut self) {
+        // In this order: a cut that comes between makes the receipt void too early, and never too late.
+        self.generation = self.buckets.generation();
         self.found = self.held.bucket();
     }
 
@@ -126,7 +136,7 @@ impl<'a> Claim<'a> {
             trial: self.trial(now, true)?,
             key: self.charge.as_ref()?.key,
             added,
-            generation: self.buckets.generation(),
+            generation: self.generation,
             from_overflow: self.room == Room::Overflow,
         })
     }

@@ -17,7 +17,11 @@ impl Limiter {
         &self.shared.policies
     }
 
-    /// The key that this limiter counts `value` by, for [`peek`](Self::peek) and [`charge`](Self::charge).
+    /// The key that [`RequestHead::key`](crate::key::RequestHead::key) makes of `value`, for [`peek`](Self::peek) and
+    /// [`charge`](Self::charge).
+    ///
+    /// What counts of a client's address is up to the extractor: ask it with
+    /// `limiter.key_of(PeerIp.network(address))`.
     #[must_use]
     pub fn key_of(&self, value: impl IntoKey) -> Key {
         value.into_key(&self.shared.hasher)
@@ -42,7 +46,10 @@ impl Limiter {
     /// Charges `cells` whether or not they are there, and says how `key` stands then.
     ///
     /// For what turns out to cost more than was asked for. What is not there becomes debt, which time pays off before
-    /// anything is granted again. Debt ends at one burst of the policy's own quota: what is beyond it is forgiven.
+    /// anything is granted again. A charge leads into a debt of at most one burst: what is beyond that is forgiven. What
+    /// is owed already is never less for a charge.
+    ///
+    /// A cell is one of the policy's own quota: which one [`quota_by`](Policy::quota_by) would choose is not known here.
     ///
     /// # Errors
     ///
@@ -56,9 +63,6 @@ impl Limiter {
             let found = held.bucket();
             let now = self.shared.clock.now();
             let after = found.debit(now, quota, cells);
-            if after.to_bits() < found.to_bits() {
-                buckets.advance_generation();
-            }
             if held.exchange(found, after) {
                 break (after, now);
             }

@@ -157,7 +157,7 @@ impl Shared {
             let policy = &self.policies[index];
             match policy.charge(head) {
                 Ok(charge) => claim.set_charge(charge),
-                Err(status) => return Err(self.missing_key(index, status)),
+                Err(status) => return Err(self.missing_key(index, status, head)),
             }
         }
         let verdict = self.try_all(claims, granted);
@@ -197,11 +197,11 @@ impl Shared {
     }
 
     #[cold]
-    fn missing_key(&self, index: usize, status: StatusCode) -> Denied {
+    fn missing_key(&self, index: usize, status: StatusCode, head: RequestHead<'_>) -> Denied {
         let policy = &self.policies[index];
         let now = self.clock.now();
-        observe::missing_key(policy.name(), status.as_u16(), policy.remedy(), &self.missing_keys, now);
-        Denied::missing_key(Arc::clone(&self.policies), index, status)
+        observe::missing_key(policy.name(), status.as_u16(), policy.remedy(head), &self.missing_keys, now);
+        Denied::missing_key(Arc::clone(&self.policies), index, status, policy.challenge(head))
     }
 
     #[inline(never)]

@@ -4,12 +4,12 @@
 //!
 //! A bucket that owes something is never evicted: forgetting it would hand its client a fresh burst. So a full store
 //! takes no new keys until time has emptied some, and the question is who can fill it. One coarse network (IPv4 /16,
-//! IPv6 /40) may hold at most 1/64 of the cap; new keys beyond that, and all new keys at the cap, share buckets of a
+//! IPv6 /40) may hold at most 1/64 of the cap, or 64 keys if that is more; new keys beyond that, and all new keys at the cap, share buckets of a
 //! fixed table: one for each network, or for each hash where a key has no address in it. Whoever floods the store from
 //! one network spends that network's slot and nobody else's.
 
 use std::{
-    hash::BuildHasher,
+    hash::{BuildHasher, Hash},
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -49,7 +49,7 @@ impl Capacity {
         let networks = max.clamp(64, 16_384).next_power_of_two();
         Self {
             max,
-            share: u32::try_from(max / 64).unwrap_or(u32::MAX).max(1),
+            share: share(max),
             live: AtomicUsize::new(0),
             networks: (0..networks).map(|_| AtomicU32::new(0)).collect(),
         }
@@ -99,32 +99,82 @@ impl Capacity {
     }
 }
 
-/// Buckets that keys without one of their own share. Made when first needed.
+/// A 64th, but not so few that a small map is of no use to the clients of one network.
+fn share(max: usize) -> u32 {
+    u32::try_from(max / 64).unwrap_or(u32::MAX).max(64)
+}
+
+/// Buckets that keys without one of their own share. Made a chunk at a time when first needed, for others may wait while
+/// they are made.
 pub(super) struct Overflow {
     len: usize,
-    slots: OnceLock<Box<[Mutex<Bucket>]>>,
+    chunks: Box<[Chunk]>,
 }
 
 impl Overflow {
     pub(super) fn new(max_keys: usize) -> Self {
-        Self { len: (max_keys / 16).max(1), slots: OnceLock::new() }
+        let len = (max_keys / 16).clamp(1, MOST_SLOTS);
+        Self { len, chunks: (0..len.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() }
     }
 
     pub(super) fn hold(&self, hasher: &impl BuildHasher, key: Key) -> MutexGuard<'_, Bucket> {
-        let slots = self.slots.get_or_init(|| (0..self.len).map(|_| Mutex::default()).collect());
         let index = match key.network() {
             Some(network) => slot(hasher, network, self.len),
             None => slot(hasher, key, self.len),
         };
+        let chunk = self.chunks[index / CHUNK].get_or_init(|| (0..CHUNK).map(|_| Mutex::default()).collect());
         // No panic can leave a bucket half-written: it is one number.
-        slots[index].lock().unwrap_or_else(PoisonError::into_inner)
+        chunk[index % CHUNK].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn slot(hasher: &impl BuildHasher, value: impl std::hash::Hash, len: usize) -> usize {
-    // Of the upper half, for the map's shards and slots are chosen by other bits of hashes under the same seed.
-    let spread = hasher.hash_one(value) >> 32;
-    #[allow(clippy::cast_possible_truncation, reason = "32 bits")]
-    let spread = spread as usize;
-    spread % len
+type Chunk = OnceLock<Box<[Mutex<Bucket>]>>;
+
+const CHUNK: usize = 1_024;
+
+/// Of 16 bytes each.
+const MOST_SLOTS: usize = 1 << 20;
+
+fn slot(hasher: &impl BuildHasher, value: impl Hash, len: usize) -> usize {
+    #[allow(clippy::cast_possible_truncation, reason = "less than `len`")]
+    let slot = (hasher.hash_one(value) % len as u64) as usize;
+    slot
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{hash::RandomState, net::Ipv4Addr};
+
+    use super::*;
+    use crate::key::{IntoKey as _, KeyHasher};
+
+    #[test]
+    fn what_is_reserved_is_given_back_whole() {
+        let (hasher, keys) = (RandomState::new(), KeyHasher::random());
+        let capacity = Capacity::new(1_000);
+        let key = |network: u32, host: u32| Ipv4Addr::from_bits(network << 16 | host).into_key(&keys);
+        for _round in 0..3 {
+            let mut held = Vec::new();
+            for network in 0..100 {
+                for host in 0..100 {
+                    // Refused by the share first, later by the cap: neither may leave a count behind.
+                    let key = key(network, host);
+                    if capacity.reserve(&hasher, key) {
+                        held.push(key);
+                    }
+                }
+            }
+            assert_eq!((held.len(), capacity.live()), (1_000, 1_000));
+            for key in held {
+                capacity.release(&hasher, key);
+            }
+            assert_eq!(capacity.live(), 0);
+            assert!(capacity.networks.iter().all(|count| count.load(Ordering::Relaxed) == 0));
+        }
+    }
+
+    #[test]
+    fn a_share_is_a_64th_and_at_least_64() {
+        assert_eq!([1, 100, 4_096, 1_000_000].map(share), [64, 64, 64, 15_625]);
+    }
 }

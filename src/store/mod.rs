@@ -65,13 +65,15 @@ impl Store {
 
     #[inline(never)]
     fn hold_new(&self, key: Key) -> Hold<'_> {
-        if self.capacity.reserve(self.map.hasher(), key) {
-            let place = Place { store: self, key, taken: false };
-            return match self.map.entry(key) {
-                Entry::Vacant(entry) => Hold::New(Newcomer { place, entry }),
-                // Another thread was faster.
-                Entry::Occupied(entry) => Hold::Own(entry.into_ref()),
-            };
+        match self.map.entry(key) {
+            // Another thread was faster.
+            Entry::Occupied(entry) => return Hold::Own(entry.into_ref()),
+            // Under the lock, so that one key never competes with itself for a place.
+            Entry::Vacant(entry) if self.capacity.reserve(self.map.hasher(), key) => {
+                return Hold::New(Newcomer { place: Place { store: self, key, taken: false }, entry });
+            }
+            // Released: the slots of the overflow table are locked alone.
+            Entry::Vacant(entry) => drop(entry),
         }
         match self.at_cap {
             AtCap::Allow => Hold::Untracked,

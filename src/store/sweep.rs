@@ -31,3 +31,39 @@ impl Store {
 
 /// Room that is not worth giving back.
 const SMALL: usize = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        bucket::Bucket,
+        clock::ManualClock,
+        key::{IntoKey as _, KeyHasher},
+        store::{AtCap, shards},
+    };
+
+    #[test]
+    fn mem05_memory_is_given_back_after_a_flood() {
+        let clock = ManualClock::new();
+        let store = Store::new(1_000_000, AtCap::Overflow, clock.clone().into());
+        let keys = KeyHasher::random();
+        for n in 0..200_000_u64 {
+            store.hold(n.into_key(&keys)).write(Bucket::from_bits(if n < 100 { u64::MAX } else { 1 }));
+        }
+        assert!(store.map.capacity() >= 200_000);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(store.sweep(), 199_900);
+        assert_eq!((store.len(), store.map.len()), (100, 100));
+        assert!(store.map.capacity() <= 4 * SMALL, "room for {} keys is kept", store.map.capacity());
+        assert_eq!(store.sweep(), 0);
+    }
+
+    #[test]
+    fn swp04_a_shard_holds_about_4096_keys_at_the_cap() {
+        for max_keys in [1_000_000, 4_000_000, 100_000_000] {
+            assert!((2_048..=4_096).contains(&(max_keys / shards(max_keys))), "{max_keys}");
+        }
+    }
+}

@@ -1,4 +1,5 @@
 //! What is said through `tracing`, as lines.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     io::{self, Write},
@@ -20,6 +21,12 @@ impl Lines {
             .finish();
         tracing::subscriber::with_default(subscriber, work);
         self.text()
+    }
+
+    /// From here on what is said by any thread of the process.
+    pub(crate) fn collect_everywhere(&self) {
+        let subscriber = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_ansi(false);
+        tracing::subscriber::set_global_default(subscriber.with_writer(self.clone()).finish()).unwrap();
     }
 
     pub(crate) fn text(&self) -> String {
