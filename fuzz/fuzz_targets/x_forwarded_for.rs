@@ -67,13 +67,15 @@ fn naive_entry(entry: &[u8]) -> Entry {
         let valid = !port.is_empty() && port.len() <= 5 && port.chars().all(|c| c.is_ascii_digit());
         (valid && port.parse::<u32>().unwrap() <= 65_535).then(|| address.to_owned())
     };
+    let bracketed = text.starts_with('[');
     let v6 = |text: &str| -> Option<IpAddr> {
         let (address, zone) = text.split_once('%').unwrap_or((text, "none"));
-        if zone.is_empty() { None } else { address.parse::<Ipv6Addr>().ok().map(IpAddr::V6) }
+        // A bracket within brackets belongs to no zone.
+        if zone.is_empty() || bracketed && zone.contains(']') { None } else { address.parse::<Ipv6Addr>().ok().map(IpAddr::V6) }
     };
     let address = if let Some(inside) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
         v6(inside)
-    } else if text.starts_with('[') {
+    } else if bracketed {
         text.rsplit_once("]:").and_then(|(address, port)| with_port(&address[1..], port)).and_then(|text| v6(&text))
     } else if text.matches(':').count() == 1 {
         let (address, port) = text.split_once(':').unwrap();
