@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, StatusCode};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::{
     Key, KeyExtractor, Missing, Or, RequestHead,
@@ -62,7 +62,7 @@ pub struct ClientIp {
 #[derive(Clone, Debug)]
 enum Trust {
     Hops(usize),
-    Proxies(Arc<[IpNet]>),
+    Proxies(Arc<[Proxies]>),
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ impl ClientIp {
     /// IPv4-mapped network (`::ffff:10.0.0.0/104`) is taken as the IPv4 network that it is, and refused where it is wider
     /// than that: taken literally it would trust the world.
     pub fn behind<T: AsRef<str>>(proxies: impl IntoIterator<Item = T>) -> Result<Self, TrustError> {
-        let proxies = proxies.into_iter().map(|text| network(text.as_ref())).collect::<Result<Arc<[_]>, _>>()?;
+        let proxies = proxies.into_iter().map(|text| Proxies::parse(text.as_ref())).collect::<Result<Arc<[_]>, _>>()?;
         if proxies.is_empty() {
             return Err(TrustError { network: String::new(), fault: Fault::Nobody });
         }
@@ -217,7 +217,7 @@ impl KeyExtractor for ClientIp {
 
 /// From the proxy that connects towards the client: the first address that is not trusted, or the last one that could be
 /// believed.
-fn walk(proxies: &[IpNet], peer: IpAddr, mut entries: impl Iterator<Item = Entry>) -> IpAddr {
+fn walk(proxies: &[Proxies], peer: IpAddr, mut entries: impl Iterator<Item = Entry>) -> IpAddr {
     let mut last = peer;
     // An entry that cannot be read ends the walk. To skip it would believe what the client wrote left of it.
     while let Some(Some(entry)) = entries.next() {
@@ -236,31 +236,49 @@ fn single(headers: &HeaderMap, name: &HeaderName) -> Entry {
     if values.next().is_some() { None } else { forwarded::address(value.as_bytes()) }
 }
 
-fn trusts(proxies: &[IpNet], address: IpAddr) -> bool {
-    proxies.iter().any(|network| network.contains(&address))
+fn trusts(proxies: &[Proxies], address: IpAddr) -> bool {
+    proxies.iter().any(|network| network.contains(address))
 }
 
-fn network(text: &str) -> Result<IpNet, TrustError> {
-    let refuse = |fault| Err(TrustError { network: text.to_owned(), fault });
-    let text_without_blanks = text.trim();
-    let Ok(network) =
-        text_without_blanks.parse::<IpNet>().or_else(|_| text_without_blanks.parse::<IpAddr>().map(IpNet::from))
-    else {
-        return refuse(Fault::NoNetwork);
-    };
-    if network.addr() != network.network() {
-        return refuse(Fault::HostBits);
+/// A network of trusted proxies, ready to be compared with.
+#[derive(Clone, Copy, Debug)]
+enum Proxies {
+    V4 { network: u32, mask: u32 },
+    V6 { network: u128, mask: u128 },
+}
+
+impl Proxies {
+    fn parse(text: &str) -> Result<Self, TrustError> {
+        let refuse = |fault| Err(TrustError { network: text.to_owned(), fault });
+        let trimmed = text.trim();
+        let Ok(network) = trimmed.parse::<IpNet>().or_else(|_| trimmed.parse::<IpAddr>().map(IpNet::from)) else {
+            return refuse(Fault::NoNetwork);
+        };
+        if network.addr() != network.network() {
+            return refuse(Fault::HostBits);
+        }
+        let (v4, length) = match network {
+            IpNet::V4(v4) => (v4.network(), v4.prefix_len()),
+            IpNet::V6(v6) => match (v6.network().to_ipv4_mapped(), v6.prefix_len().checked_sub(96)) {
+                (Some(v4), Some(length)) => (v4, length),
+                // Covers the mapped addresses, and so all of IPv4, which nobody means who writes it.
+                _ if v6.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()) => return refuse(Fault::Everyone),
+                _ => return Ok(Self::V6 { network: v6.network().to_bits(), mask: v6.netmask().to_bits() }),
+            },
+        };
+        match u32::MAX.checked_shl(32 - u32::from(length)) {
+            Some(mask) => Ok(Self::V4 { network: v4.to_bits(), mask }),
+            None => refuse(Fault::Everyone),
+        }
     }
-    let network = match network {
-        IpNet::V6(v6) => match (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(96)) {
-            (Some(v4), Some(bits)) => Ipv4Net::new(v4, bits).map_or(IpNet::V6(v6), IpNet::V4),
-            // Covers mapped addresses, and so all of IPv4, which nobody means who writes it.
-            _ if v6.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()) => return refuse(Fault::Everyone),
-            _ => IpNet::V6(v6),
-        },
-        IpNet::V4(v4) => IpNet::V4(v4),
-    };
-    if network.prefix_len() == 0 { refuse(Fault::Everyone) } else { Ok(network) }
+
+    fn contains(self, address: IpAddr) -> bool {
+        match (self, address) {
+            (Self::V4 { network, mask }, IpAddr::V4(address)) => address.to_bits() & mask == network,
+            (Self::V6 { network, mask }, IpAddr::V6(address)) => address.to_bits() & mask == network,
+            (Self::V4 { .. }, IpAddr::V6(_)) | (Self::V6 { .. }, IpAddr::V4(_)) => false,
+        }
+    }
 }
 
 /// Why a list of trusted proxies was refused.

@@ -18,20 +18,20 @@ pub(super) type Entry = Option<IpAddr>;
 
 /// The entries of all `X-Forwarded-For` lines, which are one list (RFC 9110 §5.3), from the right.
 pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Entry> {
-    entries(headers, X_FORWARDED_FOR, plain_entry)
+    entries(headers, &X_FORWARDED_FOR, plain_entry)
 }
 
 /// The entries of all `Forwarded` lines, from the right.
 pub(super) fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = Entry> {
-    entries(headers, header::FORWARDED, element)
+    entries(headers, &header::FORWARDED, element)
 }
 
-pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// What stands behind the last comma of a line, and what is left of the line before it.
 type Split<'a> = (Entry, Option<&'a [u8]>);
 
-fn entries(headers: &HeaderMap, name: HeaderName, split: fn(&[u8]) -> Split<'_>) -> impl Iterator<Item = Entry> {
+fn entries(headers: &HeaderMap, name: &HeaderName, split: impl Fn(&[u8]) -> Split<'_>) -> impl Iterator<Item = Entry> {
     let mut lines = headers.get_all(name).into_iter().rev().map(HeaderValue::as_bytes);
     let mut rest = None;
     std::iter::from_fn(move || {
@@ -56,19 +56,17 @@ fn plain_entry(line: &[u8]) -> Split<'_> {
 /// brackets, with a port, with a zone.
 pub(super) fn address(entry: &[u8]) -> Entry {
     let text = str::from_utf8(trim(entry)).ok()?;
-    if let Some((inside, port)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+    // Most are this.
+    if let Some(v4) = ipv4(text) {
+        return Some(v4);
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (inside, port) = rest.split_once(']')?;
         return if port.is_empty() || is_port(port.strip_prefix(':')?) { ipv6(inside) } else { None };
     }
-    match text.split_once(':') {
-        Some((v4, port)) if !port.contains(':') => {
-            if is_port(port) {
-                ipv4(v4)
-            } else {
-                None
-            }
-        }
-        Some(_) => ipv6(text),
-        None => ipv4(text),
+    match text.split_once(':')? {
+        (v4, port) if !port.contains(':') => is_port(port).then(|| ipv4(v4))?,
+        _ => ipv6(text),
     }
 }
 

@@ -163,7 +163,7 @@ pub(super) const REMEDY: &str = "serve with `into_make_service_with_connect_info
 
 /// Whether a proxy seems to have told whom it speaks for.
 pub(super) fn names_a_client(headers: &HeaderMap) -> bool {
-    headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED)
+    headers.contains_key(&X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED)
 }
 
 /// Whether an address is of the kind that proxies of one's own have.
