@@ -29,15 +29,40 @@ use crate::quota::Quota;
 #[repr(transparent)]
 pub(crate) struct Bucket(u64);
 
-/// What a draw came to. Nothing is written yet: the caller writes `after` or `clamped` as the other policies decide.
+/// What a draw comes to. Nothing is written yet: the caller writes one of the buckets as the other policies decide.
+///
+/// Numbers, and no variants with fields of their own: these are taken apart several times in each decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drawn {
-    /// The cells are there. With `after` written, they are drawn: `added` nanoseconds of backlog.
-    Grant { after: Bucket, added: u64 },
-    /// The cells are there after `wait` nanoseconds.
-    Wait { clamped: Bucket, wait: u64 },
+pub(crate) struct Drawn {
+    /// With the cells drawn, where they are granted.
+    pub(crate) after: Bucket,
+    /// With nothing drawn, and nothing owed beyond what the quota lets be owed.
+    pub(crate) clamped: Bucket,
+    /// Nanoseconds until the cells are there: [`Self::NOW`], [`Self::NEVER`], or between.
+    pub(crate) wait: u64,
+}
+
+impl Drawn {
+    /// The cells are granted.
+    pub(crate) const NOW: u64 = 0;
     /// The cells exceed the burst: no wait helps.
-    Never { clamped: Bucket },
+    pub(crate) const NEVER: u64 = u64::MAX;
+
+    #[inline(always)]
+    pub(crate) fn is_granted(self) -> bool {
+        self.wait == Self::NOW
+    }
+
+    /// Granted, with nothing drawn.
+    #[inline(always)]
+    pub(crate) fn nothing(bucket: Bucket) -> Self {
+        Self { after: bucket, clamped: bucket, wait: Self::NOW }
+    }
+
+    #[inline(always)]
+    pub(crate) fn refused(bucket: Bucket, wait: u64) -> Self {
+        Self { after: bucket, clamped: bucket, wait }
+    }
 }
 
 impl Bucket {
@@ -63,12 +88,10 @@ impl Bucket {
     #[inline(always)]
     pub(crate) fn draw(self, now: u64, quota: Quota, cells: u32) -> Drawn {
         let clamped = self.clamped(now, quota);
-        let Some(cells) = NonZeroU32::new(cells) else {
-            return Drawn::Grant { after: clamped, added: 0 };
-        };
+        let Some(cells) = NonZeroU32::new(cells) else { return Drawn::nothing(clamped) };
         // Before governor is asked, whose product of cells and period would wrap in a release build.
         if cells.get() > quota.burst_size() {
-            return Drawn::Never { clamped };
+            return Drawn::refused(clamped, Drawn::NEVER);
         }
         let backlog = Backlog(Cell::new(clamped.0.saturating_sub(now)));
         // Spelled out, for the default of the last parameter depends on governor's features.
@@ -78,17 +101,16 @@ impl Bucket {
             1 => governor.check(),
             _ => match governor.check_n(cells) {
                 Ok(verdict) => verdict,
-                Err(_above_the_burst) => return Drawn::Never { clamped },
+                Err(_above_the_burst) => return Drawn::refused(clamped, Drawn::NEVER),
             },
         };
-        let before = clamped.0.saturating_sub(now);
         match verdict {
             Ok(()) => match now.checked_add(backlog.0.get()) {
-                Some(after) => Drawn::Grant { after: Self(after), added: backlog.0.get().saturating_sub(before) },
+                Some(after) => Drawn { after: Self(after), clamped, wait: Drawn::NOW },
                 // The clock is within one bucket of its end, 584 years from its origin.
-                None => Drawn::Wait { clamped, wait: quota.cell_nanos() },
+                None => Drawn::refused(clamped, quota.cell_nanos()),
             },
-            Err(not_until) => Drawn::Wait { clamped, wait: not_until.earliest_possible().as_u64() },
+            Err(not_until) => Drawn::refused(clamped, not_until.earliest_possible().as_u64()),
         }
     }
 
@@ -173,8 +195,9 @@ mod tests {
 
     #[test]
     fn put_back_returns_what_time_has_not_given_back_already() {
-        let Drawn::Grant { after, added } = Bucket::default().draw(0, Q, 3) else { panic!("a full bucket grants 3") };
-        assert_eq!((after.to_bits(), added), (300 * MS, 300 * MS));
+        let Drawn { after, .. } = Bucket::default().draw(0, Q, 3);
+        let added = 300 * MS;
+        assert_eq!(after.to_bits(), added);
         assert_eq!(after.put_back(added, 0).to_bits(), 0);
         assert_eq!(after.put_back(added, 120 * MS).to_bits(), 120 * MS);
         assert_eq!(after.put_back(added, 301 * MS), after);
@@ -196,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_far_future_bucket_heals_within_two_bursts() {
-        let Drawn::Wait { clamped, wait } = Bucket::from_bits(u64::MAX).draw(7, Q, 1) else { panic!("refused") };
+        let Drawn { clamped, wait, .. } = Bucket::from_bits(u64::MAX).draw(7, Q, 1);
         assert_eq!(clamped.to_bits(), 7 + 1_000 * MS);
         assert_eq!(wait, 600 * MS); // until 400 ms of backlog are left
     }
@@ -206,7 +229,7 @@ mod tests {
         for k in 0..1_000 {
             let drawn = Bucket::default().draw(u64::MAX - k * MS, Q, 5);
             let fits = k * MS >= 500 * MS;
-            assert_eq!(matches!(drawn, Drawn::Grant { .. }), fits, "{k} ms before the end");
+            assert_eq!(drawn.is_granted(), fits, "{k} ms before the end");
         }
     }
 
@@ -217,15 +240,15 @@ mod tests {
         let clamped = Bucket(bucket.min((u128::from(now) + 2 * t * burst).min(u128::from(u64::MAX)) as u64));
         let next = ahead + t * u128::from(cells);
         if cells == 0 {
-            Drawn::Grant { after: clamped, added: 0 }
+            Drawn::nothing(clamped)
         } else if u128::from(cells) > burst {
-            Drawn::Never { clamped }
+            Drawn::refused(clamped, Drawn::NEVER)
         } else if next > t * burst {
-            Drawn::Wait { clamped, wait: (next - t * burst) as u64 }
+            Drawn::refused(clamped, (next - t * burst) as u64)
         } else if u128::from(now) + next > u128::from(u64::MAX) {
-            Drawn::Wait { clamped, wait: t as u64 }
+            Drawn::refused(clamped, t as u64)
         } else {
-            Drawn::Grant { after: Bucket((u128::from(now) + next) as u64), added: (t * u128::from(cells)) as u64 }
+            Drawn { after: Bucket((u128::from(now) + next) as u64), clamped, wait: Drawn::NOW }
         }
     }
 

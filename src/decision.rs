@@ -8,7 +8,12 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
-use crate::{key::Key, policy::Policy, quota::Quota};
+use crate::{
+    bucket::{Bucket, Drawn},
+    key::Key,
+    policy::Policy,
+    quota::Quota,
+};
 
 /// Whether a request is admitted.
 #[derive(Debug)]
@@ -43,7 +48,7 @@ pub struct Allowed<'a> {
     pub(crate) policies: &'a [Policy],
     /// The reading of the clock at which the cells were drawn.
     pub(crate) at: u64,
-    pub(crate) draws: SmallVec<[Draw; INLINE]>,
+    pub(crate) draws: Draws,
 }
 
 impl Allowed<'_> {
@@ -68,7 +73,7 @@ impl fmt::Debug for Allowed<'_> {
 pub struct Denied {
     policies: Arc<[Policy]>,
     cause: Cause,
-    trials: SmallVec<[Trial; INLINE]>,
+    trials: Trials,
 }
 
 #[derive(Clone)]
@@ -101,7 +106,7 @@ impl Denied {
         Self { policies, cause: Cause::MissingKey { policy, status, challenge }, trials: SmallVec::new() }
     }
 
-    pub(crate) fn tried(policies: Arc<[Policy]>, trials: SmallVec<[Trial; INLINE]>) -> Self {
+    pub(crate) fn tried(policies: Arc<[Policy]>, trials: Trials) -> Self {
         Self { policies, cause: Cause::Tried, trials }
     }
 
@@ -286,6 +291,17 @@ pub(crate) struct Trial {
 }
 
 impl Trial {
+    /// How the policy of this index stands, whose `bucket` was drawn from or not.
+    #[inline(always)]
+    pub(crate) fn of(policy: usize, quota: Quota, bucket: Bucket, drawn: Drawn, now: u64) -> Self {
+        let outcome = match drawn.wait {
+            Drawn::NOW => Outcome::Granted,
+            Drawn::NEVER => Outcome::Never,
+            wait => Outcome::Wait(wait),
+        };
+        Self { policy, quota, backlog: bucket.backlog(now, quota), outcome }
+    }
+
     fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {
         let policy = policies[self.policy].name();
         Standing { policy, quota: self.quota, backlog: self.backlog, outcome: self.outcome }
@@ -323,5 +339,9 @@ pub(crate) struct Draw {
     pub(crate) from_overflow: bool,
 }
 
-/// Policies of one limiter that a decision holds without allocating.
-pub(crate) const INLINE: usize = 4;
+pub(crate) type Draws = SmallVec<[Draw; INLINE]>;
+
+pub(crate) type Trials = SmallVec<[Trial; INLINE]>;
+
+/// Policies whose receipts a decision holds without allocating. They are moved with it, and most limiters have one or two.
+const INLINE: usize = 2;

@@ -9,10 +9,11 @@ use std::sync::{
 };
 
 use crate::{
-    bucket::Bucket,
+    bucket::{Bucket, Drawn},
     clock::Clock,
     decision::Draw,
     key::Key,
+    policy::Charge,
     store::{Hold, Room, Store},
     sweeper::Sweeping,
 };
@@ -55,6 +56,24 @@ impl Buckets {
             Kept::Locked(bucket) => Held::Locked(lock(bucket)),
             Kept::Lone(bucket) => Held::Lone(bucket),
         }
+    }
+
+    /// Draws from a bucket that exists, where nothing but the draw is written: the way that nearly all requests of a
+    /// limiter with one policy go, without the means to hold several buckets. `None` leaves everything as it is.
+    #[inline(always)]
+    pub(super) fn draw_alone(&self, charge: &Charge, clock: &Clock) -> Option<Alone> {
+        let Kept::Keyed { store, .. } = &self.kept else { return None };
+        let mut bucket = store.existing(charge.key)?;
+        let now = clock.now();
+        let (found, generation) = (*bucket, self.generation());
+        let drawn = found.draw(now, charge.quota, charge.cells);
+        if drawn.clamped != found {
+            return None;
+        }
+        if drawn.is_granted() {
+            *bucket = drawn.after;
+        }
+        Some(Alone { found, drawn, now, generation })
     }
 
     /// The bucket of `key` as it stands; an empty one where there is none.
@@ -128,12 +147,20 @@ impl Buckets {
     }
 }
 
+/// What [`Buckets::draw_alone`] came to.
+pub(super) struct Alone {
+    pub(super) found: Bucket,
+    pub(super) drawn: Drawn,
+    pub(super) now: u64,
+    pub(super) generation: u64,
+}
+
 /// One bucket, exclusively, except for the lone global one.
 pub(super) enum Held<'a> {
     Keyed(Hold<'a>),
     Locked(MutexGuard<'a, Bucket>),
     Lone(&'a AtomicU64),
-    Released,
+    Nothing,
 }
 
 impl Held<'_> {
@@ -143,7 +170,7 @@ impl Held<'_> {
             Self::Keyed(hold) => hold.bucket(),
             Self::Locked(bucket) => **bucket,
             Self::Lone(bucket) => Bucket::from_bits(bucket.load(Ordering::Acquire)),
-            Self::Released => Bucket::default(),
+            Self::Nothing => Bucket::default(),
         }
     }
 
@@ -151,29 +178,23 @@ impl Held<'_> {
     pub(super) fn room(&self) -> Room {
         match self {
             Self::Keyed(hold) => hold.room(),
-            Self::Locked(_) | Self::Lone(_) | Self::Released => Room::Own,
+            Self::Locked(_) | Self::Lone(_) | Self::Nothing => Room::Own,
         }
     }
 
-    /// Writes to what is locked.
+    /// Writes, unless the bucket has no lock and is no longer as it was `found`. True where it was written.
     #[inline(always)]
-    pub(super) fn write(self, bucket: Bucket) {
+    pub(super) fn write(&mut self, found: Bucket, bucket: Bucket) -> bool {
         match self {
             Self::Keyed(hold) => hold.write(bucket),
-            Self::Locked(mut locked) => *locked = bucket,
-            Self::Lone(_) | Self::Released => {}
-        }
-    }
-
-    /// Writes to what is not locked, unless it is no longer as it was `found`. True where nothing stands in the way.
-    #[inline(always)]
-    pub(super) fn exchange(&self, found: Bucket, bucket: Bucket) -> bool {
-        match self {
+            Self::Locked(locked) => **locked = bucket,
             Self::Lone(lone) => {
-                lone.compare_exchange(found.to_bits(), bucket.to_bits(), Ordering::AcqRel, Ordering::Acquire).is_ok()
+                let (found, bucket) = (found.to_bits(), bucket.to_bits());
+                return lone.compare_exchange(found, bucket, Ordering::AcqRel, Ordering::Acquire).is_ok();
             }
-            Self::Keyed(_) | Self::Locked(_) | Self::Released => true,
+            Self::Nothing => {}
         }
+        true
     }
 }
 

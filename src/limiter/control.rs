@@ -57,19 +57,17 @@ impl Limiter {
     pub fn charge(&self, policy: &str, key: Key, cells: u32) -> Result<Standing<'_>, UnknownPolicy> {
         let (policy, buckets) = self.find(policy)?;
         let quota = policy.quota();
-        let held = buckets.hold(key);
+        let mut held = buckets.hold(key);
         let tracked = !matches!(held.room(), Room::Refused | Room::Untracked);
         let (after, now) = loop {
             let found = held.bucket();
             let now = self.shared.clock.now();
             let after = found.debit(now, quota, cells);
-            if held.exchange(found, after) {
+            // What owes nothing needs no bucket.
+            if after.is_idle(now) || held.write(found, after) {
                 break (after, now);
             }
         };
-        if !after.is_idle(now) {
-            held.write(after);
-        }
         let after = if tracked { after } else { Bucket::default() };
         Ok(Standing::of(policy.name(), quota, after.backlog(now, quota)))
     }

@@ -37,22 +37,25 @@ mod builder;
 mod claim;
 mod control;
 
-use std::{array, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use http::{Request, StatusCode};
 use smallvec::SmallVec;
 
-use self::{buckets::Buckets, claim::Claim};
+use self::{
+    buckets::{Alone, Buckets},
+    claim::Claim,
+};
 pub use self::{
     builder::{Builder, ConfigError, Sweep},
     control::UnknownPolicy,
 };
 use crate::{
     clock::Clock,
-    decision::{Allowed, Decision, Denied},
+    decision::{Allowed, Decision, Denied, Draw, Draws, Trial, Trials},
     key::{KeyHasher, Parts, RequestHead},
     observe,
-    policy::Policy,
+    policy::{Charge, Policy},
 };
 
 /// Policies and their buckets. Clones share them: give one limiter to several layers and their requests are counted
@@ -112,63 +115,78 @@ impl Limiter {
 #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
 impl Shared {
     fn decide(&self, head: RequestHead<'_>) -> Decision<'_> {
-        let mut draws = SmallVec::new();
-        match self.judge(head, |claim, now| {
-            if let Some(draw) = claim.receipt(now) {
-                draws.push(draw);
-            }
-        }) {
+        let mut draws = Draws::new();
+        match self.judge(head, Some(&mut draws)) {
             Ok(at) => Decision::Allow(Allowed { policies: &self.policies, at, draws }),
             Err(denied) => Decision::Deny(denied),
         }
     }
 
     fn admit(&self, head: RequestHead<'_>) -> Result<(), Denied> {
-        self.judge(head, |_, _| {}).map(drop)
+        self.judge(head, None).map(drop)
     }
 
-    /// Returns the reading of the clock at which the cells were drawn; `granted` is called for each policy's part before
-    /// it is written.
-    #[inline]
-    fn judge(&self, head: RequestHead<'_>, granted: impl FnMut(&Claim<'_>, u64)) -> Result<u64, Denied> {
-        let claim = |policy| Claim::new(policy, &self.buckets[policy]);
-        // The claims stay where they are made, and a single one is told apart so that it can live in registers.
-        match self.policies.len() {
-            1 => self.judge_in(&mut [claim(0)], head, granted),
-            n => {
-                let mut few: [_; 4] = array::from_fn(|index| claim(index.min(n - 1)));
-                let mut many = Vec::new();
-                if n > few.len() {
-                    many.extend((0..n).map(claim));
-                }
-                self.judge_in(few.get_mut(..n).unwrap_or(&mut many), head, granted)
-            }
-        }
-    }
-
+    /// Returns the reading of the clock at which the cells were drawn, and leaves the receipts where they are asked for.
     #[inline(always)]
-    fn judge_in<'a>(
-        &'a self,
-        claims: &mut [Claim<'a>],
-        head: RequestHead<'_>,
-        granted: impl FnMut(&Claim<'a>, u64),
-    ) -> Result<u64, Denied> {
-        for (index, claim) in claims.iter_mut().enumerate() {
-            let policy = &self.policies[index];
+    fn judge(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>) -> Result<u64, Denied> {
+        if let [policy] = &*self.policies {
+            return match policy.charge(head) {
+                Ok(Some(charge)) => self.judge_one(charge, receipts),
+                Ok(None) => Ok(self.clock.now()),
+                Err(status) => Err(self.missing_key(0, status, head)),
+            };
+        }
+        let mut charges = SmallVec::<[_; 4]>::new();
+        for (index, policy) in self.policies.iter().enumerate() {
             match policy.charge(head) {
-                Ok(charge) => claim.set_charge(charge),
+                Ok(Some(charge)) => charges.push((index, charge)),
+                Ok(None) => {}
                 Err(status) => return Err(self.missing_key(index, status, head)),
             }
         }
-        let verdict = self.try_all(claims, granted);
-        // Every lock is released.
-        claims.iter().filter(|claim| claim.is_crowded_out()).for_each(Claim::press);
-        verdict.map_err(|now| self.denied(claims, now))
+        self.judge_all(&charges, receipts)
+    }
+
+    #[inline(always)]
+    fn judge_one(&self, charge: Charge, receipts: Option<&mut Draws>) -> Result<u64, Denied> {
+        let Some(Alone { found, drawn, now, generation }) = self.buckets[0].draw_alone(&charge, &self.clock) else {
+            return self.judge_all(&[(0, charge)], receipts);
+        };
+        let Charge { key, quota, cells } = charge;
+        let trial = Trial::of(0, quota, if drawn.is_granted() { drawn.after } else { found }, drawn, now);
+        if !drawn.is_granted() {
+            return Err(self.denied(SmallVec::from_iter([trial])));
+        }
+        if let Some(receipts) = receipts {
+            let added = quota.cell_nanos() * u64::from(cells);
+            receipts.push(Draw { trial, key, added, generation, from_overflow: false });
+        }
+        Ok(now)
+    }
+
+    #[inline(never)]
+    fn judge_all(&self, charges: &[(usize, Charge)], receipts: Option<&mut Draws>) -> Result<u64, Denied> {
+        let mut trials = Trials::new();
+        let (result, crowded_out) = {
+            let claims = charges.iter().map(|(policy, charge)| Claim::new(*policy, *charge, &self.buckets[*policy]));
+            let mut claims = claims.collect::<SmallVec<[Claim<'_>; 4]>>();
+            let result = self.try_all(&mut claims);
+            match (result, receipts) {
+                (Ok(now), Some(receipts)) => receipts.extend(claims.iter().map(|claim| claim.receipt(now))),
+                (Ok(_), None) => {}
+                (Err(now), _) => trials.extend(claims.iter().map(|claim| claim.trial(now, false))),
+            }
+            (result, claims.iter().find_map(Claim::crowded_out))
+            // Here every lock is released.
+        };
+        if let Some(policy) = crowded_out {
+            self.buckets[policy].press();
+        }
+        result.map_err(|_refused_at| self.denied(trials))
     }
 
     /// The critical section: returns the reading of the clock at which all have granted, or not all.
-    #[inline(always)]
-    fn try_all<'a>(&'a self, claims: &mut [Claim<'a>], mut granted: impl FnMut(&Claim<'a>, u64)) -> Result<u64, u64> {
+    fn try_all(&self, claims: &mut [Claim<'_>]) -> Result<u64, u64> {
         for claim in &mut *claims {
             claim.hold(&self.policies);
         }
@@ -182,17 +200,10 @@ impl Shared {
             for claim in &mut *claims {
                 all &= claim.draw(now);
             }
-            // The limiter's order puts a bucket without a lock last.
-            if !claims.last().is_none_or(|last| last.exchange(all)) {
-                continue;
+            // From the last: the bucket without a lock, which may have changed. The others cannot have.
+            if claims.iter_mut().rev().all(|claim| claim.write(all)) {
+                return if all { Ok(now) } else { Err(now) };
             }
-            for claim in claims {
-                if all {
-                    granted(claim, now);
-                }
-                claim.settle(all);
-            }
-            return if all { Ok(now) } else { Err(now) };
         }
     }
 
@@ -205,8 +216,7 @@ impl Shared {
     }
 
     #[inline(never)]
-    fn denied(&self, claims: &[Claim<'_>], now: u64) -> Denied {
-        let trials = claims.iter().filter_map(|claim| claim.trial(now, false)).collect();
+    fn denied(&self, trials: Trials) -> Denied {
         let denied = Denied::tried(Arc::clone(&self.policies), trials);
         observe::refused(denied.policy(), || denied.reason());
         denied

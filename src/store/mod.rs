@@ -70,7 +70,7 @@ impl Store {
             Entry::Occupied(entry) => return Hold::Own(entry.into_ref()),
             // Under the lock, so that one key never competes with itself for a place.
             Entry::Vacant(entry) if self.capacity.reserve(self.map.hasher(), key) => {
-                return Hold::New(Newcomer { place: Place { store: self, key, taken: false }, entry });
+                return Hold::New(Newcomer { place: Place { store: self, key, taken: false }, entry: Some(entry) });
             }
             // Released: the slots of the overflow table are locked alone.
             Entry::Vacant(entry) => drop(entry),
@@ -132,10 +132,10 @@ impl Hold<'_> {
     }
 
     #[inline(always)]
-    pub(crate) fn write(self, bucket: Bucket) {
+    pub(crate) fn write(&mut self, bucket: Bucket) {
         match self {
-            Self::Own(mut own) => *own = bucket,
-            Self::Overflow(mut slot) => *slot = bucket,
+            Self::Own(own) => **own = bucket,
+            Self::Overflow(slot) => **slot = bucket,
             Self::New(newcomer) => newcomer.insert(bucket),
             Self::Refused | Self::Untracked => {}
         }
@@ -169,13 +169,16 @@ pub(crate) enum Room {
 pub(crate) struct Newcomer<'a> {
     // First, so that on a refusal the count falls before the shard is released: the count is never below the map.
     place: Place<'a>,
-    entry: VacantEntry<'a, Key, Bucket>,
+    /// `None` once it has entered.
+    entry: Option<VacantEntry<'a, Key, Bucket>>,
 }
 
 impl Newcomer<'_> {
-    fn insert(mut self, bucket: Bucket) {
-        self.place.taken = true;
-        self.entry.insert(bucket);
+    fn insert(&mut self, bucket: Bucket) {
+        if let Some(entry) = self.entry.take() {
+            self.place.taken = true;
+            entry.insert(bucket);
+        }
     }
 }
 
