@@ -135,12 +135,12 @@ fn combinations_with_an_address_are_subject_to_its_share() {
 #[test]
 fn one_key_never_competes_with_itself_for_the_last_place() {
     for at_cap in [AtCap::Overflow, AtCap::Allow, AtCap::Deny] {
-        for _ in 0..300 {
+        for _ in 0..2_000 {
             let policy = Policy::per(Header::new("k"), Quota::per_hour(1)).max_keys(1).at_cap(at_cap);
             let (limiter, _clock) = limiter([policy]);
-            let start = Barrier::new(2);
+            let start = Barrier::new(4);
             let total: usize = thread::scope(|scope| {
-                let racers = [0, 1].map(|_| {
+                let racers = [0; 4].map(|_| {
                     scope.spawn(|| {
                         let request = with_header("k", "a");
                         start.wait();

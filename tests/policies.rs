@@ -287,6 +287,10 @@ mod control {
         let neighbour = "2001:db8::ffff:1".parse().unwrap();
         assert_eq!(limiter.peek("per-ip", limiter.key_of(PeerIp.network(neighbour))).unwrap().remaining(), 7);
         assert_eq!(limiter.peek("site", limiter.key_of(site.network(neighbour))).unwrap().remaining(), 7);
+        let [plain, mapped, other] =
+            ["192.0.2.1", "::ffff:192.0.2.1", "::ffff:192.0.2.2"].map(|text| text.parse().unwrap());
+        assert_eq!(limiter.key_of(PeerIp.network(plain)), limiter.key_of(PeerIp.network(mapped)));
+        assert_ne!(limiter.key_of(PeerIp.network(mapped)), limiter.key_of(PeerIp.network(other)));
     }
 
     #[test]

@@ -76,7 +76,7 @@ fn swp01_the_thread_comes_with_the_first_keyed_limiter_sweeps_and_ends_with_the_
     full_clock.advance(Duration::from_secs(3_600));
     until(move || {
         let _ = full.decide(&request(2));
-        // Two hours later the newcomer owes nothing either: it has come in if the first was swept.
+        // It has a bucket of its own, and owes, only if the first was swept.
         full.peek("per-ip", full.key_of(PeerIp.network([10, 0, 0, 2].into()))).unwrap().remaining() == 0
     });
 

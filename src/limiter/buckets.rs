@@ -62,18 +62,36 @@ impl Buckets {
     /// limiter with one policy go, without the means to hold several buckets. `None` leaves everything as it is.
     #[inline(always)]
     pub(super) fn draw_alone(&self, charge: &Charge, clock: &Clock) -> Option<Alone> {
-        let Kept::Keyed { store, .. } = &self.kept else { return None };
-        let mut bucket = store.existing(charge.key)?;
+        match &self.kept {
+            Kept::Keyed { store, .. } => {
+                let mut bucket = store.existing(charge.key)?;
+                let alone = self.draw_from(*bucket, charge, clock)?;
+                if alone.drawn.is_granted() {
+                    *bucket = alone.drawn.after;
+                }
+                Some(alone)
+            }
+            Kept::Lone(bucket) => loop {
+                // Read before the clock, and exchanged only if nothing came between.
+                let found = bucket.load(Ordering::Acquire);
+                let alone = self.draw_from(Bucket::from_bits(found), charge, clock)?;
+                let after = alone.drawn.after.to_bits();
+                if !alone.drawn.is_granted()
+                    || bucket.compare_exchange(found, after, Ordering::AcqRel, Ordering::Acquire).is_ok()
+                {
+                    return Some(alone);
+                }
+            },
+            Kept::Locked(_) => None,
+        }
+    }
+
+    #[inline(always)]
+    fn draw_from(&self, found: Bucket, charge: &Charge, clock: &Clock) -> Option<Alone> {
+        let generation = self.generation();
         let now = clock.now();
-        let (found, generation) = (*bucket, self.generation());
         let drawn = found.draw(now, charge.quota, charge.cells);
-        if drawn.clamped != found {
-            return None;
-        }
-        if drawn.is_granted() {
-            *bucket = drawn.after;
-        }
-        Some(Alone { found, drawn, now, generation })
+        (drawn.clamped == found).then_some(Alone { found, drawn, now, generation })
     }
 
     /// The bucket of `key` as it stands; an empty one where there is none.
