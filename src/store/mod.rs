@@ -201,3 +201,24 @@ impl Drop for Place<'_> {
 fn shards(max_keys: usize) -> usize {
     (max_keys / 4_096).next_power_of_two().max(64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::ManualClock,
+        key::{IntoKey as _, KeyHasher},
+    };
+
+    /// What a thread meets whose look-up was too early to see the key that another one has just brought in.
+    #[test]
+    fn a_key_that_another_thread_has_inserted_first_keeps_its_place() {
+        let store = Store::new(1, AtCap::Deny, ManualClock::new().into());
+        let key = 1_u64.into_key(&KeyHasher::random());
+        store.hold(key).write(Bucket::from_bits(7));
+        let late = store.hold_new(key);
+        assert_eq!((late.room(), late.bucket()), (Room::Own, Bucket::from_bits(7)));
+        drop(late);
+        assert_eq!(store.len(), 1);
+    }
+}
