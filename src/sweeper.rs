@@ -208,8 +208,8 @@ fn sweep(policy: &str, store: &Store, was_near_cap: bool) -> bool {
     near_cap
 }
 
-/// Half the time in which an exhausted bucket is full again, between a second and a minute: most keys are gone after one and a half of
-/// it, and a long window does not mean rare sweeps.
+/// Half the time in which an exhausted bucket is full again, between a second and a minute: most keys are gone after
+/// one and a half of it, and a long window does not mean rare sweeps.
 pub(crate) fn period(time_to_fill: Duration) -> Duration {
     (time_to_fill / 2).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }

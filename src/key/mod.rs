@@ -64,9 +64,10 @@ pub(crate) use self::{
 /// What a policy counts by, in 16 bytes.
 ///
 /// IPv4 addresses, IPv6 prefixes and integers of up to 64 bits are kept exactly. Anything else (strings, header values,
-/// combinations, whole IPv6 addresses) is kept as a SipHash under a key that is drawn at random for each limiter: a flood of long header values cannot grow
-/// memory, no API key is stored, and nobody outside can compute which values share a bucket. Values of different kinds
-/// never share one: user `5` is not address `::5`, and `("a:b", "c")` is not `("a", "b:c")`.
+/// combinations, whole IPv6 addresses) is kept as a SipHash under a key that is drawn at random for each limiter: a
+/// flood of long header values cannot grow memory, no API key is stored, and nobody outside can compute which values
+/// share a bucket. Values of different kinds never share one: user `5` is not address `::5`, and `("a:b", "c")` is not
+/// `("a", "b:c")`.
 ///
 /// A key means something only to the limiter that made it. `Debug` shows the kind and nothing of the value.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -4,9 +4,9 @@
 //!
 //! A bucket that owes something is never evicted: forgetting it would hand its client a fresh burst. So a full store
 //! takes no new keys until time has emptied some, and the question is who can fill it. One coarse network (IPv4 /16,
-//! IPv6 /40) may hold at most 1/64 of the cap, or 64 keys if that is more; new keys beyond that, and all new keys at the cap, share buckets of a
-//! fixed table: one for each network, or for each hash where a key has no address in it. Whoever floods the store from
-//! one network spends that network's slot and nobody else's.
+//! IPv6 /40) may hold at most 1/64 of the cap, or 64 keys if that is more; new keys beyond that, and all new keys at
+//! the cap, share buckets of a fixed table: one for each network, or for each hash where a key has no address in it.
+//! Whoever floods the store from one network spends that network's slot and nobody else's.
 
 use std::{
     hash::{BuildHasher, Hash},
