@@ -20,7 +20,7 @@ use crate::{
 
 pub(super) struct Buckets {
     kept: Kept,
-    /// Advanced by whatever takes backlog away from a bucket other than time: receipts from before are void.
+    /// Advanced when backlog is cut off, which neither time nor a receipt accounts for: receipts from before are void.
     generation: AtomicU64,
 }
 

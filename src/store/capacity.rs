@@ -56,7 +56,8 @@ impl Capacity {
     }
 
     pub(super) fn is_near(&self) -> bool {
-        self.live() > self.max / 5 * 4
+        // Of at most 2^32 keys. Divided first, a map for four keys would be near its cap with one.
+        self.live() as u64 * 5 > self.max as u64 * 4
     }
 
     pub(super) fn max(&self) -> usize {
@@ -170,6 +171,17 @@ mod tests {
             }
             assert_eq!(capacity.live(), 0);
             assert!(capacity.networks.iter().all(|count| count.load(Ordering::Relaxed) == 0));
+        }
+    }
+
+    #[test]
+    fn over_80_percent_are_near_the_cap_also_of_a_small_one() {
+        let (hasher, keys) = (RandomState::new(), KeyHasher::random());
+        for (max, near) in [(1, 1), (4, 4), (5, 5), (10, 9), (100, 81)] {
+            let capacity = Capacity::new(max);
+            let taken =
+                (0..max as u64).take_while(|n| !capacity.is_near() && capacity.reserve(&hasher, n.into_key(&keys)));
+            assert_eq!(taken.count(), near, "of {max}");
         }
     }
 

@@ -210,6 +210,11 @@ mod tests {
         key::{IntoKey as _, KeyHasher},
     };
 
+    #[test]
+    fn a_key_with_its_bucket_takes_24_bytes() {
+        assert_eq!(size_of::<(Key, Bucket)>(), 24);
+    }
+
     /// What a thread meets whose look-up was too early to see the key that another one has just brought in.
     #[test]
     fn a_key_that_another_thread_has_inserted_first_keeps_its_place() {
