@@ -22,7 +22,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// A source of time: the system's monotonic clock, or one that a test moves by hand.
@@ -103,6 +103,13 @@ impl ManualClock {
     pub fn set(&self, since_origin: Duration) {
         self.nanos.store(nanos(since_origin), Ordering::Release);
     }
+}
+
+/// Seconds since 1970 by the wall clock: for a field that is defined so, and for nothing that is decided.
+pub(crate) fn unix_seconds() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+    let now = SystemTime::now();
+    now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Whole nanoseconds, at most `u64::MAX`.

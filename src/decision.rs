@@ -67,13 +67,15 @@ impl fmt::Debug for Allowed<'_> {
 
 /// A refusal: which policies were violated, and how long to wait.
 ///
-/// The service puts it into the extensions of the response, whoever made that. It holds no key, and its text is fit for
-/// the client.
+/// It holds no key, and its text is fit for the client. An answer of your own may put it into the extensions of the
+/// response, for an outer layer to see.
 #[derive(Clone)]
 pub struct Denied {
     policies: Arc<[Policy]>,
     cause: Cause,
     trials: Trials,
+    /// Whole seconds that clients are told to wait beyond what they must.
+    jitter: u64,
 }
 
 #[derive(Clone)]
@@ -103,11 +105,16 @@ impl Denied {
         status: StatusCode,
         challenge: Option<HeaderValue>,
     ) -> Self {
-        Self { policies, cause: Cause::MissingKey { policy, status, challenge }, trials: SmallVec::new() }
+        Self { policies, cause: Cause::MissingKey { policy, status, challenge }, trials: SmallVec::new(), jitter: 0 }
     }
 
     pub(crate) fn tried(policies: Arc<[Policy]>, trials: Trials) -> Self {
-        Self { policies, cause: Cause::Tried, trials }
+        Self { policies, cause: Cause::Tried, trials, jitter: 0 }
+    }
+
+    /// Sends the client away for so many seconds more: the wait only grows, and so stays true.
+    pub(crate) fn jittered(self, seconds: u64) -> Self {
+        Self { jitter: seconds, ..self }
     }
 
     /// Why the request was refused. Where several reasons hold, the one that a wait helps least against.
@@ -142,10 +149,19 @@ impl Denied {
     }
 
     /// The value of the `Retry-After` field (RFC 9110 §10.2.3): [`retry_after`](Self::retry_after) in whole seconds,
-    /// rounded up, at least 1.
+    /// rounded up, at least 1, with the layer's [jitter](crate::RateLimitLayer::jitter). `None` also where a policy that
+    /// refused [advertises nothing](crate::policy::Advertise::Nothing).
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u64> {
-        self.retry_after().map(|wait| (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+        let wait = self.told_wait()?;
+        Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+    }
+
+    /// What clients are told to wait, to the nanosecond.
+    pub(crate) fn told_wait(&self) -> Option<Duration> {
+        let told = self.violated_policies().all(|policy| policy.advertised().tells_the_wait());
+        let wait = if told { self.retry_after()? } else { return None };
+        Some(wait.saturating_add(Duration::from_secs(self.jitter)))
     }
 
     /// The policies that refused, in the limiter's order. For a missing key there are none: nothing was looked at.
@@ -164,7 +180,7 @@ impl Denied {
     pub fn policy(&self) -> &str {
         match self.cause {
             Cause::MissingKey { policy, .. } => self.policies[policy].name(),
-            Cause::Tried => self.first_violated().map_or("", Policy::name),
+            Cause::Tried => self.violated_policies().next().map_or("", Policy::name),
         }
     }
 
@@ -176,29 +192,50 @@ impl Denied {
         }
     }
 
-    fn first_violated(&self) -> Option<&Policy> {
-        self.trials.iter().find(|trial| trial.outcome != Outcome::Granted).map(|trial| &self.policies[trial.policy])
+    pub(crate) fn trials(&self) -> std::slice::Iter<'_, Trial> {
+        self.trials.iter()
+    }
+
+    /// The trials of the policies that refused and had a bucket to look at.
+    pub(crate) fn refusals(&self) -> impl Iterator<Item = &Trial> {
+        self.trials.iter().filter(|trial| !matches!(trial.outcome, Outcome::Granted | Outcome::AtCapacity))
+    }
+
+    /// The names of the policies that refused, of those that clients may know.
+    pub(crate) fn told_names(&self) -> impl Iterator<Item = &str> {
+        self.violated_policies().filter(|policy| policy.advertised().names_the_policy()).map(Policy::name)
+    }
+
+    fn violated_policies(&self) -> impl Iterator<Item = &Policy> {
+        let violated = self.trials.iter().filter(|trial| trial.outcome != Outcome::Granted);
+        violated.map(|trial| &self.policies[trial.policy])
     }
 }
 
-/// One sentence or two for the client: the policy and its quota, nothing of the key.
+/// One sentence or two for the client: the policy, if it may be known, and how long to wait. Nothing of the key.
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let policy = self.policy();
-        match self.reason() {
+        let (start, what, end) = match self.reason() {
             Reason::MissingKey if self.status().is_server_error() => {
-                write!(f, "The server is not set up to tell clients apart for the policy \"{policy}\".")
+                ("The server is not set up to tell clients apart", " for the policy", ".")
             }
-            Reason::MissingKey => write!(f, "The request has no key for the policy \"{policy}\"."),
+            Reason::MissingKey => ("The request has no key", " for the policy", "."),
             Reason::CostAboveBurst => {
-                write!(f, "The request costs more than the policy \"{policy}\" ever allows at once.")
+                ("The request costs more than is ever allowed at once", " by the policy", ". Waiting does not help.")
             }
-            Reason::AtCapacity => write!(f, "The policy \"{policy}\" takes no new clients now."),
-            Reason::Exceeded => {
-                write!(f, "Too many requests for the policy \"{policy}\".")?;
-                self.retry_after_seconds().map_or(Ok(()), |seconds| write!(f, " Retry in {seconds} s."))
-            }
+            Reason::AtCapacity => ("No new clients are taken now", " by the policy", "."),
+            Reason::Exceeded => ("Too many requests", " for the policy", "."),
+        };
+        f.write_str(start)?;
+        let named = match self.cause {
+            Cause::MissingKey { policy, .. } => Some(self.policies[policy].name()),
+            Cause::Tried => self.told_names().next(),
+        };
+        if let Some(name) = named {
+            write!(f, "{what} \"{name}\"")?;
         }
+        f.write_str(end)?;
+        self.retry_after_seconds().map_or(Ok(()), |seconds| write!(f, " Retry in {seconds} s."))
     }
 }
 
@@ -303,8 +340,12 @@ impl Trial {
     }
 
     fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {
-        let policy = policies[self.policy].name();
-        Standing { policy, quota: self.quota, backlog: self.backlog, outcome: self.outcome }
+        Standing { policy: policies[self.policy].name(), ..self.unnamed() }
+    }
+
+    /// The standing without the policy's name, for whoever knows it.
+    pub(crate) fn unnamed(&self) -> Standing<'static> {
+        Standing { policy: "", quota: self.quota, backlog: self.backlog, outcome: self.outcome }
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use http::Response;
 use pin_project_lite::pin_project;
+
+use crate::headers::Fields;
 
 pin_project! {
     /// The future of [`RateLimit`](crate::RateLimit). Holds no lock and no place in any queue: drop it at any time.
@@ -21,14 +23,14 @@ pin_project! {
     #[derive(Debug)]
     #[project = StateProjection]
     enum State<F, B> {
-        Called { #[pin] future: F },
+        Called { #[pin] future: F, fields: Option<Fields> },
         Refused { response: Option<Response<B>> },
     }
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    pub(crate) fn called(future: F) -> Self {
-        Self { state: State::Called { future } }
+    pub(crate) fn called(future: F, fields: Option<Fields>) -> Self {
+        Self { state: State::Called { future, fields } }
     }
 
     pub(crate) fn refused(response: Response<B>) -> Self {
@@ -48,8 +50,12 @@ where
     /// If polled again after it was ready with a refusal.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProjection::Called { future } => {
-                future.poll(cx).map(|result| result.map(|response| response.map(C::from)))
+            StateProjection::Called { future, fields } => {
+                let mut response = ready!(future.poll(cx))?;
+                if let Some(fields) = fields.take() {
+                    fields.write(response.headers_mut());
+                }
+                Poll::Ready(Ok(response.map(C::from)))
             }
             StateProjection::Refused { response } => {
                 Poll::Ready(Ok(response.take().expect("a future is not polled after it was ready")))

@@ -1,16 +1,19 @@
 //! [`RateLimitLayer`]: puts a limiter in front of services.
 
+use std::{sync::Arc, time::Duration};
+
 use http::Response;
 use tower_layer::Layer;
 
 use crate::{
     decision::Denied,
-    key::PeerIp,
+    headers::{Draft, Reset, Style},
+    key::{PeerIp, RequestHead},
     limiter::Limiter,
     policy::Policy,
     quota::Quota,
-    response::{AnyBody, RespondFn, Standard},
-    service::RateLimit,
+    response::{AnyBody, RespondFn, RespondTo, Standard},
+    service::{Front, RateLimit},
 };
 
 /// Puts a [`Limiter`] in front of services. All of them, and all their clones, share it.
@@ -19,7 +22,7 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RateLimitLayer<R = Standard> {
-    limiter: Limiter,
+    front: Arc<Front>,
     respond: R,
 }
 
@@ -30,7 +33,7 @@ impl RateLimitLayer {
     ///
     /// On policies that [`Builder::build`](crate::limiter::Builder::build) refuses, with the same message.
     pub fn new(limiter: impl Into<Limiter>) -> Self {
-        Self { limiter: limiter.into(), respond: Standard }
+        Self { front: Front::new(limiter.into(), Style::default()), respond: Standard::default() }
     }
 
     /// Limits each client by the address of its connection, whatever its header fields say. See [`PeerIp`].
@@ -45,26 +48,63 @@ impl RateLimitLayer {
 
     /// Answers refusals with what `respond` makes of them, in the body type of the service behind.
     ///
-    /// [`Denied`] offers the status, the seconds of `Retry-After` and a sentence; nothing of them is set for you.
+    /// [`Denied`] offers the status and a sentence. `Retry-After`, `Cache-Control: no-store` and the
+    /// [fields of the policies](crate::headers) are added to what you return, except where you have set them.
     pub fn respond_with<F, B>(self, respond: F) -> RateLimitLayer<RespondFn<F>>
     where
         F: Fn(&Denied) -> Response<B>,
     {
-        RateLimitLayer { limiter: self.limiter, respond: RespondFn::new(respond) }
+        RateLimitLayer { front: self.front, respond: RespondFn::new(respond) }
+    }
+
+    /// The same as [`respond_with`](Self::respond_with), for answers that depend on the request: on what it accepts, for
+    /// instance.
+    pub fn respond_to<F, B>(self, respond: F) -> RateLimitLayer<RespondTo<F>>
+    where
+        F: Fn(RequestHead<'_>, &Denied) -> Response<B>,
+    {
+        RateLimitLayer { front: self.front, respond: RespondTo::new(respond) }
+    }
+
+    /// Answers refusals with one sentence of plain text instead of a problem in JSON.
+    pub fn plain_text(self) -> Self {
+        Self { respond: Standard { plain: true }, ..self }
     }
 
     /// Answers refusals by default in front of services with any body of bytes, by a wrapper around it. Not needed where
     /// the body is a [`RefusalBody`](crate::response::RefusalBody).
     pub fn any_body(self) -> RateLimitLayer<AnyBody> {
-        RateLimitLayer { limiter: self.limiter, respond: AnyBody }
+        RateLimitLayer { front: self.front, respond: AnyBody { standard: self.respond } }
     }
 }
 
 impl<R> RateLimitLayer<R> {
+    /// Writes the `RateLimit` fields in the syntax of another draft than [the latest](Draft::V11).
+    pub fn draft(self, draft: Draft) -> Self {
+        self.styled(|style| Style { draft, ..style })
+    }
+
+    /// Sends `X-RateLimit-Limit`, `-Remaining` and `-Reset` too, of the one policy that is nearest to its end, for clients
+    /// that know nothing else.
+    pub fn legacy(self, reset: Reset) -> Self {
+        self.styled(|style| Style { legacy: Some(reset), ..style })
+    }
+
+    /// Adds a random time to `Retry-After`, up to `most` rounded down to whole seconds, so that clients that were refused
+    /// together do not return together. Nobody is told to come back too early for it.
+    pub fn jitter(self, most: Duration) -> Self {
+        self.styled(|style| Style { jitter: most.as_secs(), ..style })
+    }
+
     /// The limiter, to share it with other layers or to control it.
     #[must_use]
     pub fn limiter(&self) -> &Limiter {
-        &self.limiter
+        &self.front.limiter
+    }
+
+    fn styled(self, change: impl FnOnce(Style) -> Style) -> Self {
+        let style = change(self.front.writer.style());
+        Self { front: Front::new(self.front.limiter.clone(), style), ..self }
     }
 }
 
@@ -73,6 +113,6 @@ impl<S, R: Clone> Layer<S> for RateLimitLayer<R> {
 
     /// Clones the handle and makes no state: axum calls this for each route, and for some for each request.
     fn layer(&self, inner: S) -> Self::Service {
-        RateLimit::new(inner, self.limiter.clone(), self.respond.clone())
+        RateLimit::new(inner, Arc::clone(&self.front), self.respond.clone())
     }
 }

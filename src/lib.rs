@@ -48,6 +48,7 @@ mod bucket;
 pub mod clock;
 pub mod decision;
 pub mod future;
+pub mod headers;
 pub mod key;
 mod layer;
 pub mod limiter;

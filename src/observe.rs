@@ -4,15 +4,19 @@
 //! everything may call it. Without the feature `tracing` each function is empty. Never called under a lock of a bucket.
 
 #[cfg(feature = "tracing")]
-pub(crate) use self::events::{Throttle, missing_key, near_cap, no_sweeper, refused, sweep_panicked, unread_address};
+pub(crate) use self::events::{
+    Throttle, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
+};
 #[cfg(not(feature = "tracing"))]
-pub(crate) use self::silence::{Throttle, missing_key, near_cap, no_sweeper, refused, sweep_panicked, unread_address};
+pub(crate) use self::silence::{
+    Throttle, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
+};
 
 #[cfg(feature = "tracing")]
 mod events {
     use std::{
         fmt, io,
-        sync::atomic::{AtomicU32, AtomicU64, Ordering},
+        sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     };
 
     use tracing::{debug, error, warn};
@@ -70,6 +74,23 @@ mod events {
         }
     }
 
+    /// Two layers tell clients of policies with one name, and clients cannot tell them apart. Said once, for the process.
+    pub(crate) fn same_name_twice<'a>(name: impl FnOnce() -> Option<&'a str>) {
+        static SAID: AtomicBool = AtomicBool::new(false);
+        if SAID.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(policy) = name() {
+            if !SAID.swap(true, Ordering::Relaxed) {
+                warn!(
+                    policy,
+                    remedy = "tell them apart with `Policy::named`, or take the limiter out of one of the layers",
+                    "two layers limit a request by policies of one name"
+                );
+            }
+        }
+    }
+
     pub(crate) fn no_sweeper(error: &io::Error) {
         error!(%error, "no thread for the sweeper: idle keys are kept until the next limiter is built");
     }
@@ -90,6 +111,7 @@ mod silence {
     pub(crate) fn missing_key(_policy: &str, _status: u16, _remedy: &'static str, _throttle: &Throttle, _now: u64) {}
     pub(crate) fn near_cap(_policy: &str, _keys: usize, _max_keys: usize) {}
     pub(crate) fn unread_address(_from_a_proxy: impl FnOnce() -> bool, _names_a_client: impl FnOnce() -> bool) {}
+    pub(crate) fn same_name_twice<'a>(_name: impl FnOnce() -> Option<&'a str>) {}
     pub(crate) fn no_sweeper(_error: &io::Error) {}
     pub(crate) fn sweep_panicked() {}
 }

@@ -51,6 +51,35 @@ pub struct Policy {
     missing: Option<Missing>,
     max_keys: usize,
     at_cap: AtCap,
+    advertise: Advertise,
+}
+
+/// What of a policy clients are told, beside the status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Advertise {
+    /// Its quota and what is left of it, on every response; on a refusal its name, in the body as well, and
+    /// `Retry-After`.
+    #[default]
+    Everything,
+    /// The same, on refusals alone.
+    OnRefusal,
+    /// How long to wait. Not which policy it was, nor what its quota is: that tells an outsider how much the service can
+    /// bear.
+    RetryAfter,
+    /// That the request was refused. For a limit on logins, which must not count down for an attacker. A refusal by such
+    /// a policy has no `Retry-After`, whatever other policies would say: it would not be true.
+    Nothing,
+}
+
+impl Advertise {
+    pub(crate) fn names_the_policy(self) -> bool {
+        matches!(self, Self::Everything | Self::OnRefusal)
+    }
+
+    pub(crate) fn tells_the_wait(self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
 }
 
 type QuotaBy = dyn Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync;
@@ -58,9 +87,10 @@ type CostBy = dyn Fn(RequestHead<'_>) -> u32 + Send + Sync;
 type When = dyn Fn(RequestHead<'_>) -> bool + Send + Sync;
 
 impl Policy {
-    /// Counts all requests together: what protects the service itself. Named `global`.
+    /// Counts all requests together: what protects the service itself. Named `global`; what clients are told of it is
+    /// [`Advertise::RetryAfter`] unless you say otherwise.
     pub fn global(quota: Quota) -> Self {
-        Self::new("global".into(), None, quota)
+        Self::new("global".into(), None, quota).advertise(Advertise::RetryAfter)
     }
 
     /// Counts the requests of each key apart. Named `per-` and what the extractor calls itself: `per-ip`,
@@ -82,6 +112,7 @@ impl Policy {
             missing: None,
             max_keys: 1_000_000,
             at_cap: AtCap::default(),
+            advertise: Advertise::default(),
         }
     }
 
@@ -147,6 +178,13 @@ impl Policy {
         self
     }
 
+    /// Says what clients are told: [`Advertise::Everything`] of a policy with keys, [`Advertise::RetryAfter`] of a global
+    /// one, unless set.
+    pub fn advertise(mut self, advertise: Advertise) -> Self {
+        self.advertise = advertise;
+        self
+    }
+
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -171,6 +209,10 @@ impl Policy {
 
     pub(crate) fn cap(&self) -> (usize, AtCap) {
         (self.max_keys, self.at_cap)
+    }
+
+    pub(crate) fn advertised(&self) -> Advertise {
+        self.advertise
     }
 
     pub(crate) fn remedy(&self, head: RequestHead<'_>) -> &'static str {

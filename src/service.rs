@@ -1,12 +1,17 @@
 //! [`RateLimit`]: the service that asks the limiter first.
 
-use std::task::{Context, Poll};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use http::{Request, Response};
 use tower_service::Service;
 
 use crate::{
+    decision::Draws,
     future::ResponseFuture,
+    headers::{Style, Writer},
     limiter::Limiter,
     response::{Respond, Standard},
 };
@@ -25,13 +30,27 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct RateLimit<S, R = Standard> {
     inner: S,
-    limiter: Limiter,
+    front: Arc<Front>,
     respond: R,
 }
 
+/// What all services of a layer share.
+#[derive(Debug)]
+pub(crate) struct Front {
+    pub(crate) limiter: Limiter,
+    pub(crate) writer: Arc<Writer>,
+}
+
+impl Front {
+    pub(crate) fn new(limiter: Limiter, style: Style) -> Arc<Self> {
+        let writer = Arc::new(Writer::new(limiter.policies(), style));
+        Arc::new(Self { limiter, writer })
+    }
+}
+
 impl<S, R> RateLimit<S, R> {
-    pub(crate) fn new(inner: S, limiter: Limiter, respond: R) -> Self {
-        Self { inner, limiter, respond }
+    pub(crate) fn new(inner: S, front: Arc<Front>, respond: R) -> Self {
+        Self { inner, front, respond }
     }
 
     /// The service behind.
@@ -64,11 +83,18 @@ where
     }
 
     fn call(&mut self, request: Request<Q>) -> Self::Future {
-        match self.limiter.admit(&request) {
-            Ok(()) => ResponseFuture::called(self.inner.call(request)),
+        let Front { limiter, writer } = &*self.front;
+        let parts = limiter.parts(&request);
+        let mut draws = Draws::new();
+        match limiter.admit(parts.head(), writer.tells_always().then_some(&mut draws)) {
+            Ok(()) => {
+                let fields = writer.admitted(&draws);
+                ResponseFuture::called(self.inner.call(request), fields)
+            }
             Err(denied) => {
-                let mut response = self.respond.respond(&denied);
-                response.extensions_mut().insert(denied);
+                let denied = denied.jittered(writer.jitter());
+                let mut response = self.respond.respond(&denied, parts.head());
+                writer.refused(&denied, response.headers_mut());
                 ResponseFuture::refused(response)
             }
         }

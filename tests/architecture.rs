@@ -3,9 +3,9 @@
 use std::{fs, path::Path};
 
 /// From the top. `docs/architecture.md` shows the same order.
-const ORDER: [&str; 14] = [
-    "quota", "clock", "observe", "key", "bucket", "store", "sweeper", "policy", "decision", "limiter", "response",
-    "future", "service", "layer",
+const ORDER: [&str; 15] = [
+    "quota", "clock", "observe", "key", "bucket", "store", "sweeper", "policy", "decision", "limiter", "headers",
+    "response", "future", "service", "layer",
 ];
 
 fn rank(module: &str) -> usize {

@@ -34,7 +34,8 @@ fn quickstart() {
     let seconds: u64 = refusal.field("retry-after").unwrap().parse().unwrap();
     assert!((3_000..=3_600).contains(&seconds), "{refusal:?}");
     assert_eq!(refusal.field("cache-control"), Some("no-store"));
-    assert!(refusal.body.starts_with("Too many requests for the policy \"per-ip\"."), "{refusal:?}");
+    assert_eq!(refusal.field("content-type"), Some("application/problem+json"));
+    assert_eq!(refusal.field("ratelimit-policy"), Some(r#""per-ip";q=1;w=3600"#));
 }
 
 #[test]
@@ -103,4 +104,53 @@ fn behind_proxy() {
     assert_eq!(through("203.0.113.7").status, 429);
     assert_eq!(through("203.0.113.8").status, 200, "another client");
     assert_eq!(through("6.6.6.6, 203.0.113.7").status, 429, "a forgery");
+}
+
+#[test]
+fn cors() {
+    let example = Example::run("cors");
+    let call = |method: &str| {
+        let fields = [
+            ("origin", "http://elsewhere.example"),
+            ("access-control-request-method", "GET"),
+            ("access-control-request-headers", "x-call"),
+        ];
+        Connection::open(example.address).send(method, "/api", &fields)
+    };
+    for _ in 0..10 {
+        assert_eq!(call("OPTIONS").status, 200);
+    }
+    assert_eq!([(); 4].map(|()| call("GET").status), [200, 200, 200, 429]);
+    let refusal = call("GET");
+    assert_eq!(refusal.field("access-control-allow-origin"), Some("*"));
+    assert_eq!(refusal.field("access-control-expose-headers"), Some("ratelimit,ratelimit-policy,retry-after"));
+}
+
+#[test]
+fn custom_response() {
+    let example = Example::run("custom_response");
+    let accept = |kind| Connection::open(example.address).send("GET", "/", &[("accept", kind)]);
+    assert_eq!(accept("*/*").status, 200);
+    let json = accept("*/*");
+    assert_eq!((json.status, json.field("content-type")), (429, Some("application/json")));
+    let error: serde_json::Value = serde_json::from_str(&json.body).unwrap();
+    assert_eq!(error["error"]["policy"], "per-ip");
+    let html = accept("text/html,application/xhtml+xml");
+    assert_eq!((html.status, html.field("content-type")), (429, Some("text/html; charset=utf-8")));
+    for refusal in [json, html] {
+        assert_eq!(refusal.field("cache-control"), Some("no-store"));
+        assert_eq!(refusal.field("ratelimit-policy"), Some(r#""per-ip";q=1;w=10"#));
+        assert!(refusal.field("retry-after").is_some());
+    }
+}
+
+#[test]
+fn grpc() {
+    let example = Example::run("grpc");
+    let client = Command::new(path("grpc")).arg(format!("http://{}", example.address)).output().unwrap();
+    let said = String::from_utf8(client.stdout).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..5], ["Serving"; 5]);
+    let told = "ResourceExhausted: Too many requests for the policy \"per-ip\". Retry in 5 s. Retry delay: Some(";
+    assert!(lines[5].starts_with(told), "{said}");
 }

@@ -47,7 +47,7 @@ fn decide(limiter: &Limiter, cost: u32) -> Verdict {
 }
 
 #[test]
-fn v1_five_per_ten_seconds_burst_five() {
+fn c_gcra_v1_five_per_ten_seconds_burst_five() {
     let (limiter, clock) = one_bucket(Quota::per(5, Duration::from_secs(10)));
     let ms = Duration::from_millis;
     let rows = [
@@ -77,7 +77,7 @@ fn v1_five_per_ten_seconds_burst_five() {
 }
 
 #[test]
-fn v2_a_hundred_per_second_burst_ten() {
+fn c_gcra_v2_a_hundred_per_second_burst_ten() {
     let (limiter, clock) = one_bucket(Quota::per_second(100).burst(10));
     let at = |ns| clock.set(Duration::from_nanos(ns));
     let ns = Duration::from_nanos;
@@ -161,7 +161,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn p1_to_p6_hold_on_any_schedule(quota in quotas(), steps in steps()) {
+    fn c_gcra_p1_to_p6_hold_on_any_schedule(quota in quotas(), steps in steps()) {
         let (limiter, clock) = one_bucket(quota);
         let mut now = 0_u64;
         let mut admitted: Vec<(u64, u64)> = Vec::new();

@@ -5,12 +5,20 @@ mod support;
 #[path = "support/wire.rs"]
 mod wire;
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{
+    convert::Infallible,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
 
 use axum::{Router, routing::get};
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+use hyper::client::conn::http2;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -22,6 +30,7 @@ use tower_quota::{
     Limiter, Policy, Quota, RateLimitLayer,
     clock::ManualClock,
     key::{MatchedPath, PeerIp},
+    response::Respond,
 };
 use wire::{Connection, statuses};
 
@@ -47,6 +56,63 @@ fn serve<F: Future<Output = ()> + Send + 'static>(run: impl FnOnce(TcpListener) 
     };
     runtime.spawn(server);
     Server { address, _runtime: runtime }
+}
+
+/// hyper without a framework, as the example `hyper` has it.
+fn serve_hyper<R>(layer: RateLimitLayer<R>) -> Server
+where
+    R: Respond<Full<Bytes>, Body = Full<Bytes>> + Clone + Send + Sync + 'static,
+{
+    serve(|listener| async move {
+        let below = ServiceBuilder::new()
+            .layer(ConcurrencyLimitLayer::new(1))
+            .service(service_fn(|_| async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("served")))) }));
+        loop {
+            let (stream, peer) = listener.accept().await.unwrap();
+            let service = ServiceBuilder::new()
+                .map_request(move |mut request: Request<hyper::body::Incoming>| {
+                    request.extensions_mut().insert::<SocketAddr>(peer);
+                    request
+                })
+                .layer(layer.clone())
+                .service(below.clone());
+            tokio::spawn(async move {
+                let connection = auto::Builder::new(TokioExecutor::new());
+                // An error is a client that went away.
+                let _ = connection.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
+            });
+        }
+    })
+}
+
+fn serve_tonic(layer: RateLimitLayer) -> Server {
+    serve(|listener| async move {
+        let (_reporter, health) = tonic_health::server::health_reporter();
+        let server = tonic::transport::Server::builder().layer(layer).add_service(health);
+        server.serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)).await.unwrap();
+    })
+}
+
+/// The answer to one request over HTTP/2, with its body and its trailers collected. True where the head alone ended it.
+fn over_http2<B>(address: SocketAddr, request: Request<B>) -> (Response<http_body_util::Collected<Bytes>>, bool)
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answer = async {
+        let stream = TokioIo::new(tokio::net::TcpStream::connect(address).await.unwrap());
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+        let ended = body.is_end_stream();
+        (Response::from_parts(head, body.collect().await.unwrap()), ended)
+    };
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), answer).await }).expect("an answer in time")
+}
+
+fn get_over_http2(address: SocketAddr, content_type: &str) -> (Response<http_body_util::Collected<Bytes>>, bool) {
+    let request = Request::post(format!("http://{address}/")).header("content-type", content_type);
+    over_http2(address, request.body(Empty::<Bytes>::new()).unwrap())
 }
 
 fn admitted(statuses: &[u16]) -> usize {
@@ -152,26 +218,121 @@ fn svc02_in_axum_a_refusal_keeps_no_permit_of_a_concurrency_limit_below() {
 #[test]
 fn svc02_in_hyper_a_refusal_keeps_no_permit_of_a_concurrency_limit_below() {
     let (limiter, clock) = on_manual_clock(Policy::per(PeerIp, Quota::per_second(1)));
-    let layer = RateLimitLayer::new(&limiter);
-    let server = serve(|listener| async move {
-        let below = ServiceBuilder::new()
-            .layer(ConcurrencyLimitLayer::new(1))
-            .service(service_fn(|_| async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::new()))) }));
-        loop {
-            let (stream, peer) = listener.accept().await.unwrap();
-            let service = ServiceBuilder::new()
-                .map_request(move |mut request: Request<hyper::body::Incoming>| {
-                    request.extensions_mut().insert::<SocketAddr>(peer);
-                    request
-                })
-                .layer(layer.clone())
-                .service(below.clone());
-            tokio::spawn(async move {
-                let connection = auto::Builder::new(TokioExecutor::new());
-                // An error is a client that went away.
-                let _ = connection.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
-            });
-        }
-    });
+    let server = serve_hyper(RateLimitLayer::new(&limiter));
     refusals_keep_no_permit(server.address, &limiter, &clock);
+}
+
+const FIELDS: [&str; 4] = ["ratelimit-policy", "ratelimit", "retry-after", "content-type"];
+
+/// What a client sees over HTTP/1.1 and HTTP/2, allowed and refused.
+fn fields_arrive(server: &Server, served_as: &str) {
+    let mut connection = Connection::open(server.address);
+    let (allowed, _refused) = (connection.send("GET", "/", &[]), connection.send("GET", "/", &[]));
+    let (refused, _) = get_over_http2(server.address, "text/plain");
+    let over_1 = FIELDS.map(|name| allowed.field(name));
+    assert_eq!(over_1, [Some(r#""per-ip";q=2;w=7200"#), Some(r#""per-ip";r=1;t=3600"#), None, Some(served_as)]);
+    let over_2 = FIELDS.map(|name| refused.headers().get(name).map(|value| value.to_str().unwrap()));
+    let problem = Some("application/problem+json");
+    assert_eq!(over_2, [Some(r#""per-ip";q=2;w=7200"#), Some(r#""per-ip";r=0;t=3600"#), Some("3600"), problem]);
+    assert_eq!(refused.status().as_u16(), 429);
+    assert!(refused.body().trailers().is_none(), "C-RL1");
+}
+
+fn two_an_hour() -> (RateLimitLayer, ManualClock) {
+    let (limiter, clock) = on_manual_clock(Policy::per(PeerIp, Quota::per(2, Duration::from_secs(7_200))));
+    (RateLimitLayer::new(&limiter), clock)
+}
+
+#[test]
+fn the_fields_arrive_from_axum() {
+    let (layer, _clock) = two_an_hour();
+    fields_arrive(
+        &serve_axum(Router::new().route("/", get(|| async { "served" })).layer(layer)),
+        "text/plain; charset=utf-8",
+    );
+}
+
+#[test]
+fn the_fields_arrive_from_hyper() {
+    let (layer, _clock) = two_an_hour();
+    let server = serve_hyper(layer);
+    let (allowed, _) = get_over_http2(server.address, "text/plain");
+    assert_eq!(allowed.headers()["ratelimit"], r#""per-ip";r=1;t=3600"#);
+    assert_eq!(get_over_http2(server.address, "text/plain").0.status().as_u16(), 200);
+    let mut connection = Connection::open(server.address);
+    let refused = connection.send("GET", "/", &[]);
+    let seen = FIELDS.map(|name| refused.field(name).unwrap());
+    assert_eq!(seen, [r#""per-ip";q=2;w=7200"#, r#""per-ip";r=0;t=3600"#, "3600", "application/problem+json"]);
+}
+
+#[test]
+fn c_grpc1_tonic_answers_a_refused_call_with_one_headers_frame_that_ends_the_stream() {
+    let (layer, _clock) = two_an_hour();
+    let server = serve_tonic(layer);
+    for _ in 0..2 {
+        let (unimplemented, _) = get_over_http2(server.address, "application/grpc");
+        assert_eq!(unimplemented.headers()["grpc-status"], "12", "there is no such method");
+        assert!(!unimplemented.headers().contains_key("ratelimit"), "C-RL1: these are its trailers");
+    }
+    let (refused, ended) = get_over_http2(server.address, "application/grpc");
+    assert!(ended, "END_STREAM is on the head");
+    assert_eq!((refused.status().as_u16(), refused.headers()["grpc-status"].to_str().unwrap()), (200, "8"));
+    assert_eq!(refused.headers()["grpc-retry-pushback-ms"], "3600000");
+    assert!(refused.body().trailers().is_none());
+}
+
+#[test]
+fn c_grpc1_a_tonic_client_sees_the_code_and_decodes_the_delay() {
+    let (layer, _clock) = two_an_hour();
+    let server = serve_tonic(layer);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        let mut client = tonic_health::pb::health_client::HealthClient::new(channel);
+        for _ in 0..2 {
+            client.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
+        }
+        let status = client.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        let delay = tonic_types::StatusExt::get_details_retry_info(&status).unwrap().retry_delay;
+        assert_eq!(delay, Some(Duration::from_secs(3_600)));
+    });
+}
+
+/// A client whose first request is admitted, and whose second one is refused while it sends more than any buffer holds.
+#[test]
+fn c_body_over_http1_the_refusal_reaches_a_client_that_is_still_sending() {
+    let (layer, _clock) = two_an_hour();
+    let server = serve_axum(Router::new().route("/", axum::routing::post(|| async { "" })).layer(layer));
+    for _ in 0..2 {
+        assert_eq!(Connection::open(server.address).send("POST", "/", &[]).status, 200);
+    }
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000000\r\n\r\n").unwrap();
+    let mut sending = stream.try_clone().unwrap();
+    // Ends when the server closes the connection, as it must: the rest of the body is nobody's request.
+    let sender = thread::spawn(move || while sending.write_all(&[b'x'; 65_536]).is_ok() {});
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4_096];
+    while !answer.windows(4).any(|part| part == b"\r\n\r\n") {
+        let read = stream.read(&mut buffer).expect("the answer before the connection ends");
+        assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&buffer[..read]);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 429 "), "{}", String::from_utf8_lossy(&answer));
+    sender.join().unwrap();
+}
+
+#[test]
+fn c_body_over_http2_the_refusal_reaches_a_client_that_is_still_sending() {
+    let (layer, _clock) = two_an_hour();
+    let server = serve_axum(Router::new().route("/", axum::routing::post(|| async { "" })).layer(layer));
+    for _ in 0..2 {
+        assert_eq!(get_over_http2(server.address, "text/plain").0.status().as_u16(), 200);
+    }
+    let endless = futures_util::stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b'x'; 4_096]))));
+    let request = Request::post(format!("http://{}/", server.address)).body(StreamBody::new(endless)).unwrap();
+    assert_eq!(over_http2(server.address, request).0.status().as_u16(), 429);
 }

@@ -20,7 +20,8 @@ use crate::observe;
 /// networks see [`v6_prefix`](Self::v6_prefix).
 ///
 /// The address is taken from the request's extensions: a [`SocketAddr`] that the server put there, or with the feature
-/// `axum` what `into_make_service_with_connect_info::<SocketAddr>()` puts there. A request without either is answered
+/// `axum` what `into_make_service_with_connect_info::<SocketAddr>()` puts there, or with the feature `tonic` what its
+/// server does for TCP without TLS. A request without any is answered
 /// 500 and reported as an error, because then nobody can be told from anybody.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerIp;
@@ -155,6 +156,8 @@ pub(super) fn peer(extensions: &Extensions) -> Result<IpAddr, Missing> {
         let served = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
         served.or_else(|| extensions.get::<MockConnectInfo<SocketAddr>>().map(|info| info.0))
     });
+    #[cfg(feature = "tonic")]
+    let plain = plain.or_else(|| extensions.get::<tonic::transport::server::TcpConnectInfo>()?.remote_addr());
     plain.map(|address| address.ip().to_canonical()).ok_or(Missing::Reject(StatusCode::INTERNAL_SERVER_ERROR))
 }
 

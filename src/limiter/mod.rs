@@ -101,13 +101,18 @@ impl Limiter {
     /// Locks one bucket of each keyed policy that applies, for the length of the arithmetic. Waits for nothing else and
     /// runs no user code under a lock.
     pub fn decide<B>(&self, request: &Request<B>) -> Decision<'_> {
-        self.shared.decide(Parts::new(request, &self.shared.hasher).head())
+        self.shared.decide(self.parts(request).head())
     }
 
-    /// Decides like [`decide`](Self::decide), and writes no receipt.
+    /// Decides like [`decide`](Self::decide), and writes receipts only where they are asked for.
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
-    pub(crate) fn admit<B>(&self, request: &Request<B>) -> Result<(), Denied> {
-        self.shared.admit(Parts::new(request, &self.shared.hasher).head())
+    pub(crate) fn admit(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>) -> Result<(), Denied> {
+        self.shared.admit(head, receipts)
+    }
+
+    /// What policies see of a request.
+    pub(crate) fn parts<'a, B>(&'a self, request: &'a Request<B>) -> Parts<'a> {
+        Parts::new(request, &self.shared.hasher)
     }
 }
 
@@ -122,8 +127,8 @@ impl Shared {
         }
     }
 
-    fn admit(&self, head: RequestHead<'_>) -> Result<(), Denied> {
-        self.judge(head, None).map(drop)
+    fn admit(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>) -> Result<(), Denied> {
+        self.judge(head, receipts).map(drop)
     }
 
     /// Returns the reading of the clock at which the cells were drawn, and leaves the receipts where they are asked for.

@@ -2,10 +2,22 @@
 //!
 //! Owns how a [`Denied`] becomes a response, and into which body. Knows nothing of services or futures.
 //!
-//! The default answer has the status of the refusal (429), `Retry-After` where a wait helps, `Cache-Control: no-store`,
-//! and one sentence of plain text. Three ways lead to others:
+//! The default answer has the status of the refusal (429) and a problem (RFC 9457) as its body:
 //!
-//! - [`RateLimitLayer::respond_with`](crate::RateLimitLayer::respond_with): a closure that makes the whole response.
+//! ```json
+//! {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Quota Exceeded","status":429,
+//!  "detail":"Too many requests for the policy \"per-ip\". Retry in 1 s.","violated-policies":["per-ip"]}
+//! ```
+//!
+//! A call of gRPC, told by its content-type, is answered with the status `RESOURCE_EXHAUSTED`, and when to come back as a
+//! `google.rpc.RetryInfo`.
+//!
+//! Whoever makes the answer, the layer adds `Retry-After` where a wait helps, `Cache-Control: no-store`, and the
+//! [fields of the policies](crate::headers), but for a field that is there already. These ways lead to other answers:
+//!
+//! - [`RateLimitLayer::plain_text`](crate::RateLimitLayer::plain_text): one sentence.
+//! - [`RateLimitLayer::respond_with`](crate::RateLimitLayer::respond_with): a closure that makes the whole response, and
+//!   [`respond_to`](crate::RateLimitLayer::respond_to), where it sees the request.
 //! - [`RefusalBody`] for a body type of your own: the default answer in it.
 //! - [`RateLimitLayer::any_body`](crate::RateLimitLayer::any_body): the default answer for a service whose body cannot
 //!   be made of bytes, by a wrapper around both.
@@ -23,6 +35,9 @@
 //! # }
 //! ```
 
+mod grpc;
+mod problem;
+
 use std::{
     fmt,
     pin::Pin,
@@ -30,7 +45,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{
     BodyExt as _, Empty, Full,
@@ -38,12 +53,12 @@ use http_body_util::{
 };
 use pin_project_lite::pin_project;
 
-use crate::decision::Denied;
+use crate::{decision::Denied, headers, key::RequestHead};
 
 /// Makes the response to a refused request, where the service behind answers with a body `B`.
 ///
-/// Implemented by the default answer and by closures given to
-/// [`respond_with`](crate::RateLimitLayer::respond_with).
+/// Implemented by the default answers and by closures given to
+/// [`respond_with`](crate::RateLimitLayer::respond_with) or [`respond_to`](crate::RateLimitLayer::respond_to).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot answer for a service whose body is `{B}`",
     note = "implement `RefusalBody` for the body, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
@@ -52,8 +67,8 @@ pub trait Respond<B> {
     /// The body of what the limited service answers, whether it refused or not.
     type Body: From<B>;
 
-    /// The response to a refusal.
-    fn respond(&self, denied: &Denied) -> Response<Self::Body>;
+    /// The response to a refused request, of which `head` is what there is.
+    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<Self::Body>;
 }
 
 /// A body that the default answer can be written into.
@@ -68,25 +83,41 @@ pub trait RefusalBody {
 
 /// The default answer, in the body of the service behind.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Standard;
+pub struct Standard {
+    pub(crate) plain: bool,
+}
 
 impl<B: RefusalBody> Respond<B> for Standard {
     type Body = B;
 
-    fn respond(&self, denied: &Denied) -> Response<B> {
-        standard(denied).map(B::from_bytes)
+    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<B> {
+        self.bytes(denied, head).map(B::from_bytes)
+    }
+}
+
+impl Standard {
+    fn bytes(self, denied: &Denied, head: RequestHead<'_>) -> Response<Bytes> {
+        if headers::is_grpc(head.headers()) {
+            grpc::trailers_only(denied)
+        } else if self.plain {
+            problem::plain(denied)
+        } else {
+            problem::json(denied)
+        }
     }
 }
 
 /// The default answer in front of any body of bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AnyBody;
+pub struct AnyBody {
+    pub(crate) standard: Standard,
+}
 
 impl<B> Respond<B> for AnyBody {
     type Body = MaybeRefused<B>;
 
-    fn respond(&self, denied: &Denied) -> Response<MaybeRefused<B>> {
-        standard(denied).map(RefusalBody::from_bytes)
+    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<MaybeRefused<B>> {
+        self.standard.bytes(denied, head).map(RefusalBody::from_bytes)
     }
 }
 
@@ -105,7 +136,7 @@ impl<F> RespondFn<F> {
 impl<F: Fn(&Denied) -> Response<B>, B> Respond<B> for RespondFn<F> {
     type Body = B;
 
-    fn respond(&self, denied: &Denied) -> Response<B> {
+    fn respond(&self, denied: &Denied, _head: RequestHead<'_>) -> Response<B> {
         (self.respond)(denied)
     }
 }
@@ -116,20 +147,30 @@ impl<F> fmt::Debug for RespondFn<F> {
     }
 }
 
-fn standard(denied: &Denied) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(format!("{denied}\n")));
-    *response.status_mut() = denied.status();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    // RFC 6585 §4 forbids caches to store a 429; not every cache knows.
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(seconds) = denied.retry_after_seconds() {
-        headers.insert(header::RETRY_AFTER, seconds.into());
+/// The answer that a closure makes which sees the request.
+#[derive(Clone, Copy)]
+pub struct RespondTo<F> {
+    respond: F,
+}
+
+impl<F> RespondTo<F> {
+    pub(crate) fn new(respond: F) -> Self {
+        Self { respond }
     }
-    if let Some(challenge) = denied.challenge() {
-        headers.insert(header::WWW_AUTHENTICATE, challenge.clone());
+}
+
+impl<F: Fn(RequestHead<'_>, &Denied) -> Response<B>, B> Respond<B> for RespondTo<F> {
+    type Body = B;
+
+    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<B> {
+        (self.respond)(head, denied)
     }
-    response
+}
+
+impl<F> fmt::Debug for RespondTo<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RespondTo").finish_non_exhaustive()
+    }
 }
 
 pin_project! {
@@ -240,5 +281,13 @@ impl<E> RefusalBody for UnsyncBoxBody<Bytes, E> {
 impl RefusalBody for axum::body::Body {
     fn from_bytes(bytes: Bytes) -> Self {
         bytes.into()
+    }
+}
+
+#[cfg(feature = "tonic")]
+impl RefusalBody for tonic::body::Body {
+    fn from_bytes(bytes: Bytes) -> Self {
+        // Trailers-only means that the head ends the stream, which an empty body tells at once.
+        if bytes.is_empty() { Self::empty() } else { Self::new(Full::new(bytes)) }
     }
 }

@@ -1,0 +1,416 @@
+//! The header fields that tell a client its limits.
+//!
+//! Owns their syntax, as pure functions of policies and of how they stand; the parts that do not change are rendered when
+//! the layer is made. Knows nothing of services, nor of how a decision was reached.
+//!
+//! By default these are `RateLimit-Policy` and `RateLimit` in the syntax of draft-ietf-httpapi-ratelimit-headers-11:
+//!
+//! ```text
+//! RateLimit-Policy: "per-ip";q=20;w=2
+//! RateLimit: "per-ip";r=19;t=1
+//! ```
+//!
+//! | parameter | says | computed as |
+//! |---|---|---|
+//! | `q`, `w` | `q` requests in `w` seconds | `w = max(1, ⌈B·P/R⌉)`, `q = ⌊w·R/P⌋` for `R` cells in `P` seconds and a burst of `B` |
+//! | `r` | requests that would be granted now | [`Standing::remaining`] |
+//! | `t` | seconds until there is one more; left out when nothing is owed | [`Standing::next_cell`], rounded up, at least 1 |
+//!
+//! Which policies are told, and when, is up to each: see [`Advertise`](crate::policy::Advertise). On a refusal the
+//! policies that refused are told, and `Retry-After` is never earlier than their `t`. Items that the service behind has
+//! sent stay, and ours follow. A response of gRPC gets none, for its fields may end up in its trailers.
+//!
+//! A script from another origin sees the fields only if the server exposes them:
+//! `Access-Control-Expose-Headers: RateLimit, RateLimit-Policy, Retry-After`.
+//!
+//! [`Standing::remaining`]: crate::decision::Standing::remaining
+//! [`Standing::next_cell`]: crate::decision::Standing::next_cell
+
+use std::{
+    fmt::{self, Write as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use smallvec::SmallVec;
+
+use crate::{
+    clock,
+    decision::{Denied, Draw, Standing, Trial},
+    key::entropy,
+    observe,
+    policy::{Advertise, Policy},
+    quota::Quota,
+};
+
+/// In which syntax the fields are written. They are those of an Internet-Draft, which has changed them before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Draft {
+    /// draft-ietf-httpapi-ratelimit-headers-07, of 2023: `RateLimit-Policy: 100;w=60` and
+    /// `RateLimit: limit=100, remaining=50, reset=30`, the latter for the one policy that is nearest to its end.
+    V7,
+    /// draft-ietf-httpapi-ratelimit-headers-11, of 2026, whose syntax is that of 08 and later.
+    #[default]
+    V11,
+}
+
+/// What `X-RateLimit-Reset` counts. Both are in use under the same name, and nothing in the field tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Seconds from now until the whole burst is there.
+    DeltaSeconds,
+    /// That time in seconds since 1970, by the server's wall clock. Send `Date` as well, as HTTP servers do, so that
+    /// clients can tell how far their clocks are off.
+    EpochSeconds,
+}
+
+/// How a layer tells clients their limits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Style {
+    pub(crate) draft: Draft,
+    pub(crate) legacy: Option<Reset>,
+    /// Whole seconds, added to `Retry-After`.
+    pub(crate) jitter: u64,
+}
+
+/// Writes the fields of a limiter's responses.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    style: Style,
+    /// One for each policy, in the limiter's order.
+    items: Box<[Item]>,
+    /// The policies that are told on every response, under their own quotas.
+    always: Option<HeaderValue>,
+    /// The policies that are told on a refusal, under their own quotas.
+    on_refusal: Option<HeaderValue>,
+}
+
+#[derive(Debug)]
+struct Item {
+    /// As a string of structured fields, quotes included.
+    name: Box<str>,
+    quota: Quota,
+    advertise: Advertise,
+}
+
+type Applies = fn(Advertise) -> bool;
+
+const ALWAYS: Applies = |advertise| advertise == Advertise::Everything;
+const ON_REFUSAL: Applies = Advertise::names_the_policy;
+
+/// Longer fields are written on the heap first.
+type Text = SmallVec<[u8; 256]>;
+
+impl Writer {
+    pub(crate) fn new(policies: &[Policy], style: Style) -> Self {
+        let items = policies.iter().map(|policy| {
+            let mut name = String::from('"');
+            // Writing into a string does not fail.
+            let _ = Escaped(&mut name).write_str(policy.name());
+            name.push('"');
+            Item { name: name.into(), quota: policy.quota(), advertise: policy.advertised() }
+        });
+        let mut writer = Self { style, items: items.collect(), always: None, on_refusal: None };
+        let all = || writer.items.iter().enumerate().map(|(index, item)| (index, item.quota));
+        (writer.always, writer.on_refusal) =
+            (writer.render_policies(all(), ALWAYS), writer.render_policies(all(), ON_REFUSAL));
+        writer
+    }
+
+    pub(crate) fn style(&self) -> Style {
+        self.style
+    }
+
+    /// Whether admitted requests are told anything.
+    pub(crate) fn tells_always(&self) -> bool {
+        self.always.is_some()
+    }
+
+    /// The seconds to add to this `Retry-After`.
+    pub(crate) fn jitter(&self) -> u64 {
+        match self.style.jitter {
+            0 => 0,
+            // The modulus favours small values by less than 1 in 10¹⁵.
+            most => entropy() % (most + 1),
+        }
+    }
+
+    /// What a response to an admitted request tells. Rendered before the service is called: what is told is how things
+    /// stood when the request was decided.
+    pub(crate) fn admitted(self: &Arc<Self>, draws: &[Draw]) -> Option<Fields> {
+        let trials = || draws.iter().map(|draw| &draw.trial);
+        let told = || trials().filter(|trial| ALWAYS(self.items[trial.policy].advertise));
+        let limits = self.render_limits(told())?;
+        let policies = self.changed_policies(trials(), ALWAYS);
+        let legacy = self.legacy(told());
+        let rare = (policies.is_some() || legacy.is_some()).then(|| Box::new(Rare { policies, legacy }));
+        Some(Fields { writer: Arc::clone(self), limits, rare })
+    }
+
+    /// Completes the response to a refused request, whoever made it: what is there already stays.
+    pub(crate) fn refused(&self, denied: &Denied, headers: &mut HeaderMap) {
+        if is_grpc(headers) {
+            return;
+        }
+        headers.reserve(8);
+        // RFC 6585 §4 forbids caches to store a 429; not every cache knows.
+        headers.entry(header::CACHE_CONTROL).or_insert(const { HeaderValue::from_static("no-store") });
+        if let Some(challenge) = denied.challenge() {
+            headers.entry(header::WWW_AUTHENTICATE).or_insert_with(|| challenge.clone());
+        }
+        if let Some(seconds) = denied.retry_after_seconds() {
+            headers.entry(header::RETRY_AFTER).or_insert_with(|| number(seconds));
+        }
+        let told = || denied.refusals().filter(|trial| ON_REFUSAL(self.items[trial.policy].advertise));
+        if let Some(limits) = self.render_limits(told()) {
+            let changed = self.changed_policies(denied.trials(), ON_REFUSAL);
+            self.append(headers, changed.as_ref().or(self.on_refusal.as_ref()).cloned(), limits);
+        }
+        if let Some(legacy) = self.legacy(told()) {
+            legacy.write(headers);
+        }
+    }
+
+    fn append(&self, headers: &mut HeaderMap, policies: Option<HeaderValue>, limits: HeaderValue) {
+        observe::same_name_twice(|| self.name_in(headers));
+        if let Some(policies) = policies {
+            headers.append(&RATELIMIT_POLICY, policies);
+        }
+        headers.append(&RATELIMIT, limits);
+    }
+
+    /// A policy of ours whose name is taken by an item that is there already.
+    fn name_in(&self, headers: &HeaderMap) -> Option<&str> {
+        let lines = || headers.get_all(&RATELIMIT).into_iter().map(HeaderValue::as_bytes);
+        let mut items = self.items.iter().filter(|item| item.advertise.names_the_policy());
+        let taken = items
+            .find(|item| lines().any(|line| line.windows(item.name.len()).any(|part| part == item.name.as_bytes())));
+        taken.map(|item| &*item.name)
+    }
+
+    /// `RateLimit-Policy` for this request, where it differs from what was rendered beforehand: a quota of its own, or a
+    /// policy that does not apply.
+    fn changed_policies<'a>(
+        &self,
+        trials: impl ExactSizeIterator<Item = &'a Trial> + Clone,
+        applies: Applies,
+    ) -> Option<HeaderValue> {
+        let usual = trials.len() == self.items.len()
+            && trials.clone().all(|trial| trial.quota == self.items[trial.policy].quota);
+        if usual { None } else { self.render_policies(trials.map(|trial| (trial.policy, trial.quota)), applies) }
+    }
+
+    fn render_policies(&self, quotas: impl Iterator<Item = (usize, Quota)>, applies: Applies) -> Option<HeaderValue> {
+        let mut text = Text::new();
+        for (index, quota) in quotas {
+            let Item { name, advertise, .. } = &self.items[index];
+            if !applies(*advertise) {
+                continue;
+            }
+            let Window { quota: q, seconds } = Window::of(quota);
+            separate(&mut text);
+            match self.style.draft {
+                Draft::V11 => {
+                    text.extend_from_slice(name.as_bytes());
+                    text.extend_from_slice(b";q=");
+                }
+                Draft::V7 => {}
+            }
+            decimal(&mut text, q);
+            text.extend_from_slice(b";w=");
+            decimal(&mut text, seconds);
+        }
+        value(&text)
+    }
+
+    fn render_limits<'a>(&self, told: impl Iterator<Item = &'a Trial>) -> Option<HeaderValue> {
+        let mut text = Text::new();
+        match self.style.draft {
+            Draft::V11 => {
+                for trial in told {
+                    let standing = trial.unnamed();
+                    separate(&mut text);
+                    text.extend_from_slice(self.items[trial.policy].name.as_bytes());
+                    text.extend_from_slice(b";r=");
+                    decimal(&mut text, standing.remaining().into());
+                    if let Some(next) = standing.next_cell() {
+                        text.extend_from_slice(b";t=");
+                        decimal(&mut text, seconds_up(next).max(1));
+                    }
+                }
+            }
+            Draft::V7 => {
+                let standing = tightest(told)?;
+                text.extend_from_slice(b"limit=");
+                decimal(&mut text, Window::of(standing.quota()).quota);
+                text.extend_from_slice(b", remaining=");
+                decimal(&mut text, standing.remaining().into());
+                text.extend_from_slice(b", reset=");
+                decimal(&mut text, seconds_up(standing.until_full()));
+            }
+        }
+        value(&text)
+    }
+
+    fn legacy<'a>(&self, told: impl Iterator<Item = &'a Trial>) -> Option<Legacy> {
+        let reset = self.style.legacy?;
+        let standing = tightest(told)?;
+        let until_full = seconds_up(standing.until_full());
+        Some(Legacy {
+            limit: number(standing.limit().into()),
+            remaining: number(standing.remaining().into()),
+            reset: number(match reset {
+                Reset::DeltaSeconds => until_full,
+                Reset::EpochSeconds => clock::unix_seconds().saturating_add(until_full),
+            }),
+        })
+    }
+}
+
+/// What one response to an admitted request tells.
+#[derive(Debug)]
+pub(crate) struct Fields {
+    writer: Arc<Writer>,
+    limits: HeaderValue,
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Debug)]
+struct Rare {
+    policies: Option<HeaderValue>,
+    legacy: Option<Legacy>,
+}
+
+impl Fields {
+    pub(crate) fn write(self, headers: &mut HeaderMap) {
+        if is_grpc(headers) {
+            return;
+        }
+        let Self { writer, limits, rare } = self;
+        let (policies, legacy) = rare.map_or((None, None), |rare| (rare.policies, rare.legacy));
+        writer.append(headers, policies.or_else(|| writer.always.clone()), limits);
+        if let Some(legacy) = legacy {
+            legacy.write(headers);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Legacy {
+    limit: HeaderValue,
+    remaining: HeaderValue,
+    reset: HeaderValue,
+}
+
+impl Legacy {
+    /// These fields hold one value each: what the service behind has sent stays alone.
+    fn write(self, headers: &mut HeaderMap) {
+        if !headers.contains_key(&X_RATELIMIT_LIMIT) {
+            headers.insert(&X_RATELIMIT_LIMIT, self.limit);
+            headers.insert(&X_RATELIMIT_REMAINING, self.remaining);
+            headers.insert(&X_RATELIMIT_RESET, self.reset);
+        }
+    }
+}
+
+const GRPC: &[u8] = b"application/grpc";
+
+static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+static X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+static X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// A quota as the fields tell it: in whole seconds, never less than the burst, never more than the rate.
+struct Window {
+    quota: u64,
+    seconds: u64,
+}
+
+impl Window {
+    /// From the rate as it was written: computed from the time of one cell, which is rounded, 3 a second would be told as
+    /// 5 in 2 seconds.
+    fn of(quota: Quota) -> Self {
+        const SECOND: u128 = 1_000_000_000;
+        let (cells, period) = (u128::from(quota.cells()), quota.period().as_nanos());
+        let seconds = (u128::from(quota.burst_size()) * period).div_ceil(cells * SECOND).max(1);
+        let quota = seconds * SECOND * cells / period;
+        // Neither can be reached: a burst comes back within 146 years, at 10⁹ a second at most.
+        Self { quota: at_most_15_digits(quota), seconds: at_most_15_digits(seconds) }
+    }
+}
+
+/// Integers of structured fields have no more (RFC 9651 §3.3.1).
+fn at_most_15_digits(number: u128) -> u64 {
+    const MOST: u64 = 999_999_999_999_999;
+    u64::try_from(number).map_or(MOST, |number| number.min(MOST))
+}
+
+/// The policy that is nearest to its end; among those that refused, the one to wait for longest.
+fn tightest<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<Standing<'static>> {
+    let left = |standing: &Standing<'_>| u64::from(standing.remaining());
+    let standings = trials.map(Trial::unnamed);
+    standings.reduce(|a, b| {
+        let share = (left(&a) * u64::from(b.limit())).cmp(&(left(&b) * u64::from(a.limit())));
+        if b.wait().cmp(&a.wait()).then(share).is_le() { a } else { b }
+    })
+}
+
+/// Whether a message is gRPC's: its content-type is `application/grpc`, alone or followed by `+` or `;`.
+/// `application/grpc-web` is another protocol.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return false };
+    let kind = kind.as_bytes();
+    kind.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
+        && matches!(kind.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
+}
+
+/// Printable ASCII within quotes: strings of structured fields (RFC 9651 §4.1.6) and of JSON (RFC 8259 §7) escape the
+/// same two characters of it.
+pub(crate) struct Escaped<'a, W>(pub(crate) &'a mut W);
+
+impl<W: fmt::Write> fmt::Write for Escaped<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some(at) = rest.find(['"', '\\']) {
+            self.0.write_str(&rest[..at])?;
+            self.0.write_char('\\')?;
+            self.0.write_str(&rest[at..=at])?;
+            rest = &rest[at + 1..];
+        }
+        self.0.write_str(rest)
+    }
+}
+
+fn separate(text: &mut Text) {
+    if !text.is_empty() {
+        text.extend_from_slice(b", ");
+    }
+}
+
+fn decimal(text: &mut Text, number: u64) {
+    text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// `None` for an empty text: a field without an item is left out.
+fn value(text: &Text) -> Option<HeaderValue> {
+    if text.is_empty() { None } else { HeaderValue::from_bytes(text).ok() }
+}
+
+/// Without an allocation below a hundred, which most waits are.
+fn number(number: u64) -> HeaderValue {
+    const DIGITS: &str = "0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243\
+                          4445464748495051525354555657585960616263646566676869707172737475767778798081828384858687\
+                          888990919293949596979899";
+    match usize::try_from(number) {
+        Ok(small @ 0..10) => HeaderValue::from_static(&DIGITS[2 * small + 1..2 * small + 2]),
+        Ok(small @ 10..100) => HeaderValue::from_static(&DIGITS[2 * small..2 * small + 2]),
+        _ => number.into(),
+    }
+}
+
+fn seconds_up(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}

@@ -1,0 +1,589 @@
+//! What clients are told: the fields of the policies, the problem, the status of a gRPC call. The ids in the names are those
+//! of the project's list of conformance tests.
+
+#[cfg(feature = "tracing")]
+#[path = "support/events.rs"]
+mod events;
+mod support;
+
+use std::{convert::Infallible, future::ready, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use proptest::prelude::*;
+use sfv::{BareItem, FieldType as _, Item, List, ListEntry, Parser};
+use support::with_header;
+use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
+use tower_quota::{
+    Limiter, Policy, Quota, RateLimitLayer,
+    clock::ManualClock,
+    headers::{Draft, Reset},
+    key::{Header, key_fn},
+    policy::{Advertise, AtCap, Missing},
+};
+
+/// T = 2 s.
+const FIVE: Quota = Quota::per(5, Duration::from_secs(10));
+
+/// Every request has this key.
+fn everyone(quota: Quota) -> Policy {
+    Policy::per(key_fn(|_head| Some(0_u64)), quota).named("per-ip")
+}
+
+fn on_manual_clock(policies: impl IntoIterator<Item = Policy>) -> (RateLimitLayer, ManualClock) {
+    let (limiter, clock) = support::limiter(policies);
+    (RateLimitLayer::new(&limiter), clock)
+}
+
+/// The answer of a service behind `layer` that sends `fields` itself.
+fn ask_of<R>(layer: &RateLimitLayer<R>, request: Request<()>, fields: &HeaderMap) -> Response<R::Body>
+where
+    R: tower_quota::response::Respond<String> + Clone,
+{
+    let mut response = Response::new(String::from("served"));
+    *response.headers_mut() = fields.clone();
+    let mut service = layer.layer(service_fn(move |_: Request<()>| ready(Ok::<_, Infallible>(response.clone()))));
+    let future = service.call(request);
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future).unwrap()
+}
+
+fn ask<R>(layer: &RateLimitLayer<R>) -> Response<R::Body>
+where
+    R: tower_quota::response::Respond<String> + Clone,
+{
+    ask_of(layer, Request::new(()), &HeaderMap::new())
+}
+
+/// The lines of a field, joined as one list is.
+fn field<B>(response: &Response<B>, name: &str) -> Option<String> {
+    let lines: Vec<&str> = response.headers().get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
+    if lines.is_empty() { None } else { Some(lines.join(", ")) }
+}
+
+fn list(text: &str) -> List {
+    Parser::new(text).parse().unwrap_or_else(|error| panic!("{text:?}: {error}"))
+}
+
+/// Name and parameters of each item of a list.
+fn items(text: &str) -> Vec<(String, Vec<(String, i64)>)> {
+    let item = |entry: &ListEntry| {
+        let ListEntry::Item(Item { bare_item: BareItem::String(name), params }) = entry else {
+            panic!("{entry:?} is no string")
+        };
+        let integer = |value: &BareItem| i64::from(value.as_integer().expect("an integer"));
+        (name.as_str().to_owned(), params.iter().map(|(key, value)| (key.to_string(), integer(value))).collect())
+    };
+    list(text).iter().map(item).collect()
+}
+
+fn param(item: &(String, Vec<(String, i64)>), key: &str) -> Option<i64> {
+    item.1.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
+}
+
+#[test]
+fn the_worked_exchanges() {
+    let (layer, clock) = on_manual_clock([everyone(FIVE)]);
+    let allowed = ask(&layer);
+    assert_eq!(allowed.status(), StatusCode::OK);
+    assert_eq!(field(&allowed, "ratelimit-policy").unwrap(), r#""per-ip";q=5;w=10"#);
+    assert_eq!(field(&allowed, "ratelimit").unwrap(), r#""per-ip";r=4;t=2"#);
+    for _ in 0..4 {
+        ask(&layer);
+    }
+    clock.advance(Duration::from_millis(500));
+    let refused = ask(&layer);
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let fields = ["content-type", "cache-control", "retry-after", "ratelimit-policy", "ratelimit"];
+    let values = fields.map(|name| field(&refused, name).unwrap());
+    let expected = ["application/problem+json", "no-store", "2", r#""per-ip";q=5;w=10"#, r#""per-ip";r=0;t=2"#];
+    assert_eq!(values, expected);
+    assert_eq!(refused.headers().len(), fields.len(), "and nothing else");
+    assert_eq!(
+        refused.body().trim_end(),
+        "{\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded\",\"title\":\"Quota Exceeded\",\
+         \"status\":429,\"detail\":\"Too many requests for the policy \\\"per-ip\\\". Retry in 2 s.\",\
+         \"violated-policies\":[\"per-ip\"]}"
+    );
+}
+
+#[test]
+fn a_window_is_in_whole_seconds_and_never_tells_more_than_the_rate() {
+    let told = |quota: &str| {
+        let (layer, _clock) = on_manual_clock([everyone(quota.parse().unwrap())]);
+        field(&ask(&layer), "ratelimit-policy").unwrap().split_once(';').unwrap().1.to_owned()
+    };
+    let table = [
+        ("100/60s, burst 100", "q=100;w=60"),
+        ("100/s, burst 10", "q=100;w=1"),
+        ("1/s, burst 60", "q=60;w=60"),
+        ("10/s, burst 15", "q=20;w=2"),
+        ("1000/h, burst 100", "q=100;w=360"),
+        ("3/s", "q=3;w=1"),
+        ("1/d", "q=1;w=86400"),
+        ("1000000000/s, burst 4294967295", "q=5000000000;w=5"),
+    ];
+    for (quota, expected) in table {
+        assert_eq!(told(quota), expected, "{quota}");
+    }
+}
+
+#[test]
+fn nothing_owed_means_no_time_to_wait_for() {
+    let (layer, _clock) = on_manual_clock([everyone(FIVE).cost_by(|_| 0)]);
+    assert_eq!(field(&ask(&layer), "ratelimit").unwrap(), r#""per-ip";r=5"#);
+}
+
+fn several() -> (RateLimitLayer, ManualClock) {
+    on_manual_clock([
+        everyone(Quota::per_second(10)).named("burst"),
+        everyone(Quota::per(2, Duration::from_secs(86_400))).named("day"),
+        Policy::global(Quota::per_second(1_000)),
+    ])
+}
+
+#[test]
+fn several_policies_are_told_each_with_its_own_numbers_and_the_global_one_is_not() {
+    let (layer, _clock) = several();
+    let allowed = ask(&layer);
+    assert_eq!(field(&allowed, "ratelimit-policy").unwrap(), r#""burst";q=10;w=1, "day";q=2;w=86400"#);
+    assert_eq!(field(&allowed, "ratelimit").unwrap(), r#""burst";r=9;t=1, "day";r=1;t=43200"#);
+    ask(&layer);
+    let refused = ask(&layer);
+    assert_eq!(field(&refused, "ratelimit-policy").unwrap(), r#""burst";q=10;w=1, "day";q=2;w=86400"#);
+    assert_eq!(field(&refused, "ratelimit").unwrap(), r#""day";r=0;t=43200"#, "those that refused");
+    assert_eq!(field(&refused, "retry-after").unwrap(), "43200");
+}
+
+#[test]
+fn a_quota_of_the_requests_own_and_a_policy_that_does_not_apply_are_told_as_they_are() {
+    let policies = || {
+        [
+            everyone(FIVE).quota_by(|head| head.headers().get("x-pro").map(|_| Quota::per_second(100))),
+            everyone(FIVE).named("writes").when(|head| head.method() == Method::POST),
+        ]
+    };
+    let (layer, _clock) = on_manual_clock(policies());
+    let read = ask(&layer);
+    assert_eq!(field(&read, "ratelimit-policy").unwrap(), r#""per-ip";q=5;w=10"#);
+    assert_eq!(field(&read, "ratelimit").unwrap(), r#""per-ip";r=4;t=2"#);
+    let mut request = with_header("x-pro", "1");
+    *request.method_mut() = Method::POST;
+    let (layer, _clock) = on_manual_clock(policies());
+    let write = ask_of(&layer, request, &HeaderMap::new());
+    assert_eq!(field(&write, "ratelimit-policy").unwrap(), r#""per-ip";q=100;w=1, "writes";q=5;w=10"#);
+    assert_eq!(field(&write, "ratelimit").unwrap(), r#""per-ip";r=99;t=1, "writes";r=4;t=2"#);
+    let (layer, _clock) = on_manual_clock([everyone(FIVE).when(|_| false)]);
+    assert!(ask(&layer).headers().is_empty(), "no policy, no field");
+}
+
+/// The names of the fields before a policy refuses and when it does, and the body then.
+fn told(advertise: Advertise) -> (String, String, String) {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1)).advertise(advertise)]);
+    let names = |response: &Response<String>| {
+        let names: Vec<&str> = response.headers().keys().map(http::HeaderName::as_str).collect();
+        names.join(" ")
+    };
+    let (allowed, refused) = (ask(&layer), ask(&layer));
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(allowed.body(), "served");
+    (names(&allowed), names(&refused), refused.into_body())
+}
+
+#[test]
+fn rsp04_a_policy_tells_no_more_than_it_advertises() {
+    const FIELDS: &str = "ratelimit-policy ratelimit";
+    const BARE: &str = "content-type cache-control";
+    let (allowed, refused, _) = told(Advertise::Everything);
+    assert_eq!((allowed.as_str(), refused), (FIELDS, format!("{BARE} retry-after {FIELDS}")));
+    let (allowed, refused, body) = told(Advertise::OnRefusal);
+    assert_eq!((allowed.as_str(), refused), ("", format!("{BARE} retry-after {FIELDS}")));
+    assert!(body.contains("per-ip"));
+    let (allowed, refused, body) = told(Advertise::RetryAfter);
+    assert_eq!((allowed.as_str(), refused), ("", format!("{BARE} retry-after")));
+    assert!(body.contains("Retry in 3600 s.") && !body.contains("per-ip") && !body.contains("violated"), "{body}");
+    let (allowed, refused, body) = told(Advertise::Nothing);
+    assert_eq!((allowed.as_str(), refused.as_str()), ("", BARE));
+    assert!(!body.contains("3600") && !body.contains("per-ip"), "{body}");
+}
+
+#[test]
+fn a_silent_policy_keeps_the_wait_of_the_others_back_when_it_refuses() {
+    let policies =
+        |silent: Quota| [everyone(Quota::per_second(1)), everyone(silent).named("login").advertise(Advertise::Nothing)];
+    let (layer, _clock) = on_manual_clock(policies(Quota::per_hour(1)));
+    ask(&layer);
+    let both = ask(&layer);
+    assert_eq!(field(&both, "retry-after"), None, "one second would not be true");
+    assert_eq!(field(&both, "ratelimit").unwrap(), r#""per-ip";r=0;t=1"#);
+    assert!(!both.body().contains("login"), "{}", both.body());
+    let (layer, _clock) = on_manual_clock(policies(Quota::per_hour(100)));
+    ask(&layer);
+    assert_eq!(field(&ask(&layer), "retry-after").unwrap(), "1");
+}
+
+#[test]
+fn c_sf2_a_name_with_quotes_and_backslashes_is_escaped() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1)).named(r#"a"b\c, "d";r=9"#)]);
+    let allowed = ask(&layer);
+    assert_eq!(field(&allowed, "ratelimit").unwrap(), r#""a\"b\\c, \"d\";r=9";r=0;t=3600"#);
+    assert_eq!(items(&field(&allowed, "ratelimit").unwrap())[0].0, r#"a"b\c, "d";r=9"#);
+    let problem: serde_json::Value = serde_json::from_str(ask(&layer).body()).unwrap();
+    assert_eq!(problem["violated-policies"], serde_json::json!([r#"a"b\c, "d";r=9"#]));
+}
+
+/// The lines that other implementations write, also broken ones: what the service behind has sent is its own affair.
+#[test]
+fn c_sf4_whatever_the_service_behind_has_sent_survives() {
+    let sent = [
+        r#""burst";q=100;w=60,"daily";q=1000;w=86400"#,
+        r#""a"; r=1; t=2"#,
+        r#""x";r=0;r=5"#,
+        r#""a\"b\\c";q=1"#,
+        "default;r=1",
+        r#""x";q=999999999999999"#,
+        r#""u";r=1;pk=:cHsdsRa894==:"#,
+        r#""a" ;r=1"#,
+        r#""a";q=1,"#,
+        r#""a;q=1"#,
+    ];
+    for line in sent {
+        let mut fields = HeaderMap::new();
+        fields.append("ratelimit", HeaderValue::from_static(line));
+        let (layer, _clock) = on_manual_clock([everyone(FIVE)]);
+        let response = ask_of(&layer, Request::new(()), &fields);
+        let lines: Vec<_> = response.headers().get_all("ratelimit").iter().collect();
+        assert_eq!(lines, [line, r#""per-ip";r=4;t=2"#]);
+    }
+}
+
+#[test]
+fn c_rl2_items_of_the_service_behind_stay_and_ours_follow() {
+    let mut fields = HeaderMap::new();
+    fields.append("ratelimit-policy", HeaderValue::from_static(r#""upstream";q=9;w=1"#));
+    fields.append("ratelimit", HeaderValue::from_static(r#""upstream";r=3;t=1"#));
+    fields.append("x-ratelimit-limit", HeaderValue::from_static("9"));
+    let (layer, _clock) = on_manual_clock([everyone(FIVE)]);
+    let response = ask_of(&layer.legacy(Reset::DeltaSeconds), Request::new(()), &fields);
+    assert_eq!(field(&response, "ratelimit-policy").unwrap(), r#""upstream";q=9;w=1, "per-ip";q=5;w=10"#);
+    assert_eq!(field(&response, "ratelimit").unwrap(), r#""upstream";r=3;t=1, "per-ip";r=4;t=2"#);
+    assert_eq!(field(&response, "x-ratelimit-limit").unwrap(), "9", "a field with one value is its own");
+    assert_eq!(field(&response, "x-ratelimit-remaining"), None);
+}
+
+#[cfg(feature = "tracing")]
+#[test]
+fn c_rl2_one_name_in_two_layers_is_reported() {
+    let text = events::Lines::default().collect(|| {
+        let (inner, _clock) = on_manual_clock([everyone(FIVE)]);
+        let (outer, _clock) = on_manual_clock([everyone(FIVE)]);
+        let (other, _clock) = on_manual_clock([everyone(FIVE).named("per-ip-2")]);
+        let served = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::new()))));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(other.layer(inner.layer(served)).oneshot(Request::new(()))).unwrap();
+        for _ in 0..3 {
+            let response = runtime.block_on(outer.layer(inner.layer(served)).oneshot(Request::new(()))).unwrap();
+            assert_eq!(items(&field(&response, "ratelimit").unwrap()).len(), 2, "nothing is lost");
+        }
+    });
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("two layers") && text.contains("per-ip") && text.contains("named"), "{text}");
+}
+
+#[test]
+fn c_rl1_fields_are_never_in_trailers() {
+    let (layer, _clock) = on_manual_clock([everyone(FIVE)]);
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-checksum", HeaderValue::from_static("7"));
+    let body = move || {
+        let frames = [Frame::data(Bytes::from_static(b"served")), Frame::trailers(trailers.clone())];
+        StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, Infallible>)))
+    };
+    let mut service =
+        layer.any_body().layer(service_fn(move |_: Request<()>| ready(Ok::<_, Infallible>(Response::new(body())))));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let response = runtime.block_on(service.call(Request::new(()))).unwrap();
+    assert!(response.headers().contains_key("ratelimit"));
+    let collected = runtime.block_on(response.into_body().collect()).unwrap();
+    let names: Vec<_> = collected.trailers().unwrap().keys().map(http::HeaderName::as_str).collect();
+    assert_eq!(names, ["x-checksum"]);
+}
+
+#[test]
+fn c_ra2_what_can_never_succeed_gets_no_retry_after_and_says_so() {
+    let (layer, _clock) = on_manual_clock([everyone(FIVE).cost_by(|_| 6)]);
+    let refusal = ask(&layer);
+    assert_eq!((refusal.status().as_u16(), field(&refusal, "retry-after")), (429, None));
+    let problem: serde_json::Value = serde_json::from_str(refusal.body()).unwrap();
+    assert_eq!(
+        problem["detail"],
+        "The request costs more than is ever allowed at once by the policy \"per-ip\". Waiting does not help."
+    );
+    let grpc = ask_of(&layer, with_header("content-type", "application/grpc"), &HeaderMap::new());
+    assert_eq!(field(&grpc, "grpc-retry-pushback-ms").unwrap(), "-1");
+    assert_eq!(field(&grpc, "grpc-status-details-bin"), None);
+}
+
+#[test]
+fn c_ra3_jitter_only_ever_lengthens() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_minute(1))]);
+    let layer = layer.jitter(Duration::from_secs(9));
+    ask(&layer);
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..2_000 {
+        let refusal = ask(&layer);
+        let seconds: u64 = field(&refusal, "retry-after").unwrap().parse().unwrap();
+        assert!(refusal.body().contains(&format!("Retry in {seconds} s.")), "one number everywhere");
+        seen.insert(seconds);
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), (60..=69).collect::<Vec<_>>());
+}
+
+#[test]
+fn c_429_a_refusal_is_a_problem_that_no_cache_keeps() {
+    let missing = |missing| {
+        let policy = Policy::per(Header::new("x-api-key"), FIVE).on_missing(Missing::Reject(missing));
+        ask(&on_manual_clock([policy]).0)
+    };
+    let (spent, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
+    ask(&spent);
+    let (full, _clock) = on_manual_clock([Policy::per(Header::new("k"), FIVE).max_keys(1).at_cap(AtCap::Deny)]);
+    ask_of(&full, with_header("k", "1"), &HeaderMap::new());
+    let full = ask_of(&full, with_header("k", "2"), &HeaderMap::new());
+    let answers = [
+        (ask(&spent), "Quota Exceeded"),
+        (full, "Too Many Requests"),
+        (missing(StatusCode::UNAUTHORIZED), "Unauthorized"),
+        (missing(StatusCode::INTERNAL_SERVER_ERROR), "Internal Server Error"),
+    ];
+    for (answer, title) in answers {
+        assert_eq!(field(&answer, "content-type").unwrap(), "application/problem+json");
+        assert_eq!(field(&answer, "cache-control").unwrap(), "no-store");
+        let problem: serde_json::Value = serde_json::from_str(answer.body()).unwrap();
+        assert_eq!(problem["status"], answer.status().as_u16(), "the status line's");
+        assert_eq!(problem["title"], title);
+        assert!(problem["detail"].as_str().unwrap().ends_with('.'));
+    }
+}
+
+#[test]
+fn plain_text_is_one_word_away() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
+    let layer = layer.plain_text();
+    ask(&layer);
+    let refusal = ask(&layer);
+    assert_eq!(field(&refusal, "content-type").unwrap(), "text/plain; charset=utf-8");
+    assert_eq!(refusal.body(), "Too many requests for the policy \"per-ip\". Retry in 3600 s.\n");
+    assert_eq!(field(&refusal, "ratelimit").unwrap(), r#""per-ip";r=0;t=3600"#);
+}
+
+#[test]
+fn an_answer_of_ones_own_is_completed_and_never_overwritten() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
+    let own = layer.clone().respond_with(|denied| {
+        let mut response = Response::new(denied.to_string());
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response.headers_mut().insert("retry-after", HeaderValue::from_static("7"));
+        response
+    });
+    ask(&own);
+    let refusal = ask(&own);
+    assert_eq!(refusal.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(field(&refusal, "retry-after").unwrap(), "7");
+    assert_eq!(field(&refusal, "cache-control").unwrap(), "no-store");
+    assert_eq!(field(&refusal, "ratelimit").unwrap(), r#""per-ip";r=0;t=3600"#);
+    let by_request = layer.respond_to(|head, denied| {
+        Response::new(format!("{} {}", head.uri().path(), denied.retry_after_seconds().unwrap()))
+    });
+    assert_eq!(ask(&by_request).body(), "/ 3600");
+}
+
+#[test]
+fn draft_7_and_the_legacy_fields_tell_of_the_policy_that_is_nearest_to_its_end() {
+    let (layer, clock) = several();
+    let layer = layer.draft(Draft::V7).legacy(Reset::DeltaSeconds);
+    clock.advance(Duration::from_secs(1));
+    let told = |response: &Response<String>| {
+        ["ratelimit-policy", "ratelimit", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"]
+            .map(|name| field(response, name).unwrap())
+    };
+    let expected = |left: &str, reset| {
+        ["10;w=1, 2;w=86400", &format!("limit=2, remaining={left}, reset={reset}"), "2", left, reset].map(str::to_owned)
+    };
+    assert_eq!(told(&ask(&layer)), expected("1", "43200"));
+    assert_eq!(told(&ask(&layer)), expected("0", "86400"));
+    assert_eq!(told(&ask(&layer)), expected("0", "86400"), "refused");
+}
+
+#[test]
+fn a_legacy_reset_in_epoch_seconds_is_a_date() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
+    let response = ask(&layer.legacy(Reset::EpochSeconds));
+    let reset: u64 = field(&response, "x-ratelimit-reset").unwrap().parse().unwrap();
+    // Between the year in which this was written and a hundred years later.
+    assert!((1_790_000_000..5_000_000_000).contains(&reset), "{reset}");
+}
+
+#[test]
+fn c_cors_a_preflight_is_not_counted_when_asked() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1)).when(|head| head.method() != Method::OPTIONS)]);
+    let preflight = || Request::builder().method(Method::OPTIONS).body(()).unwrap();
+    for _ in 0..10 {
+        assert_eq!(ask_of(&layer, preflight(), &HeaderMap::new()).status(), StatusCode::OK);
+    }
+    assert_eq!([ask(&layer).status(), ask(&layer).status()].map(|status| status.as_u16()), [200, 429]);
+}
+
+fn grpc(layer: &RateLimitLayer, content_type: &str) -> Response<String> {
+    ask_of(layer, with_header("content-type", content_type), &HeaderMap::new())
+}
+
+#[test]
+fn c_grpc1_a_refused_call_is_answered_with_trailers_only() {
+    let (layer, clock) = on_manual_clock([everyone(FIVE).named("50% off").cost_by(|_| 5)]);
+    ask(&layer);
+    clock.advance(Duration::from_millis(8_500));
+    for content_type in ["application/grpc", "application/grpc+proto", "application/grpc;charset=x", "Application/GRPC"]
+    {
+        let refusal = grpc(&layer, content_type);
+        assert_eq!(refusal.status(), StatusCode::OK);
+        assert!(refusal.body().is_empty());
+        assert_eq!(field(&refusal, "content-type").unwrap(), "application/grpc");
+        assert_eq!(field(&refusal, "grpc-status").unwrap(), "8");
+        assert_eq!(
+            field(&refusal, "grpc-message").unwrap(),
+            "Too many requests for the policy \"50%25 off\". Retry in 2 s."
+        );
+        assert_eq!(field(&refusal, "grpc-retry-pushback-ms").unwrap(), "1500");
+        let details = field(&refusal, "grpc-status-details-bin").unwrap();
+        assert!(details.starts_with("CAg") && !details.contains('='), "{details}");
+        assert_eq!(refusal.headers().len(), 5, "none of the fields that are not for trailers: {refusal:?}");
+    }
+}
+
+#[test]
+fn c_grpc2_grpc_web_is_another_protocol() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
+    ask(&layer);
+    for content_type in ["application/grpc-web", "application/grpc-web+proto", "application/grpcx", "application/json"]
+    {
+        assert_eq!(grpc(&layer, content_type).status(), StatusCode::TOO_MANY_REQUESTS, "{content_type}");
+    }
+}
+
+#[test]
+fn c_grpc3_a_pushback_fits_32_bits() {
+    for (quota, pushback) in [("1/30d", "2147483647"), ("1/10d", "864000000"), ("1/1ms", "1"), ("1/999us", "1")] {
+        let (layer, _clock) = on_manual_clock([everyone(quota.parse().unwrap())]);
+        ask(&layer);
+        assert_eq!(field(&grpc(&layer, "application/grpc"), "grpc-retry-pushback-ms").unwrap(), pushback, "{quota}");
+    }
+}
+
+#[test]
+fn a_grpc_call_without_a_key_has_the_code_that_says_so() {
+    for (status, code) in [(401, "16"), (403, "7"), (400, "3"), (500, "13"), (429, "8")] {
+        let missing = Missing::Reject(StatusCode::from_u16(status).unwrap());
+        let (layer, _clock) = on_manual_clock([Policy::per(Header::new("k"), FIVE).on_missing(missing)]);
+        assert_eq!(field(&grpc(&layer, "application/grpc"), "grpc-status").unwrap(), code);
+    }
+}
+
+#[test]
+fn a_response_of_grpc_gets_no_fields() {
+    let (layer, _clock) = on_manual_clock([everyone(FIVE)]);
+    let mut fields = HeaderMap::new();
+    fields.append("content-type", HeaderValue::from_static("application/grpc"));
+    let response = ask_of(&layer, with_header("content-type", "application/grpc"), &fields);
+    assert_eq!(response.headers(), &fields);
+}
+
+/// Names that the limiter takes, the worst among them.
+fn names() -> impl Strategy<Value = String> {
+    prop_oneof!["[ -~]{1,20}", r#"["\\;=,: ]{1,8}"#]
+}
+
+fn quotas() -> impl Strategy<Value = Quota> {
+    let cells = prop_oneof![1..=10_u32, Just(u32::MAX), any::<u32>()];
+    let periods = prop_oneof![1..=10_000_000_000_u64, 1..=(1_u64 << 62)];
+    (cells, periods, 1..=u32::MAX).prop_filter_map("a quota", |(cells, period, burst)| {
+        Quota::new(cells, Duration::from_nanos(period)).ok()?.try_burst(burst).ok()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// C-SF1, C-SF3, C-RL3 and C-RA1 on any policies, any costs and any clock.
+    #[test]
+    fn c_sf1_c_sf3_c_rl3_c_ra1_fields_are_canonical_bounded_and_true(
+        policies in prop::collection::btree_map(names(), (quotas(), 1_u32..4), 1..4),
+        steps in prop::collection::vec(0_u64..5_000_000_000, 1..12),
+    ) {
+        let names: Vec<_> = policies.keys().cloned().collect();
+        let (limiter, clock) = support::limiter(policies.into_iter().map(|(name, (quota, cost))| {
+            everyone(quota).named(name).cost_by(move |_| cost)
+        }));
+        let layer = RateLimitLayer::new(&limiter);
+        for step in steps {
+            clock.advance(Duration::from_nanos(step));
+            let response = ask(&layer);
+            let policy_line = field(&response, "ratelimit-policy").unwrap();
+            let line = field(&response, "ratelimit").unwrap();
+            for line in [&policy_line, &line] {
+                prop_assert_eq!(&list(line).serialize().unwrap(), line);
+            }
+            let told = items(&policy_line);
+            prop_assert_eq!(told.iter().map(|item| item.0.clone()).collect::<Vec<_>>(), names.clone());
+            let retry_after = field(&response, "retry-after");
+            if let Some(seconds) = &retry_after {
+                prop_assert!(seconds.bytes().all(|byte| byte.is_ascii_digit()) && seconds != "0");
+            }
+            for item in items(&line) {
+                let policy = told.iter().find(|policy| policy.0 == item.0).unwrap();
+                let (q, w, r) = (param(policy, "q").unwrap(), param(policy, "w").unwrap(), param(&item, "r").unwrap());
+                prop_assert!(w >= 1 && 0 <= r && r <= q && q <= 999_999_999_999_999);
+                if let (Some(t), Some(retry_after)) = (param(&item, "t"), &retry_after) {
+                    prop_assert!(1 <= t && t <= retry_after.parse::<i64>().unwrap());
+                }
+            }
+            if let Some(retry_after) = retry_after {
+                clock.advance(Duration::from_secs(retry_after.parse().unwrap()));
+                prop_assert!(ask(&layer).status() == StatusCode::OK, "waiting as told helps");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_wait_of_a_nanosecond_is_told_as_a_second() {
+    let (layer, clock) = on_manual_clock([everyone(Quota::per_second(1))]);
+    ask(&layer);
+    clock.advance(Duration::from_nanos(999_999_999));
+    let refusal = ask(&layer);
+    assert_eq!(
+        (field(&refusal, "retry-after").unwrap(), field(&refusal, "ratelimit").unwrap()),
+        ("1".into(), r#""per-ip";r=0;t=1"#.into())
+    );
+}
+
+#[test]
+fn a_layer_that_is_styled_keeps_its_limiter() {
+    let limiter = Limiter::new(everyone(Quota::per_hour(1)));
+    let layer = RateLimitLayer::new(&limiter);
+    ask(&layer);
+    let styled = layer.clone().draft(Draft::V7).legacy(Reset::DeltaSeconds).jitter(Duration::from_secs(1)).plain_text();
+    assert_eq!(ask(&styled).status(), StatusCode::TOO_MANY_REQUESTS);
+}
+
+/// The bodies that hyper sends without chunks.
+#[tokio::test]
+async fn a_trailers_only_answer_ends_with_its_head() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
+    let mut service =
+        layer.layer(service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))));
+    let _ = service.call(Request::new(())).await.unwrap();
+    let refusal = service.call(with_header("content-type", "application/grpc")).await.unwrap();
+    assert!(refusal.body().is_end_stream());
+}
