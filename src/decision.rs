@@ -113,8 +113,8 @@ impl Denied {
     }
 
     /// Sends the client away for so many seconds more: the wait only grows, and so stays true.
-    pub(crate) fn jittered(self, seconds: u64) -> Self {
-        Self { jitter: seconds, ..self }
+    pub(crate) fn add_jitter(&mut self, seconds: u64) {
+        self.jitter = seconds;
     }
 
     /// Why the request was refused. Where several reasons hold, the one that a wait helps least against.
@@ -201,9 +201,9 @@ impl Denied {
         self.trials.iter().filter(|trial| !matches!(trial.outcome, Outcome::Granted | Outcome::AtCapacity))
     }
 
-    /// The names of the policies that refused, of those that clients may know.
-    pub(crate) fn told_names(&self) -> impl Iterator<Item = &str> {
-        self.violated_policies().filter(|policy| policy.advertised().names_the_policy()).map(Policy::name)
+    /// The policies that refused, of those that clients may know.
+    pub(crate) fn told_policies(&self) -> impl Iterator<Item = &Policy> {
+        self.violated_policies().filter(|policy| policy.advertised().names_the_policy())
     }
 
     fn violated_policies(&self) -> impl Iterator<Item = &Policy> {
@@ -215,27 +215,45 @@ impl Denied {
 /// One sentence or two for the client: the policy, if it may be known, and how long to wait. Nothing of the key.
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (start, what, end) = match self.reason() {
-            Reason::MissingKey if self.status().is_server_error() => {
-                ("The server is not set up to tell clients apart", " for the policy", ".")
-            }
-            Reason::MissingKey => ("The request has no key", " for the policy", "."),
-            Reason::CostAboveBurst => {
-                ("The request costs more than is ever allowed at once", " by the policy", ". Waiting does not help.")
-            }
-            Reason::AtCapacity => ("No new clients are taken now", " by the policy", "."),
-            Reason::Exceeded => ("Too many requests", " for the policy", "."),
-        };
+        let Sentence { start, named, end, retry_in } = self.sentence();
         f.write_str(start)?;
-        let named = match self.cause {
-            Cause::MissingKey { policy, .. } => Some(self.policies[policy].name()),
-            Cause::Tried => self.told_names().next(),
-        };
-        if let Some(name) = named {
-            write!(f, "{what} \"{name}\"")?;
+        if let Some((preposition, policy)) = named {
+            write!(f, "{preposition}\"{}\"", policy.name())?;
         }
         f.write_str(end)?;
-        self.retry_after_seconds().map_or(Ok(()), |seconds| write!(f, " Retry in {seconds} s."))
+        retry_in.map_or(Ok(()), |seconds| write!(f, " Retry in {seconds} s."))
+    }
+}
+
+/// What the client is told, in parts.
+pub(crate) struct Sentence<'a> {
+    pub(crate) start: &'static str,
+    /// What leads to the policy's name, and the policy.
+    pub(crate) named: Option<(&'static str, &'a Policy)>,
+    pub(crate) end: &'static str,
+    /// Seconds.
+    pub(crate) retry_in: Option<u64>,
+}
+
+impl Denied {
+    pub(crate) fn sentence(&self) -> Sentence<'_> {
+        let (start, preposition, end) = match self.reason() {
+            Reason::MissingKey if self.status().is_server_error() => {
+                ("The server is not set up to tell clients apart", " for the policy ", ".")
+            }
+            Reason::MissingKey => ("The request has no key", " for the policy ", "."),
+            Reason::CostAboveBurst => {
+                ("The request costs more than is ever allowed at once", " by the policy ", ". Waiting does not help.")
+            }
+            Reason::AtCapacity => ("No new clients are taken now", " by the policy ", "."),
+            Reason::Exceeded => ("Too many requests", " for the policy ", "."),
+        };
+        let policy = match self.cause {
+            Cause::MissingKey { policy, .. } => Some(&self.policies[policy]),
+            Cause::Tried => self.told_policies().next(),
+        };
+        let named = policy.map(|policy| (preposition, policy));
+        Sentence { start, named, end, retry_in: self.retry_after_seconds() }
     }
 }
 

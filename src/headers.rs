@@ -26,14 +26,9 @@
 //! [`Standing::remaining`]: crate::decision::Standing::remaining
 //! [`Standing::next_cell`]: crate::decision::Standing::next_cell
 
-use std::{
-    fmt::{self, Write as _},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use smallvec::SmallVec;
 
 use crate::{
     clock,
@@ -43,6 +38,13 @@ use crate::{
     policy::{Advertise, Policy},
     quota::Quota,
 };
+
+// Made where they are used: a copy of a constant, where cloning a static goes through a table of functions.
+macro_rules! name {
+    ($name:literal) => {
+        const { HeaderName::from_static($name) }
+    };
+}
 
 /// In which syntax the fields are written. They are those of an Internet-Draft, which has changed them before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +87,8 @@ pub(crate) struct Writer {
     always: Option<HeaderValue>,
     /// The policies that are told on a refusal, under their own quotas.
     on_refusal: Option<HeaderValue>,
+    /// No field takes more bytes.
+    longest: usize,
 }
 
 #[derive(Debug)]
@@ -95,24 +99,25 @@ struct Item {
     advertise: Advertise,
 }
 
+/// The fields of a refusal, content-type included. Room for them is made at once; room for more would take another size of
+/// allocation, which costs more than all that is written into it.
+pub(crate) const MOST: usize = 6;
+
 type Applies = fn(Advertise) -> bool;
 
 const ALWAYS: Applies = |advertise| advertise == Advertise::Everything;
 const ON_REFUSAL: Applies = Advertise::names_the_policy;
 
-/// Longer fields are written on the heap first.
-type Text = SmallVec<[u8; 256]>;
-
 impl Writer {
     pub(crate) fn new(policies: &[Policy], style: Style) -> Self {
         let items = policies.iter().map(|policy| {
-            let mut name = String::from('"');
-            // Writing into a string does not fail.
-            let _ = Escaped(&mut name).write_str(policy.name());
-            name.push('"');
-            Item { name: name.into(), quota: policy.quota(), advertise: policy.advertised() }
+            let name = format!("\"{}\"", policy.escaped_name()).into();
+            Item { name, quota: policy.quota(), advertise: policy.advertised() }
         });
-        let mut writer = Self { style, items: items.collect(), always: None, on_refusal: None };
+        let items: Box<[Item]> = items.collect();
+        // Of each item its name, and three parameters with a separator and no more than 20 digits each.
+        let longest = items.iter().map(|item| item.name.len() + 96).sum();
+        let mut writer = Self { style, items, always: None, on_refusal: None, longest };
         let all = || writer.items.iter().enumerate().map(|(index, item)| (index, item.quota));
         (writer.always, writer.on_refusal) =
             (writer.render_policies(all(), ALWAYS), writer.render_policies(all(), ON_REFUSAL));
@@ -154,7 +159,7 @@ impl Writer {
         if is_grpc(headers) {
             return;
         }
-        headers.reserve(8);
+        headers.reserve(MOST.saturating_sub(headers.len()));
         // RFC 6585 §4 forbids caches to store a 429; not every cache knows.
         headers.entry(header::CACHE_CONTROL).or_insert(const { HeaderValue::from_static("no-store") });
         if let Some(challenge) = denied.challenge() {
@@ -176,14 +181,14 @@ impl Writer {
     fn append(&self, headers: &mut HeaderMap, policies: Option<HeaderValue>, limits: HeaderValue) {
         observe::same_name_twice(|| self.name_in(headers));
         if let Some(policies) = policies {
-            headers.append(&RATELIMIT_POLICY, policies);
+            headers.append(name!("ratelimit-policy"), policies);
         }
-        headers.append(&RATELIMIT, limits);
+        headers.append(name!("ratelimit"), limits);
     }
 
     /// A policy of ours whose name is taken by an item that is there already.
     fn name_in(&self, headers: &HeaderMap) -> Option<&str> {
-        let lines = || headers.get_all(&RATELIMIT).into_iter().map(HeaderValue::as_bytes);
+        let lines = || headers.get_all("ratelimit").into_iter().map(HeaderValue::as_bytes);
         let mut items = self.items.iter().filter(|item| item.advertise.names_the_policy());
         let taken = items
             .find(|item| lines().any(|line| line.windows(item.name.len()).any(|part| part == item.name.as_bytes())));
@@ -203,55 +208,69 @@ impl Writer {
     }
 
     fn render_policies(&self, quotas: impl Iterator<Item = (usize, Quota)>, applies: Applies) -> Option<HeaderValue> {
-        let mut text = Text::new();
-        for (index, quota) in quotas {
-            let Item { name, advertise, .. } = &self.items[index];
-            if !applies(*advertise) {
-                continue;
-            }
-            let Window { quota: q, seconds } = Window::of(quota);
-            separate(&mut text);
-            match self.style.draft {
-                Draft::V11 => {
-                    text.extend_from_slice(name.as_bytes());
-                    text.extend_from_slice(b";q=");
+        self.line(|line| {
+            for (index, quota) in quotas {
+                let Item { name, advertise, .. } = &self.items[index];
+                if !applies(*advertise) {
+                    continue;
                 }
-                Draft::V7 => {}
+                let Window { quota: q, seconds } = Window::of(quota);
+                line.separate();
+                match self.style.draft {
+                    Draft::V11 => {
+                        line.put(name);
+                        line.put(";q=");
+                    }
+                    Draft::V7 => {}
+                }
+                line.number(q);
+                line.put(";w=");
+                line.number(seconds);
             }
-            decimal(&mut text, q);
-            text.extend_from_slice(b";w=");
-            decimal(&mut text, seconds);
-        }
-        value(&text)
+        })
     }
 
     fn render_limits<'a>(&self, told: impl Iterator<Item = &'a Trial>) -> Option<HeaderValue> {
-        let mut text = Text::new();
-        match self.style.draft {
-            Draft::V11 => {
-                for trial in told {
-                    let standing = trial.unnamed();
-                    separate(&mut text);
-                    text.extend_from_slice(self.items[trial.policy].name.as_bytes());
-                    text.extend_from_slice(b";r=");
-                    decimal(&mut text, standing.remaining().into());
-                    if let Some(next) = standing.next_cell() {
-                        text.extend_from_slice(b";t=");
-                        decimal(&mut text, seconds_up(next).max(1));
-                    }
+        self.line(|line| match self.style.draft {
+            Draft::V11 => told.for_each(|trial| {
+                let standing = trial.unnamed();
+                line.separate();
+                line.put(&self.items[trial.policy].name);
+                line.put(";r=");
+                line.number(standing.remaining().into());
+                if let Some(next) = standing.next_cell() {
+                    line.put(";t=");
+                    line.number(seconds_up(next).max(1));
                 }
-            }
+            }),
             Draft::V7 => {
-                let standing = tightest(told)?;
-                text.extend_from_slice(b"limit=");
-                decimal(&mut text, Window::of(standing.quota()).quota);
-                text.extend_from_slice(b", remaining=");
-                decimal(&mut text, standing.remaining().into());
-                text.extend_from_slice(b", reset=");
-                decimal(&mut text, seconds_up(standing.until_full()));
+                let Some(standing) = tightest(told) else { return };
+                line.put("limit=");
+                line.number(Window::of(standing.quota()).quota);
+                line.put(", remaining=");
+                line.number(standing.remaining().into());
+                line.put(", reset=");
+                line.number(seconds_up(standing.until_full()));
             }
+        })
+    }
+
+    /// A field that `write` fills; `None` where it writes nothing, for a field without an item is left out.
+    #[inline(always)]
+    fn line(&self, write: impl FnOnce(&mut Line<'_>)) -> Option<HeaderValue> {
+        let (mut short, mut long) = ([0; 192], Vec::new());
+        let buffer = if self.longest <= short.len() {
+            &mut short[..]
+        } else {
+            long.resize(self.longest, 0);
+            &mut long[..]
+        };
+        let mut line = Line { buffer, length: 0 };
+        write(&mut line);
+        match &line.buffer[..line.length] {
+            [] => None,
+            text => HeaderValue::from_bytes(text).ok(),
         }
-        value(&text)
     }
 
     fn legacy<'a>(&self, told: impl Iterator<Item = &'a Trial>) -> Option<Legacy> {
@@ -307,21 +326,15 @@ struct Legacy {
 impl Legacy {
     /// These fields hold one value each: what the service behind has sent stays alone.
     fn write(self, headers: &mut HeaderMap) {
-        if !headers.contains_key(&X_RATELIMIT_LIMIT) {
-            headers.insert(&X_RATELIMIT_LIMIT, self.limit);
-            headers.insert(&X_RATELIMIT_REMAINING, self.remaining);
-            headers.insert(&X_RATELIMIT_RESET, self.reset);
+        if !headers.contains_key("x-ratelimit-limit") {
+            headers.insert(name!("x-ratelimit-limit"), self.limit);
+            headers.insert(name!("x-ratelimit-remaining"), self.remaining);
+            headers.insert(name!("x-ratelimit-reset"), self.reset);
         }
     }
 }
 
 const GRPC: &[u8] = b"application/grpc";
-
-static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-static X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-static X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// A quota as the fields tell it: in whole seconds, never less than the burst, never more than the rate.
 struct Window {
@@ -367,36 +380,28 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         && matches!(kind.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
 }
 
-/// Printable ASCII within quotes: strings of structured fields (RFC 9651 §4.1.6) and of JSON (RFC 8259 §7) escape the
-/// same two characters of it.
-pub(crate) struct Escaped<'a, W>(pub(crate) &'a mut W);
+/// A field that is being written, into room that is known to be enough.
+struct Line<'a> {
+    buffer: &'a mut [u8],
+    length: usize,
+}
 
-impl<W: fmt::Write> fmt::Write for Escaped<'_, W> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        while let Some(at) = rest.find(['"', '\\']) {
-            self.0.write_str(&rest[..at])?;
-            self.0.write_char('\\')?;
-            self.0.write_str(&rest[at..=at])?;
-            rest = &rest[at + 1..];
+impl Line<'_> {
+    #[inline(always)]
+    fn put(&mut self, text: &str) {
+        self.buffer[self.length..][..text.len()].copy_from_slice(text.as_bytes());
+        self.length += text.len();
+    }
+
+    fn number(&mut self, number: u64) {
+        self.put(itoa::Buffer::new().format(number));
+    }
+
+    fn separate(&mut self) {
+        if self.length > 0 {
+            self.put(", ");
         }
-        self.0.write_str(rest)
     }
-}
-
-fn separate(text: &mut Text) {
-    if !text.is_empty() {
-        text.extend_from_slice(b", ");
-    }
-}
-
-fn decimal(text: &mut Text, number: u64) {
-    text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-}
-
-/// `None` for an empty text: a field without an item is left out.
-fn value(text: &Text) -> Option<HeaderValue> {
-    if text.is_empty() { None } else { HeaderValue::from_bytes(text).ok() }
 }
 
 /// Without an allocation below a hundred, which most waits are.
@@ -407,7 +412,8 @@ fn number(number: u64) -> HeaderValue {
     match usize::try_from(number) {
         Ok(small @ 0..10) => HeaderValue::from_static(&DIGITS[2 * small + 1..2 * small + 2]),
         Ok(small @ 10..100) => HeaderValue::from_static(&DIGITS[2 * small..2 * small + 2]),
-        _ => number.into(),
+        // Digits are valid. Refused: `From<u64>`, which allocates twice.
+        _ => HeaderValue::from_bytes(itoa::Buffer::new().format(number).as_bytes()).unwrap_or_else(|_| number.into()),
     }
 }
 

@@ -42,6 +42,8 @@ use crate::{
 #[must_use]
 pub struct Policy {
     name: Arc<str>,
+    /// Within quotes, in structured fields and in JSON.
+    escaped_name: Arc<str>,
     /// `None` counts all requests together.
     key: Option<Arc<dyn KeyExtractor>>,
     quota: Quota,
@@ -103,6 +105,7 @@ impl Policy {
 
     fn new(name: Arc<str>, key: Option<Arc<dyn KeyExtractor>>, quota: Quota) -> Self {
         Self {
+            escaped_name: escaped(&name),
             name,
             key,
             quota,
@@ -122,6 +125,7 @@ impl Policy {
     /// Names are printable ASCII, and unique within a limiter; the limiter refuses others when it is built.
     pub fn named(mut self, name: impl AsRef<str>) -> Self {
         self.name = name.as_ref().into();
+        self.escaped_name = escaped(&self.name);
         self
     }
 
@@ -207,6 +211,10 @@ impl Policy {
         Arc::clone(&self.name)
     }
 
+    pub(crate) fn escaped_name(&self) -> &str {
+        &self.escaped_name
+    }
+
     pub(crate) fn cap(&self) -> (usize, AtCap) {
         (self.max_keys, self.at_cap)
     }
@@ -247,6 +255,12 @@ impl Policy {
         let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
         Ok(Some(Charge { key, quota, cells }))
     }
+}
+
+/// Strings of structured fields (RFC 9651 §4.1.6) and of JSON (RFC 8259 §7) escape the same two characters of printable
+/// ASCII, which names are.
+fn escaped(name: &Arc<str>) -> Arc<str> {
+    if name.contains(['"', '\\']) { name.replace('\\', r"\\").replace('"', "\\\"").into() } else { Arc::clone(name) }
 }
 
 impl fmt::Debug for Policy {

@@ -91,8 +91,8 @@ where
                 let fields = writer.admitted(&draws);
                 ResponseFuture::called(self.inner.call(request), fields)
             }
-            Err(denied) => {
-                let denied = denied.jittered(writer.jitter());
+            Err(mut denied) => {
+                denied.add_jitter(writer.jitter());
                 let mut response = self.respond.respond(&denied, parts.head());
                 writer.refused(&denied, response.headers_mut());
                 ResponseFuture::refused(response)

@@ -8,7 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::decision::{Denied, Reason};
+use crate::{
+    decision::{Denied, Reason},
+    headers,
+};
 
 /// The codes of gRPC that a refusal can have.
 #[derive(Clone, Copy)]
@@ -38,27 +41,27 @@ pub(super) fn trailers_only(denied: &Denied) -> Response<Bytes> {
     let code = Code::of(denied) as u8;
     let message = denied.to_string();
     let mut response = Response::new(Bytes::new());
-    let headers = response.headers_mut();
-    headers.reserve(8);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(&GRPC_STATUS, u16::from(code).into());
+    let fields = response.headers_mut();
+    fields.reserve(headers::MOST);
+    fields.insert(header::CONTENT_TYPE, const { HeaderValue::from_static("application/grpc") });
+    fields.insert(&GRPC_STATUS, u16::from(code).into());
     // Of printable ASCII, the percent sign alone is encoded.
     let encoded = message.replace('%', "%25");
     if let Ok(encoded) = HeaderValue::try_from(encoded) {
-        headers.insert(&GRPC_MESSAGE, encoded);
+        fields.insert(&GRPC_MESSAGE, encoded);
     }
     match (denied.told_wait(), denied.reason()) {
         (Some(wait), _) => {
             if let Ok(details) = HeaderValue::try_from(base64(&status(code, &message, wait))) {
-                headers.insert(&GRPC_STATUS_DETAILS, details);
+                fields.insert(&GRPC_STATUS_DETAILS, details);
             }
             // 32 bits with a sign (gRFC A6): who cannot read it does not retry at all.
             let millis = wait.as_nanos().div_ceil(1_000_000);
-            headers.insert(&GRPC_PUSHBACK, i32::try_from(millis).unwrap_or(i32::MAX).into());
+            fields.insert(&GRPC_PUSHBACK, i32::try_from(millis).unwrap_or(i32::MAX).into());
         }
         (None, Reason::CostAboveBurst) => {
             // Do not retry (gRFC A6).
-            headers.insert(&GRPC_PUSHBACK, HeaderValue::from_static("-1"));
+            fields.insert(&GRPC_PUSHBACK, HeaderValue::from_static("-1"));
         }
         (None, _) => {}
     }

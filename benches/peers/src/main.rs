@@ -1,4 +1,4 @@
-//! What a layer adds to an allowed request, ours beside tower_governor's, by how the client is told.
+//! What a layer adds to a request, allowed and refused, ours beside tower_governor's.
 //!
 //! ```sh
 //! cargo run --release --manifest-path benches/peers/Cargo.toml
@@ -19,7 +19,7 @@ use std::{
 };
 
 use axum::{body::Body, extract::ConnectInfo};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use tower::{Layer, Service};
 use tower_governor::{
     GovernorLayer,
@@ -29,6 +29,7 @@ use tower_governor::{
 use tower_quota::{
     Policy, Quota, RateLimitLayer,
     key::{ClientIp, KeyExtractor, PeerIp},
+    policy::Advertise,
 };
 
 /// Few enough to stay in the cache: what a layer adds is the question, not what memory costs.
@@ -71,29 +72,43 @@ type Entry = fn(Ipv4Addr) -> String;
 
 struct Candidate {
     name: &'static str,
-    run: Box<dyn FnMut(Vec<Request<Body>>)>,
+    /// With the status to expect, if any.
+    run: Box<dyn FnMut(Vec<Request<Body>>, Option<StatusCode>)>,
+    status: StatusCode,
     rounds: Vec<f64>,
     allocations: u64,
 }
 
-fn candidate<S>(name: &'static str, mut service: S) -> Candidate
+fn candidate<S>(name: &'static str, service: S) -> Candidate
 where
     S: Service<Request<Body>, Response = Response<Body>> + 'static,
 {
-    let run = move |requests: Vec<Request<Body>>| {
+    answering(StatusCode::OK, name, service)
+}
+
+fn answering<S>(status: StatusCode, name: &'static str, mut service: S) -> Candidate
+where
+    S: Service<Request<Body>, Response = Response<Body>> + 'static,
+{
+    let run = move |requests: Vec<Request<Body>>, expected: Option<StatusCode>| {
         let mut cx = Context::from_waker(Waker::noop());
         for request in requests {
             assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))));
             let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else { panic!("answers at once") };
-            assert!(response.status().is_success());
+            assert!(expected.is_none_or(|expected| response.status() == expected));
             black_box(response);
         }
     };
-    Candidate { name, run: Box::new(run), rounds: Vec::new(), allocations: 0 }
+    Candidate { name, run: Box::new(run), status, rounds: Vec::new(), allocations: 0 }
 }
 
+fn policy(key: impl KeyExtractor) -> Policy {
+    Policy::per(key, Quota::per_second(100_000_000).burst(100_000_000))
+}
+
+/// Without fields, as tower_governor is by default.
 fn ours(key: impl KeyExtractor) -> RateLimitLayer {
-    RateLimitLayer::new(Policy::per(key, Quota::per_second(100_000_000).burst(100_000_000)))
+    RateLimitLayer::new(policy(key).advertise(Advertise::RetryAfter))
 }
 
 fn main() {
@@ -105,6 +120,7 @@ fn main() {
         config.per_nanosecond(10).burst_size(100_000_000);
         config
     };
+    let with_fields = Arc::new(theirs().key_extractor(PeerIpKeyExtractor).use_headers().finish().unwrap());
     let by_peer = Arc::new(theirs().key_extractor(PeerIpKeyExtractor).finish().unwrap());
     let by_header = Arc::new(theirs().key_extractor(SmartIpKeyExtractor).finish().unwrap());
 
@@ -116,6 +132,27 @@ fn main() {
         candidate("tower_governor, peer", GovernorLayer::new(by_peer).layer(Inner(0))),
         candidate("tower_governor, smart", GovernorLayer::new(by_header).layer(Inner(0))),
     ]);
+    measure("allowed request, told its limit", plain, REQUESTS, &mut [
+        candidate("bare service", Inner(0)),
+        candidate("RateLimit, RateLimit-Policy", RateLimitLayer::new(policy(PeerIp)).layer(Inner(0))),
+        candidate("tower_governor, use_headers", GovernorLayer::new(with_fields).layer(Inner(0))),
+    ]);
+    let mut once = GovernorConfigBuilder::default();
+    once.per_second(100_000).burst_size(1).key_extractor(PeerIpKeyExtractor);
+    let spent = Arc::new(once.finish().unwrap());
+    let spent_with_fields = Arc::new(once.use_headers().finish().unwrap());
+    let refusing = |advertise| Policy::per(PeerIp, Quota::per_hour(1)).advertise(advertise);
+    let full = RateLimitLayer::new(refusing(Advertise::Everything));
+    let short = RateLimitLayer::new(refusing(Advertise::RetryAfter));
+    const NO: StatusCode = StatusCode::TOO_MANY_REQUESTS;
+    measure("refused request", plain, REQUESTS, &mut [
+        candidate("bare service", Inner(0)),
+        answering(NO, "problem+json and fields", full.layer(Inner(0))),
+        answering(NO, "problem+json", short.clone().layer(Inner(0))),
+        answering(NO, "plain text", short.plain_text().layer(Inner(0))),
+        answering(NO, "tower_governor", GovernorLayer::new(spent).layer(Inner(0))),
+        answering(NO, "tower_governor, use_headers", GovernorLayer::new(spent_with_fields).layer(Inner(0))),
+    ]);
     // Fields of 90 kB: few of them stay in the cache.
     measure("with 10,000 forged entries", forged, 4, &mut [
         candidate("bare service", Inner(0)),
@@ -126,17 +163,17 @@ fn main() {
 
 fn measure(what: &str, entry: Entry, count: usize, candidates: &mut [Candidate]) {
     for candidate in &mut *candidates {
-        // Keys are made in a first pass. What remains is the cost of a request.
-        (candidate.run)(requests(entry, count));
+        // Keys are made in a first pass, and bursts of one are spent. What remains is the cost of a request.
+        (candidate.run)(requests(entry, count), None);
         let again = requests(entry, count);
-        let counted = allocation_counter::measure(|| (candidate.run)(again));
+        let counted = allocation_counter::measure(|| (candidate.run)(again, Some(candidate.status)));
         candidate.allocations = counted.count_total.div_ceil(count as u64);
     }
     for _round in 0..ROUNDS {
         for candidate in &mut *candidates {
             let requests = requests(entry, count);
             let start = Instant::now();
-            (candidate.run)(requests);
+            (candidate.run)(requests, Some(candidate.status));
             candidate.rounds.push(start.elapsed().as_nanos() as f64 / count as f64);
         }
     }
