@@ -16,7 +16,7 @@
 //! | `r` | requests that would be granted now | [`Standing::remaining`] |
 //! | `t` | seconds until there is one more; left out when nothing is owed | [`Standing::next_cell`], rounded up, at least 1 |
 //!
-//! Which policies are told, and when, is up to each: see [`Advertise`](crate::policy::Advertise). On a refusal the
+//! Which policies are told, and when, is up to each: see [`Advertise`]. On a refusal the
 //! policies that refused are told, and `Retry-After` is never earlier than their `t`. Items that the service behind has
 //! sent stay, and ours follow. A response of gRPC gets none, for its fields may end up in its trailers.
 //!

@@ -1,8 +1,8 @@
 //! Rate limiting for tower, axum and hyper: exact limits, global and per key, in bounded memory.
 //!
 //! A [`Layer`](tower_layer::Layer) wraps any HTTP service with GCRA limiters. What is over the limit is answered `429
-//! Too Many Requests` with `Retry-After`; keys that owe nothing are swept away by a thread that ends with the last
-//! limiter.
+//! Too Many Requests` with `Retry-After` and the `RateLimit` fields of the IETF draft; keys that owe nothing are swept
+//! away by a thread that ends with the last limiter.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -25,6 +25,7 @@
 //! | combine policies, share them, decide without a service | [`Limiter`] |
 //! | put them in front of a service | [`RateLimitLayer`], [`RateLimit`] |
 //! | answer refusals your way | [`response`], [`Denied`] |
+//! | say what clients are told | [`headers`], [`policy::Advertise`] |
 //! | test with a clock that you move | [`clock`] |
 //! | know how it works, and what always holds | `docs/architecture.md` |
 //!
@@ -42,6 +43,7 @@
 //! None is on by default, and none changes what the others do.
 //!
 //! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default answer in axum's body.
+//! - `tonic`: reads the peer of tonic's TCP connections; the default answer in tonic's body.
 //! - `tracing`: events for refusals, missing keys, and policies near their cap.
 
 mod bucket;
