@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let when = seconds.map_or_else(String::new, |seconds| format!(" in {seconds} seconds"));
             (denied.status(), Html(format!("<h1>One moment</h1>\n<p>Please try again{when}.</p>\n"))).into_response()
         } else {
-            let error = json!({ "code": "rate_limited", "policy": denied.policy(), "retry_in": seconds });
+            let error = json!({ "code": "rate_limited", "policies": denied.told_policies().collect::<Vec<_>>(), "retry_in": seconds });
             (denied.status(), Json(json!({ "error": error }))).into_response()
         }
     });

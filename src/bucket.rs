@@ -114,6 +114,15 @@ impl Bucket {
         }
     }
 
+    /// The bucket with `cells` drawn that will be there in `wait` nanoseconds, for whoever waits that long. `None` where
+    /// it would be further ahead than a bucket ever is: one burst drawn, and one waited for.
+    pub(crate) fn reserve(self, now: u64, quota: Quota, cells: u32) -> Option<Self> {
+        let charge = quota.cell_nanos().saturating_mul(u64::from(cells));
+        let ahead = self.0.saturating_sub(now).saturating_add(charge);
+        let after = now.checked_add(ahead)?;
+        (ahead <= furthest(quota)).then_some(Self(after))
+    }
+
     /// Charges `cells` whether or not they are there; what is not becomes debt, of at most one burst. What is owed
     /// already, under a slower quota perhaps, is never less for it.
     pub(crate) fn debit(self, now: u64, quota: Quota, cells: u32) -> Self {

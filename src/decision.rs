@@ -88,6 +88,9 @@ enum Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
+    /// The key is blocked: by [`Limiter::block`](crate::Limiter::block), or because it was refused too often
+    /// ([`Policy::ban`](crate::Policy::ban)).
+    Blocked,
     /// A policy whose map is full takes no new keys ([`AtCap::Deny`](crate::policy::AtCap::Deny)), or none at this cost.
     AtCapacity,
     /// The request costs more cells than a policy ever has at once. It can never succeed.
@@ -120,11 +123,13 @@ impl Denied {
     /// Why the request was refused. Where several reasons hold, the one that a wait helps least against.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        let any = |outcome| self.trials.iter().any(|trial| trial.outcome == outcome);
+        let any = |outcome| self.trials.iter().any(|trial| trial.refuses() && trial.outcome == outcome);
+        let blocked = || self.trials.iter().any(|trial| matches!(trial.outcome, Outcome::Blocked(_)));
         match self.cause {
             Cause::MissingKey { .. } => Reason::MissingKey,
             Cause::Tried if any(Outcome::Never) => Reason::CostAboveBurst,
             Cause::Tried if any(Outcome::AtCapacity) => Reason::AtCapacity,
+            Cause::Tried if blocked() => Reason::Blocked,
             Cause::Tried => Reason::Exceeded,
         }
     }
@@ -143,7 +148,9 @@ impl Denied {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self.reason() {
-            Reason::Exceeded => self.trials.iter().filter_map(|trial| trial.outcome.wait()).max(),
+            Reason::Blocked | Reason::Exceeded => {
+                self.trials.iter().filter(|trial| trial.refuses()).filter_map(|trial| trial.outcome.wait()).max()
+            }
             Reason::AtCapacity | Reason::CostAboveBurst | Reason::MissingKey => None,
         }
     }
@@ -157,16 +164,33 @@ impl Denied {
         Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
     }
 
-    /// What clients are told to wait, to the nanosecond.
+    /// What clients are told to wait: to the nanosecond where every policy that refused names itself, and else in whole
+    /// seconds, which do not give a hidden quota away.
     pub(crate) fn told_wait(&self) -> Option<Duration> {
-        let told = self.violated_policies().all(|policy| policy.advertised().tells_the_wait());
-        let wait = if told { self.retry_after()? } else { return None };
+        if self.is_silent() {
+            return None;
+        }
+        let mut wait = self.retry_after()?;
+        if !self.violated_policies().all(|policy| policy.advertised().names_the_policy()) && wait.subsec_nanos() > 0 {
+            wait = Duration::from_secs(wait.as_secs() + 1);
+        }
         Some(wait.saturating_add(Duration::from_secs(self.jitter)))
     }
 
-    /// The policies that refused, in the limiter's order. For a missing key there are none: nothing was looked at.
+    /// Whether a policy refused of which nothing may be told.
+    fn is_silent(&self) -> bool {
+        !self.violated_policies().all(|policy| policy.advertised().tells_the_wait())
+    }
+
+    /// The reason as clients are told it.
+    pub(crate) fn told_reason(&self) -> Reason {
+        if self.is_silent() { Reason::Exceeded } else { self.reason() }
+    }
+
+    /// The policies that refused, in the limiter's order, whatever clients may know of them. For a missing key there are
+    /// none: nothing was looked at.
     pub fn violated(&self) -> impl Iterator<Item = Standing<'_>> {
-        self.standings().filter(Standing::is_violated)
+        self.standings().filter(|standing| standing.is_violated() && !standing.is_shadow())
     }
 
     /// How each policy that applied stands, in the limiter's order. Nothing was drawn.
@@ -175,7 +199,8 @@ impl Denied {
         self.trials.iter().map(|trial| trial.standing(&self.policies))
     }
 
-    /// The name of the first policy that refused.
+    /// The name of the first policy that refused. For logs; what clients may know are the
+    /// [`told_policies`](Self::told_policies).
     #[must_use]
     pub fn policy(&self) -> &str {
         match self.cause {
@@ -198,16 +223,22 @@ impl Denied {
 
     /// The trials of the policies that refused and had a bucket to look at.
     pub(crate) fn refusals(&self) -> impl Iterator<Item = &Trial> {
-        self.trials.iter().filter(|trial| !matches!(trial.outcome, Outcome::Granted | Outcome::AtCapacity))
+        let without = |trial: &&Trial| matches!(trial.outcome, Outcome::AtCapacity | Outcome::Blocked(_));
+        self.trials.iter().filter(move |trial| trial.refuses() && !without(trial))
     }
 
-    /// The policies that refused, of those that clients may know.
-    pub(crate) fn told_policies(&self) -> impl Iterator<Item = &Policy> {
+    /// The names of the policies that refused and that clients may know: those that [advertise](crate::Policy::advertise)
+    /// themselves, unless one refused of which nothing may be told.
+    pub fn told_policies(&self) -> impl Iterator<Item = &str> {
+        self.told().map(Policy::name)
+    }
+
+    pub(crate) fn told(&self) -> impl Iterator<Item = &Policy> {
         self.violated_policies().filter(|policy| policy.advertised().names_the_policy())
     }
 
     fn violated_policies(&self) -> impl Iterator<Item = &Policy> {
-        let violated = self.trials.iter().filter(|trial| trial.outcome != Outcome::Granted);
+        let violated = self.trials.iter().filter(|trial| trial.refuses());
         violated.map(|trial| &self.policies[trial.policy])
     }
 }
@@ -236,9 +267,26 @@ pub(crate) struct Sentence<'a> {
 }
 
 impl Denied {
+    /// The policy that the reason is true of: the one to wait for longest, where a wait helps.
+    fn culprit(&self, reason: Reason) -> Option<usize> {
+        let is_culprit = |trial: &&Trial| match trial.outcome {
+            Outcome::AtCapacity => reason == Reason::AtCapacity,
+            Outcome::Blocked(_) => reason == Reason::Blocked,
+            Outcome::Never => reason == Reason::CostAboveBurst,
+            Outcome::Wait(_) => reason == Reason::Exceeded,
+            Outcome::Granted => false,
+        };
+        let culprits = self.trials.iter().filter(|trial| trial.refuses()).filter(is_culprit);
+        // Of several that are equal, the first.
+        let longest = culprits.reduce(|a, b| if b.outcome.wait() > a.outcome.wait() { b } else { a })?;
+        let elsewhere = self.retry_after().is_some_and(|wait| longest.outcome.wait() < Some(wait));
+        (!elsewhere).then_some(longest.policy)
+    }
+
     pub(crate) fn sentence(&self) -> Sentence<'_> {
-        let (start, preposition, end) = match self.reason() {
-            Reason::MissingKey if self.status().is_server_error() => {
+        let reason = self.told_reason();
+        let (start, preposition, end) = match reason {
+            Reason::MissingKey if self.status() == StatusCode::INTERNAL_SERVER_ERROR => {
                 ("The server is not set up to tell clients apart", " for the policy ", ".")
             }
             Reason::MissingKey => ("The request has no key", " for the policy ", "."),
@@ -246,13 +294,16 @@ impl Denied {
                 ("The request costs more than is ever allowed at once", " by the policy ", ". Waiting does not help.")
             }
             Reason::AtCapacity => ("No new clients are taken now", " by the policy ", "."),
+            Reason::Blocked => ("Requests are blocked for a time", " by the policy ", "."),
             Reason::Exceeded => ("Too many requests", " for the policy ", "."),
         };
         let policy = match self.cause {
-            Cause::MissingKey { policy, .. } => Some(&self.policies[policy]),
-            Cause::Tried => self.told_policies().next(),
+            Cause::MissingKey { policy, .. } => Some(policy),
+            Cause::Tried => self.culprit(reason),
         };
-        let named = policy.map(|policy| (preposition, policy));
+        let policy = policy.map(|policy| &self.policies[policy]);
+        let named = policy.filter(|policy| policy.advertised().names_the_policy());
+        let named = named.map(|policy| (preposition, policy));
         Sentence { start, named, end, retry_in: self.retry_after_seconds() }
     }
 }
@@ -271,6 +322,7 @@ impl fmt::Debug for Denied {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing<'a> {
     policy: &'a str,
+    shadow: bool,
     quota: Quota,
     backlog: u64,
     outcome: Outcome,
@@ -278,7 +330,7 @@ pub struct Standing<'a> {
 
 impl<'a> Standing<'a> {
     pub(crate) fn of(policy: &'a str, quota: Quota, backlog: u64) -> Self {
-        Self { policy, quota, backlog, outcome: Outcome::Granted }
+        Self { policy, shadow: false, quota, backlog, outcome: Outcome::Granted }
     }
 
     /// The policy's name.
@@ -327,10 +379,17 @@ impl<'a> Standing<'a> {
         self.outcome.wait()
     }
 
-    /// Whether this policy refused the request.
+    /// Whether this policy refused the request, or would have refused it if it were not in
+    /// [shadow mode](crate::Policy::shadow).
     #[must_use]
     pub fn is_violated(&self) -> bool {
         self.outcome != Outcome::Granted
+    }
+
+    /// Whether the policy was in [shadow mode](crate::Policy::shadow) for this request, and refused nothing.
+    #[must_use]
+    pub fn is_shadow(&self) -> bool {
+        self.shadow
     }
 }
 
@@ -339,6 +398,8 @@ impl<'a> Standing<'a> {
 pub(crate) struct Trial {
     /// The policy's index in its limiter.
     pub(crate) policy: usize,
+    /// Whether the policy only reports.
+    pub(crate) shadow: bool,
     pub(crate) quota: Quota,
     /// After the draw, or as it was found.
     pub(crate) backlog: u64,
@@ -354,7 +415,7 @@ impl Trial {
             Drawn::NEVER => Outcome::Never,
             wait => Outcome::Wait(wait),
         };
-        Self { policy, quota, backlog: bucket.backlog(now, quota), outcome }
+        Self { policy, shadow: false, quota, backlog: bucket.backlog(now, quota), outcome }
     }
 
     fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {
@@ -363,13 +424,20 @@ impl Trial {
 
     /// The standing without the policy's name, for whoever knows it.
     pub(crate) fn unnamed(&self) -> Standing<'static> {
-        Standing { policy: "", quota: self.quota, backlog: self.backlog, outcome: self.outcome }
+        Standing { policy: "", shadow: self.shadow, quota: self.quota, backlog: self.backlog, outcome: self.outcome }
+    }
+
+    /// Whether the policy refused, and is there to refuse.
+    pub(crate) fn refuses(&self) -> bool {
+        self.outcome != Outcome::Granted && !self.shadow
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     AtCapacity,
+    /// For so many nanoseconds yet.
+    Blocked(u64),
     Granted,
     Never,
     /// Nanoseconds.
@@ -379,7 +447,7 @@ pub(crate) enum Outcome {
 impl Outcome {
     fn wait(self) -> Option<Duration> {
         match self {
-            Self::Wait(nanos) => Some(Duration::from_nanos(nanos)),
+            Self::Blocked(nanos) | Self::Wait(nanos) => Some(Duration::from_nanos(nanos)),
             Self::AtCapacity | Self::Granted | Self::Never => None,
         }
     }
@@ -390,6 +458,7 @@ impl Outcome {
 pub(crate) struct Draw {
     pub(crate) trial: Trial,
     pub(crate) key: Key,
+    pub(crate) cells: u32,
     /// Nanoseconds of backlog.
     pub(crate) added: u64,
     /// Of the policy, when it was drawn.
@@ -401,6 +470,13 @@ pub(crate) struct Draw {
 pub(crate) type Draws = SmallVec<[Draw; INLINE]>;
 
 pub(crate) type Trials = SmallVec<[Trial; INLINE]>;
+
+impl Draw {
+    /// How the policy stands after the draw.
+    pub(crate) fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {
+        self.trial.standing(policies)
+    }
+}
 
 /// Policies whose receipts a decision holds without allocating. They are moved with it, and most limiters have one or two.
 const INLINE: usize = 2;

@@ -8,7 +8,7 @@ use std::{
 use http::Response;
 use pin_project_lite::pin_project;
 
-use crate::headers::Fields;
+use crate::front::After;
 
 pin_project! {
     /// The future of [`RateLimit`](crate::RateLimit). Holds no lock and no place in any queue: drop it at any time.
@@ -23,14 +23,14 @@ pin_project! {
     #[derive(Debug)]
     #[project = StateProjection]
     enum State<F, B> {
-        Called { #[pin] future: F, fields: Option<Fields> },
+        Called { #[pin] future: F, after: Option<After> },
         Refused { response: Option<Response<B>> },
     }
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    pub(crate) fn called(future: F, fields: Option<Fields>) -> Self {
-        Self { state: State::Called { future, fields } }
+    pub(crate) fn called(future: F, after: Option<After>) -> Self {
+        Self { state: State::Called { future, after } }
     }
 
     pub(crate) fn refused(response: Response<B>) -> Self {
@@ -50,10 +50,10 @@ where
     /// If polled again after it was ready with a refusal.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProjection::Called { future, fields } => {
+            StateProjection::Called { future, after } => {
                 let mut response = ready!(future.poll(cx))?;
-                if let Some(fields) = fields.take() {
-                    fields.write(response.headers_mut());
+                if let Some(after) = after.take() {
+                    after.complete(&mut response);
                 }
                 Poll::Ready(Ok(response.map(C::from)))
             }

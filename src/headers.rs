@@ -12,28 +12,30 @@
 //!
 //! | parameter | says | computed as |
 //! |---|---|---|
-//! | `q`, `w` | `q` requests in `w` seconds | `w = max(1, ⌈B·P/R⌉)`, `q = ⌊w·R/P⌋` for `R` cells in `P` seconds and a burst of `B` |
-//! | `r` | requests that would be granted now | [`Standing::remaining`] |
+//! | `q`, `w` | `q` cells in `w` seconds | `w = max(1, ⌈B·P/R⌉)`, `q = ⌊w·R/P⌋` for `R` cells in `P` seconds and a burst of `B` |
+//! | `r` | cells that would be granted now | [`Standing::remaining`] |
 //! | `t` | seconds until there is one more; left out when nothing is owed | [`Standing::next_cell`], rounded up, at least 1 |
+//!
+//! Clients read cells as requests. Where a request [costs](crate::Policy::cost_by) more than one, tell them so.
 //!
 //! Which policies are told, and when, is up to each: see [`Advertise`]. On a refusal the
 //! policies that refused are told, and `Retry-After` is never earlier than their `t`. Items that the service behind has
 //! sent stay, and ours follow. A response of gRPC gets none, for its fields may end up in its trailers.
 //!
 //! A script from another origin sees the fields only if the server exposes them:
-//! `Access-Control-Expose-Headers: RateLimit, RateLimit-Policy, Retry-After`.
+//! `Access-Control-Expose-Headers: RateLimit, RateLimit-Policy, Retry-After`, and `X-RateLimit-*` if they are sent.
 //!
 //! [`Standing::remaining`]: crate::decision::Standing::remaining
 //! [`Standing::next_cell`]: crate::decision::Standing::next_cell
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 
 use crate::{
     clock,
     decision::{Denied, Draw, Standing, Trial},
-    key::entropy,
+    key::{RequestHead, entropy},
     observe,
     policy::{Advertise, Policy},
     quota::Quota,
@@ -146,7 +148,7 @@ impl Writer {
     /// stood when the request was decided.
     pub(crate) fn admitted(self: &Arc<Self>, draws: &[Draw]) -> Option<Fields> {
         let trials = || draws.iter().map(|draw| &draw.trial);
-        let told = || trials().filter(|trial| ALWAYS(self.items[trial.policy].advertise));
+        let told = || trials().filter(|trial| !trial.shadow && ALWAYS(self.items[trial.policy].advertise));
         let limits = self.render_limits(told())?;
         let policies = self.changed_policies(trials(), ALWAYS);
         let legacy = self.legacy(told());
@@ -156,12 +158,12 @@ impl Writer {
 
     /// Completes the response to a refused request, whoever made it: what is there already stays.
     pub(crate) fn refused(&self, denied: &Denied, headers: &mut HeaderMap) {
+        // RFC 6585 §4 forbids caches to store a 429; not every cache knows, and gRPC's is a 200.
+        headers.entry(header::CACHE_CONTROL).or_insert(const { HeaderValue::from_static("no-store") });
         if is_grpc(headers) {
             return;
         }
         headers.reserve(MOST.saturating_sub(headers.len()));
-        // RFC 6585 §4 forbids caches to store a 429; not every cache knows.
-        headers.entry(header::CACHE_CONTROL).or_insert(const { HeaderValue::from_static("no-store") });
         if let Some(challenge) = denied.challenge() {
             headers.entry(header::WWW_AUTHENTICATE).or_insert_with(|| challenge.clone());
         }
@@ -169,9 +171,12 @@ impl Writer {
             headers.entry(header::RETRY_AFTER).or_insert_with(|| number(seconds));
         }
         let told = || denied.refusals().filter(|trial| ON_REFUSAL(self.items[trial.policy].advertise));
-        if let Some(limits) = self.render_limits(told()) {
-            let changed = self.changed_policies(denied.trials(), ON_REFUSAL);
-            self.append(headers, changed.as_ref().or(self.on_refusal.as_ref()).cloned(), limits);
+        // Where the answer has the field, whoever made the answer knew better.
+        if !headers.contains_key("ratelimit") {
+            if let Some(limits) = self.render_limits(told()) {
+                let changed = self.changed_policies(denied.trials(), ON_REFUSAL);
+                self.append(headers, changed.as_ref().or(self.on_refusal.as_ref()).cloned(), limits);
+            }
         }
         if let Some(legacy) = self.legacy(told()) {
             legacy.write(headers);
@@ -179,11 +184,17 @@ impl Writer {
     }
 
     fn append(&self, headers: &mut HeaderMap, policies: Option<HeaderValue>, limits: HeaderValue) {
-        observe::same_name_twice(|| self.name_in(headers));
-        if let Some(policies) = policies {
-            headers.append(name!("ratelimit-policy"), policies);
+        match self.style.draft {
+            Draft::V11 => observe::same_name_twice(|| self.name_in(headers)),
+            // One dictionary: of a second one, the keys would replace those of the first.
+            Draft::V7 if headers.contains_key("ratelimit") => return,
+            Draft::V7 => {}
         }
-        headers.append(name!("ratelimit"), limits);
+        // Where a response has as many fields as can be, there is no room for more.
+        if let Some(policies) = policies {
+            let _ = headers.try_append(name!("ratelimit-policy"), policies);
+        }
+        let _ = headers.try_append(name!("ratelimit"), limits);
     }
 
     /// A policy of ours whose name is taken by an item that is there already.
@@ -203,8 +214,12 @@ impl Writer {
         applies: Applies,
     ) -> Option<HeaderValue> {
         let usual = trials.len() == self.items.len()
-            && trials.clone().all(|trial| trial.quota == self.items[trial.policy].quota);
-        if usual { None } else { self.render_policies(trials.map(|trial| (trial.policy, trial.quota)), applies) }
+            && trials.clone().all(|trial| trial.quota == self.items[trial.policy].quota && !trial.shadow);
+        if usual {
+            return None;
+        }
+        let told = trials.filter(|trial| !trial.shadow);
+        self.render_policies(told.map(|trial| (trial.policy, trial.quota)), applies)
     }
 
     fn render_policies(&self, quotas: impl Iterator<Item = (usize, Quota)>, applies: Applies) -> Option<HeaderValue> {
@@ -250,7 +265,8 @@ impl Writer {
                 line.put(", remaining=");
                 line.number(standing.remaining().into());
                 line.put(", reset=");
-                line.number(seconds_up(standing.until_full()));
+                // On a refusal the same moment as `Retry-After`.
+                line.number(seconds_up(standing.wait().unwrap_or(standing.until_full())));
             }
         })
     }
@@ -326,7 +342,8 @@ struct Legacy {
 impl Legacy {
     /// These fields hold one value each: what the service behind has sent stays alone.
     fn write(self, headers: &mut HeaderMap) {
-        if !headers.contains_key("x-ratelimit-limit") {
+        let names = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
+        if !names.iter().any(|name| headers.contains_key(*name)) {
             headers.insert(name!("x-ratelimit-limit"), self.limit);
             headers.insert(name!("x-ratelimit-remaining"), self.remaining);
             headers.insert(name!("x-ratelimit-reset"), self.reset);
@@ -349,7 +366,9 @@ impl Window {
         const SECOND: u128 = 1_000_000_000;
         let (cells, period) = (u128::from(quota.cells()), quota.period().as_nanos());
         let seconds = (u128::from(quota.burst_size()) * period).div_ceil(cells * SECOND).max(1);
-        let quota = seconds * SECOND * cells / period;
+        // Not more than is granted either: the time of a cell is rounded up, which shows at very high rates.
+        let granted = (seconds * SECOND / quota.cell_period().as_nanos()).max(quota.burst_size().into());
+        let quota = (seconds * SECOND * cells / period).min(granted);
         // Neither can be reached: a burst comes back within 146 years, at 10⁹ a second at most.
         Self { quota: at_most_15_digits(quota), seconds: at_most_15_digits(seconds) }
     }
@@ -363,12 +382,20 @@ fn at_most_15_digits(number: u128) -> u64 {
 
 /// The policy that is nearest to its end; among those that refused, the one to wait for longest.
 fn tightest<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<Standing<'static>> {
+    let wait = |standing: &Standing<'_>| {
+        if standing.is_violated() { standing.wait().unwrap_or(Duration::MAX) } else { Duration::ZERO }
+    };
     let left = |standing: &Standing<'_>| u64::from(standing.remaining());
-    let standings = trials.map(Trial::unnamed);
-    standings.reduce(|a, b| {
+    trials.map(Trial::unnamed).reduce(|a, b| {
         let share = (left(&a) * u64::from(b.limit())).cmp(&(left(&b) * u64::from(a.limit())));
-        if b.wait().cmp(&a.wait()).then(share).is_le() { a } else { b }
+        if wait(&b).cmp(&wait(&a)).then(share).is_le() { a } else { b }
     })
+}
+
+/// Whether a request is a call of gRPC, which is a `POST` over HTTP/2 or later. By the content-type alone, any client could
+/// have its refusal answered with a 200.
+pub(crate) fn is_grpc_call(head: RequestHead<'_>) -> bool {
+    head.method() == Method::POST && head.version() >= Version::HTTP_2 && is_grpc(head.headers())
 }
 
 /// Whether a message is gRPC's: its content-type is `application/grpc`, alone or followed by `+` or `;`.

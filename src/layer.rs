@@ -7,13 +7,15 @@ use tower_layer::Layer;
 
 use crate::{
     decision::Denied,
+    delay::DelayLayer,
+    front::Front,
     headers::{Draft, Reset, Style},
     key::{PeerIp, RequestHead},
     limiter::Limiter,
     policy::Policy,
     quota::Quota,
     response::{AnyBody, RespondFn, RespondTo, Standard},
-    service::{Front, RateLimit},
+    service::RateLimit,
 };
 
 /// Puts a [`Limiter`] in front of services. All of them, and all their clones, share it.
@@ -33,7 +35,7 @@ impl RateLimitLayer {
     ///
     /// On policies that [`Builder::build`](crate::limiter::Builder::build) refuses, with the same message.
     pub fn new(limiter: impl Into<Limiter>) -> Self {
-        Self { front: Front::new(limiter.into(), Style::default()), respond: Standard::default() }
+        Self { front: Arc::new(Front::new(limiter.into())), respond: Standard::default() }
     }
 
     /// Limits each client by the address of its connection, whatever its header fields say. See [`PeerIp`].
@@ -66,6 +68,11 @@ impl RateLimitLayer {
         RateLimitLayer { front: self.front, respond: RespondTo::new(respond) }
     }
 
+    /// Answers refusals with what an implementation of [`Respond`](crate::response::Respond) makes of them.
+    pub fn responder<R>(self, respond: R) -> RateLimitLayer<R> {
+        RateLimitLayer { front: self.front, respond }
+    }
+
     /// Answers refusals with one sentence of plain text instead of a problem in JSON.
     pub fn plain_text(self) -> Self {
         Self { respond: Standard { plain: true }, ..self }
@@ -91,9 +98,26 @@ impl<R> RateLimitLayer<R> {
     }
 
     /// Adds a random time to `Retry-After`, up to `most` rounded down to whole seconds, so that clients that were refused
-    /// together do not return together. Nobody is told to come back too early for it.
+    /// together do not return together. Nobody is told to come back too early for it. A day at most.
     pub fn jitter(self, most: Duration) -> Self {
-        self.styled(|style| Style { jitter: most.as_secs(), ..style })
+        self.styled(|style| Style { jitter: most.as_secs().min(86_400), ..style })
+    }
+
+    /// Puts an [`Admission`](crate::limiter::Admission) into the extensions of each admitted request, for handlers that know
+    /// what a request cost only after the work.
+    pub fn admissions(self) -> Self {
+        Self { front: Arc::new(self.front.with_admissions()), ..self }
+    }
+
+    /// Lets requests wait for their turn, up to `most`, instead of refusing them at once. See [`Delay`](crate::delay).
+    ///
+    /// `timer` makes the future that ends after a time: `tokio::time::sleep`, or that of another runtime.
+    pub fn max_delay<T, F>(self, most: Duration, timer: T) -> DelayLayer<R, T>
+    where
+        T: Fn(Duration) -> F,
+        F: Future<Output = ()>,
+    {
+        DelayLayer::new(self.front, self.respond, most, timer)
     }
 
     /// The limiter, to share it with other layers or to control it.
@@ -103,8 +127,7 @@ impl<R> RateLimitLayer<R> {
     }
 
     fn styled(self, change: impl FnOnce(Style) -> Style) -> Self {
-        let style = change(self.front.writer.style());
-        Self { front: Front::new(self.front.limiter.clone(), style), ..self }
+        Self { front: Arc::new(self.front.styled(change)), ..self }
     }
 }
 

@@ -49,6 +49,8 @@
 mod bucket;
 pub mod clock;
 pub mod decision;
+pub mod delay;
+mod front;
 pub mod future;
 pub mod headers;
 pub mod key;

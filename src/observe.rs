@@ -5,11 +5,11 @@
 
 #[cfg(feature = "tracing")]
 pub(crate) use self::events::{
-    Throttle, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
+    Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
 };
 #[cfg(not(feature = "tracing"))]
 pub(crate) use self::silence::{
-    Throttle, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
+    Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
 };
 
 #[cfg(feature = "tracing")]
@@ -74,6 +74,10 @@ mod events {
         }
     }
 
+    pub(crate) fn banned(policy: &str, nanos: u64) {
+        debug!(policy, seconds = nanos / 1_000_000_000, "key blocked for being refused too often");
+    }
+
     /// Two layers tell clients of policies with one name, and clients cannot tell them apart. Said once, for the process.
     pub(crate) fn same_name_twice<'a>(name: impl FnOnce() -> Option<&'a str>) {
         static SAID: AtomicBool = AtomicBool::new(false);
@@ -111,6 +115,7 @@ mod silence {
     pub(crate) fn missing_key(_policy: &str, _status: u16, _remedy: &'static str, _throttle: &Throttle, _now: u64) {}
     pub(crate) fn near_cap(_policy: &str, _keys: usize, _max_keys: usize) {}
     pub(crate) fn unread_address(_from_a_proxy: impl FnOnce() -> bool, _names_a_client: impl FnOnce() -> bool) {}
+    pub(crate) fn banned(_policy: &str, _nanos: u64) {}
     pub(crate) fn same_name_twice<'a>(_name: impl FnOnce() -> Option<&'a str>) {}
     pub(crate) fn no_sweeper(_error: &io::Error) {}
     pub(crate) fn sweep_panicked() {}

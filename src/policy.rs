@@ -24,9 +24,9 @@
 //!     .on_missing(Missing::Reject(StatusCode::FORBIDDEN));
 //! ```
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderValue, StatusCode};
+use http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode};
 
 pub use crate::{key::Missing, store::AtCap};
 use crate::{
@@ -54,6 +54,59 @@ pub struct Policy {
     max_keys: usize,
     at_cap: AtCap,
     advertise: Advertise,
+    enforce: Enforce,
+    count_if: Option<Arc<CountIf>>,
+    ban: Option<Ban>,
+}
+
+#[derive(Clone, Copy)]
+enum Enforce {
+    Always,
+    Never,
+    /// For keys whose hash is below.
+    Below(u64),
+}
+
+/// What becomes of a key that goes on being refused: it is blocked, longer each time.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_quota::{Policy, Quota, key::PeerIp, policy::Ban};
+///
+/// // 20 refusals within a minute: blocked for a minute, then for two, four, and so on up to a day.
+/// let ban = Ban::after(20, Duration::from_secs(60)).starting_at(Duration::from_secs(60)).up_to(Duration::from_secs(86_400));
+/// let policy = Policy::per(PeerIp, Quota::per_second(10)).ban(ban);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Ban {
+    pub(crate) strikes: Quota,
+    pub(crate) shortest: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl Ban {
+    /// Blocks a key that is refused more than `refusals` times at once, or faster than `refusals` in each `window` later:
+    /// refusals are counted by a bucket of their own. For a minute at first, and for an hour at most, unless set.
+    ///
+    /// # Panics
+    ///
+    /// If `refusals` is zero, or [`Quota::new`] refuses the two as a quota.
+    pub const fn after(refusals: u32, window: Duration) -> Self {
+        let (shortest, longest) = (Duration::from_secs(60), Duration::from_secs(3_600));
+        Self { strikes: Quota::per(refusals, window), shortest, longest }
+    }
+
+    /// How long the first block lasts. Each further one lasts twice as long as the one before it if it comes at once, and
+    /// less the longer the key was quiet: after twice the length of a block without another, all is forgotten.
+    pub const fn starting_at(self, shortest: Duration) -> Self {
+        Self { shortest, ..self }
+    }
+
+    /// How long a block lasts at most.
+    pub const fn up_to(self, longest: Duration) -> Self {
+        Self { longest, ..self }
+    }
 }
 
 /// What of a policy clients are told, beside the status.
@@ -86,6 +139,7 @@ impl Advertise {
 
 type QuotaBy = dyn Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync;
 type CostBy = dyn Fn(RequestHead<'_>) -> u32 + Send + Sync;
+type CountIf = dyn Fn(ResponseHead<'_>) -> bool + Send + Sync;
 type When = dyn Fn(RequestHead<'_>) -> bool + Send + Sync;
 
 impl Policy {
@@ -116,13 +170,16 @@ impl Policy {
             max_keys: 1_000_000,
             at_cap: AtCap::default(),
             advertise: Advertise::default(),
+            enforce: Enforce::Always,
+            count_if: None,
+            ban: None,
         }
     }
 
     /// Names the policy. Clients and operators see the name: choose one that says what is counted and does not change
     /// with the numbers.
     ///
-    /// Names are printable ASCII, and unique within a limiter; the limiter refuses others when it is built.
+    /// Names are printable ASCII, of 64 bytes at most, and unique within a limiter; the limiter refuses others when it is built.
     pub fn named(mut self, name: impl AsRef<str>) -> Self {
         self.name = name.as_ref().into();
         self.escaped_name = escaped(&self.name);
@@ -165,6 +222,54 @@ impl Policy {
         self
     }
 
+    /// Counts a request only if `counts` holds for its response: failed logins, say, and not the others. The request is
+    /// charged as ever when it comes; when the response does not count, the charge is put back.
+    ///
+    /// What comes back shrinks with the time that the response took, for time has returned the rest already. A request
+    /// whose response takes longer than its cells take to come back is better charged afterwards, with
+    /// [`Admission::charge`](crate::limiter::Admission::charge). A request that ends without a response, because the client
+    /// went away or the service failed, keeps its charge.
+    ///
+    /// Has an effect in a service, where there are responses, and none on [`Limiter::decide`](crate::Limiter::decide).
+    pub fn count_if(mut self, counts: impl Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.count_if = Some(Arc::new(counts));
+        self
+    }
+
+    /// Shadow mode: the policy decides, draws and reports as ever, and refuses nothing. To see what a limit would do before
+    /// it does it. Clients are told nothing of it; the handler sees it in the
+    /// [`Admission`](crate::limiter::Admission).
+    pub fn shadow(mut self) -> Self {
+        self.enforce = Enforce::Never;
+        self
+    }
+
+    /// Enforces the policy for a share of the keys, from 0.0 to 1.0; for the others it is in [shadow mode](Self::shadow).
+    /// Which keys these are does not change as the share grows: a key that is enforced stays so. (For keys that are kept as
+    /// hashes this holds until the process ends.)
+    ///
+    /// # Panics
+    ///
+    /// If `share` is not between 0.0 and 1.0.
+    pub fn enforce_for(mut self, share: f64) -> Self {
+        assert!((0.0..=1.0).contains(&share), "a share of the keys is between 0.0 and 1.0, not {share}");
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
+            clippy::cast_sign_loss,
+            reason = "a share of 2^64, which need not be exact; the cast saturates"
+        )]
+        let below = (share * u64::MAX as f64) as u64;
+        self.enforce = if share >= 1.0 { Enforce::Always } else { Enforce::Below(below) };
+        self
+    }
+
+    /// Blocks keys that go on being refused. See [`Ban`].
+    pub fn ban(mut self, ban: Ban) -> Self {
+        self.ban = Some(ban);
+        self
+    }
+
     /// How many keys may hold a bucket at once; 1,000,000 unless set. A key and its bucket take 24 bytes and their share
     /// of a hash table; counting networks takes up to 64 KiB, and the overflow up to `max_keys` bytes once it is needed.
     /// Has no meaning for a global policy.
@@ -195,7 +300,8 @@ impl Policy {
         &self.name
     }
 
-    /// The quota of requests for which [`quota_by`](Self::quota_by) does not choose another.
+    /// The quota of requests for which [`quota_by`](Self::quota_by) does not choose another, as the policy was made;
+    /// [`Limiter::quota`](crate::Limiter::quota) knows what [`set_quota`](crate::Limiter::set_quota) made of it.
     #[must_use]
     pub fn quota(&self) -> Quota {
         self.quota
@@ -215,6 +321,23 @@ impl Policy {
         &self.escaped_name
     }
 
+    pub(crate) fn missing(&self) -> Option<Missing> {
+        self.missing
+    }
+
+    pub(crate) fn banned(&self) -> Option<Ban> {
+        self.ban
+    }
+
+    /// Whether responses decide what counts.
+    pub(crate) fn asks_the_response(&self) -> bool {
+        self.count_if.is_some()
+    }
+
+    pub(crate) fn counts(&self, head: ResponseHead<'_>) -> bool {
+        self.count_if.as_ref().is_none_or(|counts| counts(head))
+    }
+
     pub(crate) fn cap(&self) -> (usize, AtCap) {
         (self.max_keys, self.at_cap)
     }
@@ -231,14 +354,19 @@ impl Policy {
         self.key.as_deref().and_then(|key| key.challenge(head))
     }
 
-    /// What a request is charged: `None` where the policy does not apply.
+    /// What a request is charged, under the quota `base` where none is chosen for it: `None` where the policy does not
+    /// apply.
     ///
     /// # Errors
     ///
     /// The status to refuse it with when its key is missing. All user code of a decision runs in here, and under no
     /// lock.
     #[inline(always)]
-    pub(crate) fn charge(&self, head: RequestHead<'_>) -> Result<Option<Charge>, StatusCode> {
+    pub(crate) fn charge(
+        &self,
+        head: RequestHead<'_>,
+        base: impl FnOnce() -> Quota,
+    ) -> Result<Option<Charge>, StatusCode> {
         if self.when.as_ref().is_some_and(|applies| !applies(head)) {
             return Ok(None);
         }
@@ -251,9 +379,14 @@ impl Policy {
                 Missing::Skip => return Ok(None),
             },
         };
-        let quota = self.quota_by.as_ref().and_then(|choose| choose(head)).unwrap_or(self.quota);
+        let quota = self.quota_by.as_ref().and_then(|choose| choose(head)).unwrap_or_else(base);
         let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
-        Ok(Some(Charge { key, quota, cells }))
+        let shadow = match self.enforce {
+            Enforce::Always => false,
+            Enforce::Never => true,
+            Enforce::Below(share) => key.spread() >= share,
+        };
+        Ok(Some(Charge { key, quota, cells, shadow }))
     }
 }
 
@@ -279,4 +412,37 @@ pub(crate) struct Charge {
     pub(crate) key: Key,
     pub(crate) quota: Quota,
     pub(crate) cells: u32,
+    pub(crate) shadow: bool,
+}
+
+/// What [`Policy::count_if`] sees of a response.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseHead<'a> {
+    status: StatusCode,
+    headers: &'a HeaderMap,
+    extensions: &'a Extensions,
+}
+
+impl<'a> ResponseHead<'a> {
+    pub(crate) fn of<B>(response: &'a Response<B>) -> Self {
+        Self { status: response.status(), headers: response.headers(), extensions: response.extensions() }
+    }
+
+    /// The status.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        self.status
+    }
+
+    /// The header fields.
+    #[must_use]
+    pub fn headers(self) -> &'a HeaderMap {
+        self.headers
+    }
+
+    /// What the service wants its layers to know.
+    #[must_use]
+    pub fn extensions(self) -> &'a Extensions {
+        self.extensions
+    }
 }

@@ -186,6 +186,17 @@ impl Quota {
         self.cell_period
     }
 
+    /// As three words, for whoever keeps it in atomics.
+    pub(crate) const fn to_words(self) -> [u64; 3] {
+        [(self.cells as u64) << 32 | self.burst as u64, self.period, self.cell_period]
+    }
+
+    /// What [`to_words`](Self::to_words) made of a quota, and nothing else.
+    #[allow(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
+    pub(crate) const fn from_words([counts, period, cell_period]: [u64; 3]) -> Self {
+        Self { cells: (counts >> 32) as u32, burst: counts as u32, period, cell_period }
+    }
+
     /// `burst × T` in nanoseconds, at most [`MAX_NANOS`].
     pub(crate) const fn burst_nanos(self) -> u64 {
         self.cell_period * self.burst as u64
@@ -221,6 +232,22 @@ impl FromStr for Quota {
         let Some(burst) = burst else { return Ok(quota) };
         let burst = burst.strip_prefix("burst").ok_or(QuotaError::Syntax("what follows the comma is not `burst`"))?;
         quota.try_burst(count(burst.trim_start())?)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Quota {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// From the text that [`FromStr`] reads.
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Quota {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(|error| serde::de::Error::custom(format_args!("the quota {text:?}: {error}")))
     }
 }
 

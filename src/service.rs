@@ -10,9 +10,8 @@ use tower_service::Service;
 
 use crate::{
     decision::Draws,
+    front::Front,
     future::ResponseFuture,
-    headers::{Style, Writer},
-    limiter::Limiter,
     response::{Respond, Standard},
 };
 
@@ -32,20 +31,6 @@ pub struct RateLimit<S, R = Standard> {
     inner: S,
     front: Arc<Front>,
     respond: R,
-}
-
-/// What all services of a layer share.
-#[derive(Debug)]
-pub(crate) struct Front {
-    pub(crate) limiter: Limiter,
-    pub(crate) writer: Arc<Writer>,
-}
-
-impl Front {
-    pub(crate) fn new(limiter: Limiter, style: Style) -> Arc<Self> {
-        let writer = Arc::new(Writer::new(limiter.policies(), style));
-        Arc::new(Self { limiter, writer })
-    }
 }
 
 impl<S, R> RateLimit<S, R> {
@@ -82,21 +67,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
-        let Front { limiter, writer } = &*self.front;
-        let parts = limiter.parts(&request);
+    fn call(&mut self, mut request: Request<Q>) -> Self::Future {
+        let limiter = &self.front.limiter;
         let mut draws = Draws::new();
-        match limiter.admit(parts.head(), writer.tells_always().then_some(&mut draws)) {
-            Ok(()) => {
-                let fields = writer.admitted(&draws);
-                ResponseFuture::called(self.inner.call(request), fields)
+        let parts = limiter.parts(&request);
+        match limiter.admit(parts.head(), self.front.wants_receipts().then_some(&mut draws)) {
+            Ok(grant) => {
+                let after = self.front.admitted(&mut request, grant, draws);
+                ResponseFuture::called(self.inner.call(request), after)
             }
-            Err(mut denied) => {
-                denied.add_jitter(writer.jitter());
-                let mut response = self.respond.respond(&denied, parts.head());
-                writer.refused(&denied, response.headers_mut());
-                ResponseFuture::refused(response)
-            }
+            Err(denied) => ResponseFuture::refused(self.front.refused(&self.respond, denied, parts.head())),
         }
     }
 }

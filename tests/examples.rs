@@ -134,7 +134,7 @@ fn custom_response() {
     let json = accept("*/*");
     assert_eq!((json.status, json.field("content-type")), (429, Some("application/json")));
     let error: serde_json::Value = serde_json::from_str(&json.body).unwrap();
-    assert_eq!(error["error"]["policy"], "per-ip");
+    assert_eq!(error["error"]["policies"], serde_json::json!(["per-ip"]));
     let html = accept("text/html,application/xhtml+xml");
     assert_eq!((html.status, html.field("content-type")), (429, Some("text/html; charset=utf-8")));
     for refusal in [json, html] {

@@ -313,7 +313,7 @@ fn c_body_over_http1_the_refusal_reaches_a_client_that_is_still_sending() {
     stream.write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000000\r\n\r\n").unwrap();
     let mut sending = stream.try_clone().unwrap();
     // Ends when the server closes the connection, as it must: the rest of the body is nobody's request.
-    let sender = thread::spawn(move || while sending.write_all(&[b'x'; 65_536]).is_ok() {});
+    let sender = thread::spawn(move || while sending.write_all(&[b'x'; 8_192]).is_ok() {});
     let mut answer = Vec::new();
     let mut buffer = [0; 4_096];
     while !answer.windows(4).any(|part| part == b"\r\n\r\n") {

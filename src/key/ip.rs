@@ -21,7 +21,7 @@ use crate::observe;
 ///
 /// The address is taken from the request's extensions: a [`SocketAddr`] that the server put there, or with the feature
 /// `axum` what `into_make_service_with_connect_info::<SocketAddr>()` puts there, or with the feature `tonic` what its
-/// server does for TCP without TLS. A request without any is answered
+/// server puts there for TCP, with TLS and without. A request without any is answered
 /// 500 and reported as an error, because then nobody can be told from anybody.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerIp;
@@ -161,7 +161,7 @@ pub(super) fn peer(extensions: &Extensions) -> Result<IpAddr, Missing> {
     plain.map(|address| address.ip().to_canonical()).ok_or(Missing::Reject(StatusCode::INTERNAL_SERVER_ERROR))
 }
 
-pub(super) const REMEDY: &str = "serve with `into_make_service_with_connect_info::<SocketAddr>()`, \
+pub(super) const REMEDY: &str = "serve with `into_make_service_with_connect_info::<SocketAddr>()` (axum), \
                                  or insert the peer's `SocketAddr` into the request's extensions";
 
 /// Whether a proxy seems to have told whom it speaks for.

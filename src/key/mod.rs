@@ -41,7 +41,13 @@ mod into_key;
 mod ip;
 mod route;
 
-use std::{borrow::Cow, fmt, hash::Hash};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{Hash, Hasher as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use http::{HeaderValue, StatusCode};
 
@@ -99,6 +105,28 @@ impl Key {
         Self { low: bits as u64, high: (bits >> 64) as u64 }
     }
 
+    /// The key, spread evenly over 64 bits, alike in every process: for choosing a share of the keys, not for keeping
+    /// anybody from choosing a key.
+    pub(crate) fn spread(self) -> u64 {
+        let mut hasher = siphasher::sip::SipHasher13::new();
+        hasher.write_u128(self.bits());
+        hasher.finish()
+    }
+
+    /// The IPv4 address, or the first address of the network, that this key is. `None` for a key that is no address, and
+    /// for whole IPv6 addresses, which are kept as hashes.
+    #[must_use]
+    pub fn address(self) -> Option<IpAddr> {
+        const V4: u8 = Kind::Ipv4 as u8;
+        const V6: u8 = Kind::Ipv6 as u8;
+        let value = self.bits() >> 16;
+        match self.kind() {
+            V4 => u32::try_from(value).ok().map(|bits| Ipv4Addr::from_bits(bits).into()),
+            V6 => Some(Ipv6Addr::from_bits(value << 16).into()),
+            _ => None,
+        }
+    }
+
     fn bits(self) -> u128 {
         u128::from(self.high) << 64 | u128::from(self.low)
     }
@@ -136,6 +164,40 @@ impl Hash for Key {
     /// One word, so that a map's hasher takes one step.
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         state.write_u128(self.bits());
+    }
+}
+
+/// Writes 32 hexadecimal digits, for [`FromStr`] to read: to name a key to an operator, and back to the limiter that made
+/// it. An address stands in them as it is; anything else is a hash.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.bits())
+    }
+}
+
+/// Not a key: 32 hexadecimal digits are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseKeyError;
+
+impl fmt::Display for ParseKeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key is written in 32 hexadecimal digits")
+    }
+}
+
+impl std::error::Error for ParseKeyError {}
+
+impl FromStr for Key {
+    type Err = ParseKeyError;
+
+    #[allow(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
+    fn from_str(text: &str) -> Result<Self, ParseKeyError> {
+        // `from_str_radix` alone would also take a sign.
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(ParseKeyError);
+        }
+        let bits = u128::from_str_radix(text, 16).map_err(|_| ParseKeyError)?;
+        Ok(Self { low: bits as u64, high: (bits >> 64) as u64 })
     }
 }
 

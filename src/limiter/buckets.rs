@@ -4,22 +4,27 @@
 //! decisions over several policies.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
+use super::{live::LiveQuota, penalties::Penalties};
 use crate::{
     bucket::{Bucket, Drawn},
     clock::Clock,
     decision::Draw,
     key::Key,
-    policy::Charge,
+    policy::{Charge, Policy},
+    quota::Quota,
     store::{Hold, Room, Store},
     sweeper::Sweeping,
 };
 
 pub(super) struct Buckets {
     kept: Kept,
+    quota: LiveQuota,
+    /// Made with the limiter for a policy that bans, and with the first block for another.
+    penalties: OnceLock<Penalties>,
     /// Advanced when backlog is cut off, which neither time nor a receipt accounts for: receipts from before are void.
     generation: AtomicU64,
 }
@@ -37,16 +42,37 @@ enum Kept {
 }
 
 impl Buckets {
-    pub(super) fn keyed(store: Arc<Store>, sweeping: Option<Sweeping>) -> Self {
-        Self::new(Kept::Keyed { store, sweeping })
+    pub(super) fn keyed(policy: &Policy, store: Arc<Store>, sweeping: Option<Sweeping>) -> Self {
+        Self::new(policy, Kept::Keyed { store, sweeping })
     }
 
-    pub(super) fn global(lone: bool) -> Self {
-        Self::new(if lone { Kept::Lone(AtomicU64::default()) } else { Kept::Locked(Mutex::default()) })
+    pub(super) fn global(policy: &Policy, lone: bool) -> Self {
+        Self::new(policy, if lone { Kept::Lone(AtomicU64::default()) } else { Kept::Locked(Mutex::default()) })
     }
 
-    fn new(kept: Kept) -> Self {
-        Self { kept, generation: AtomicU64::new(0) }
+    fn new(policy: &Policy, kept: Kept) -> Self {
+        let (quota, penalties) = (LiveQuota::new(policy.quota()), OnceLock::new());
+        Self { kept, quota, penalties, generation: AtomicU64::new(0) }
+    }
+
+    /// The policy's own quota, as it is now.
+    #[inline(always)]
+    pub(super) fn quota(&self) -> Quota {
+        self.quota.get()
+    }
+
+    pub(super) fn set_quota(&self, quota: Quota) {
+        self.quota.set(quota);
+    }
+
+    /// `None` as long as nobody was ever blocked, for a policy that does not ban.
+    #[inline(always)]
+    pub(super) fn penalties(&self) -> Option<&Penalties> {
+        self.penalties.get()
+    }
+
+    pub(super) fn penalties_or(&self, make: impl FnOnce() -> Penalties) -> &Penalties {
+        self.penalties.get_or_init(make)
     }
 
     #[inline(always)]
@@ -138,6 +164,46 @@ impl Buckets {
                     Some(bucket.to_bits())
                 });
             }
+        }
+    }
+
+    /// Charges what a request has cost beyond its draw, where that was drawn from.
+    pub(super) fn debit(&self, draw: &Draw, cells: u32, clock: &Clock) {
+        if draw.from_overflow {
+            if let Kept::Keyed { store, .. } = &self.kept {
+                let mut bucket = store.overflow(draw.key);
+                *bucket = bucket.debit(clock.now(), draw.trial.quota, cells);
+            }
+        } else {
+            self.charge(draw.key, draw.trial.quota, cells, clock);
+        }
+    }
+
+    /// Charges `cells` whether or not they are there. Returns the bucket then, and when that was.
+    pub(super) fn charge(&self, key: Key, quota: Quota, cells: u32, clock: &Clock) -> (Bucket, u64) {
+        let mut held = self.hold(key);
+        let tracked = !matches!(held.room(), Room::Refused | Room::Untracked);
+        let (after, now) = loop {
+            let found = held.bucket();
+            let now = clock.now();
+            let after = found.debit(now, quota, cells);
+            // What owes nothing needs no bucket.
+            if after.is_idle(now) || held.write(found, after) {
+                break (after, now);
+            }
+        };
+        (if tracked { after } else { Bucket::default() }, now)
+    }
+
+    /// Forgets what `key` owes, and makes its receipts void. True if it owed anything.
+    pub(super) fn reset(&self, key: Key, clock: &Clock) -> bool {
+        // Before the bucket is emptied: a receipt that is checked between the two is void too early, and not too late.
+        self.advance_generation();
+        let empty = |bucket: &mut Bucket| !std::mem::take(bucket).is_idle(clock.now());
+        match &self.kept {
+            Kept::Keyed { store, .. } => store.existing(key).is_some_and(|mut bucket| empty(&mut bucket)),
+            Kept::Locked(bucket) => empty(&mut lock(bucket)),
+            Kept::Lone(bucket) => empty(&mut Bucket::from_bits(bucket.swap(0, Ordering::AcqRel))),
         }
     }
 

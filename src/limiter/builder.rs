@@ -2,12 +2,12 @@
 
 use std::{error, fmt, sync::Arc};
 
-use super::{Limiter, Shared, buckets::Buckets};
+use super::{Limiter, Shared, buckets::Buckets, penalties::Penalties, sketch::Sketch};
 use crate::{
     clock::Clock,
     key::KeyHasher,
     observe,
-    policy::Policy,
+    policy::{Missing, Policy},
     store::Store,
     sweeper::{self, Sweeping},
 };
@@ -19,6 +19,7 @@ pub struct Builder {
     policies: Vec<Policy>,
     clock: Clock,
     sweep: Sweep,
+    top_denied: usize,
 }
 
 /// Who removes the keys that owe nothing.
@@ -58,14 +59,23 @@ impl Builder {
         self
     }
 
+    /// Keeps count of the keys that are refused most, in so many places, for
+    /// [`Limiter::top_denied`](super::Limiter::top_denied). None unless set: counting costs every refusal a look through
+    /// the places.
+    pub fn top_denied(mut self, places: usize) -> Self {
+        self.top_denied = places;
+        self
+    }
+
     /// Builds the limiter.
     ///
     /// Its order is that of the keyed policies, followed by that of the global ones, which are charged last.
     ///
     /// # Errors
     ///
-    /// When there is no policy; when a name is empty, not printable ASCII, or used twice; when a policy's
-    /// [`max_keys`](Policy::max_keys) is zero or beyond 2³² − 1.
+    /// When there is no policy; when a name is empty, longer than 64 bytes, not printable ASCII, or used twice; when a
+    /// policy's [`max_keys`](Policy::max_keys) is zero or beyond 2³² − 1, or the status of
+    /// [`Missing::Reject`](crate::policy::Missing::Reject) is no error.
     pub fn build(self) -> Result<Limiter, ConfigError> {
         check(&self.policies)?;
         let (mut policies, global): (Vec<_>, Vec<_>) =
@@ -73,19 +83,23 @@ impl Builder {
         let lone = global.len() == 1;
         policies.extend(global);
         let buckets = policies.iter().map(|policy| {
-            if policy.is_global() {
-                return Buckets::global(lone);
-            }
-            let (max_keys, at_cap) = policy.cap();
-            let store = Arc::new(Store::new(max_keys, at_cap, self.clock.clone()));
-            let sweeping = match self.sweep {
-                Sweep::Background => {
-                    let period = sweeper::period(policy.quota().time_to_fill());
-                    Some(Sweeping::start(policy.shared_name(), &store, period))
-                }
+            let swept_as = match self.sweep {
+                Sweep::Background => Some(policy.shared_name()),
                 Sweep::Manual => None,
             };
-            Buckets::keyed(store, sweeping)
+            let buckets = if policy.is_global() {
+                Buckets::global(policy, lone)
+            } else {
+                let (max_keys, at_cap) = policy.cap();
+                let store = Arc::new(Store::new(max_keys, at_cap, self.clock.clone()));
+                let period = sweeper::period(policy.quota().time_to_fill());
+                let sweeping = swept_as.as_ref().map(|name| Sweeping::start(Arc::clone(name), &store, period));
+                Buckets::keyed(policy, store, sweeping)
+            };
+            if let Some(ban) = policy.banned() {
+                buckets.penalties_or(|| Penalties::new(Some(ban), &self.clock, swept_as.as_ref()));
+            }
+            buckets
         });
         let buckets = buckets.collect();
         let shared = Shared {
@@ -94,10 +108,15 @@ impl Builder {
             clock: self.clock,
             hasher: KeyHasher::random(),
             missing_keys: observe::Throttle::default(),
+            sketch: (self.top_denied > 0).then(|| Sketch::new(self.top_denied)),
+            sweep: self.sweep,
         };
         Ok(Limiter { shared: Arc::new(shared) })
     }
 }
+
+/// In bytes. Names are in header fields, which have limits of their own.
+const LONGEST_NAME: usize = 64;
 
 fn check(policies: &[Policy]) -> Result<(), ConfigError> {
     let refuse = |policy: &Policy, fault| Err(ConfigError { policy: policy.name().to_owned(), fault });
@@ -114,6 +133,14 @@ fn check(policies: &[Policy]) -> Result<(), ConfigError> {
         }
         if policies[..index].iter().any(|earlier| earlier.name() == name) {
             return refuse(policy, Fault::DuplicateName);
+        }
+        if name.len() > LONGEST_NAME {
+            return refuse(policy, Fault::LongName);
+        }
+        if let Some(Missing::Reject(status)) = policy.missing() {
+            if !status.is_client_error() && !status.is_server_error() {
+                return refuse(policy, Fault::MissingStatus);
+            }
         }
         let (max_keys, _) = policy.cap();
         if max_keys == 0 || u32::try_from(max_keys).is_err() {
@@ -134,7 +161,9 @@ pub struct ConfigError {
 enum Fault {
     DuplicateName,
     EmptyName,
+    LongName,
     MaxKeys,
+    MissingStatus,
     NoPolicy,
     UnprintableName,
 }
@@ -147,6 +176,19 @@ impl fmt::Display for ConfigError {
                 write!(f, "two policies are named {policy:?}: tell them apart with `Policy::named`")
             }
             Fault::EmptyName => write!(f, "a policy's name is empty: name it with `Policy::named`"),
+            Fault::LongName => {
+                write!(
+                    f,
+                    "the name {policy:?} is longer than {LONGEST_NAME} bytes: choose another with `Policy::named`"
+                )
+            }
+            Fault::MissingStatus => {
+                write!(
+                    f,
+                    "the policy {policy:?} would refuse requests without a key with a status that is no error: give \
+                     `Missing::Reject` one from 400 to 599"
+                )
+            }
             Fault::MaxKeys => {
                 write!(
                     f,

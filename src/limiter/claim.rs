@@ -7,7 +7,8 @@ use super::buckets::{Buckets, Held};
 use crate::{
     bucket::{Bucket, Drawn},
     decision::{Draw, Outcome, Trial},
-    policy::{Charge, Policy},
+    key::Key,
+    policy::Charge,
     store::Room,
 };
 
@@ -21,24 +22,36 @@ pub(super) struct Claim<'a> {
     /// Of the policy's buckets, as it was before this one was looked at.
     generation: u64,
     drawn: Drawn,
+    /// The bucket as it will be if the request waits for its cells.
+    reserved: Option<Bucket>,
 }
 
 impl<'a> Claim<'a> {
     pub(super) fn new(policy: usize, charge: Charge, buckets: &'a Buckets) -> Self {
         let found = Bucket::default();
         let drawn = Drawn::nothing(found);
-        Self { policy, charge, buckets, held: Held::Nothing, room: Room::Own, found, generation: 0, drawn }
+        Self {
+            policy,
+            charge,
+            buckets,
+            held: Held::Nothing,
+            room: Room::Own,
+            found,
+            generation: 0,
+            drawn,
+            reserved: None,
+        }
     }
 
     /// Takes the bucket, and with it its lock, until this is dropped.
     #[inline(always)]
-    pub(super) fn hold(&mut self, policies: &[Policy]) {
+    pub(super) fn hold(&mut self) {
         let charge = &mut self.charge;
         self.held = self.buckets.hold(charge.key);
         self.room = self.held.room();
         if self.room == Room::Overflow {
             // Shared by keys of all plans: under a generous one, a client would spend what is others' too.
-            let own = policies[self.policy].quota();
+            let own = self.buckets.quota();
             if charge.cells > own.burst_size() && charge.cells <= charge.quota.burst_size() {
                 // It could succeed, but only in a bucket of its own.
                 self.held = Held::Nothing;
@@ -55,16 +68,35 @@ impl<'a> Claim<'a> {
         self.found = self.held.bucket();
     }
 
-    /// Whether the bucket has the cells. Writes nothing.
+    /// Whether the request may pass as far as this policy is concerned, perhaps after a wait of `patience` nanoseconds at
+    /// most. Writes nothing.
     #[inline(always)]
-    pub(super) fn draw(&mut self, now: u64) -> bool {
-        let Charge { quota, cells, .. } = self.charge;
+    pub(super) fn draw(&mut self, now: u64, patience: u64) -> bool {
+        let Charge { quota, cells, shadow, .. } = self.charge;
         self.drawn = match self.room {
             Room::Own | Room::Overflow => self.found.draw(now, quota, cells),
             Room::Refused => Drawn::refused(self.found, Drawn::NEVER),
             Room::Untracked => Drawn::nothing(self.found),
         };
-        self.drawn.is_granted()
+        if self.drawn.is_granted() || shadow {
+            self.reserved = None;
+            return true;
+        }
+        // With no patience, which is the rule, never true: a wait is at least a nanosecond.
+        let worth_waiting = self.drawn.wait <= patience && self.drawn.wait != Drawn::NEVER;
+        self.reserved = if worth_waiting { self.drawn.clamped.reserve(now, quota, cells) } else { None };
+        self.reserved.is_some()
+    }
+
+    /// Nanoseconds that the request waits for this policy, if it is granted.
+    pub(super) fn wait(&self) -> u64 {
+        if self.reserved.is_some() { self.drawn.wait } else { 0 }
+    }
+
+    /// What is drawn if the request is granted. A policy in shadow mode that would refuse draws nothing.
+    #[inline(always)]
+    fn taken(&self) -> Option<Bucket> {
+        self.reserved.or(self.drawn.is_granted().then_some(self.drawn.after))
     }
 
     /// Writes what the verdict over all makes of the bucket. A refused request charges nothing, but what is cut off stays
@@ -74,8 +106,8 @@ impl<'a> Claim<'a> {
     /// order puts such a bucket last, and it is written first.
     #[inline(always)]
     pub(super) fn write(&mut self, granted: bool) -> bool {
-        let Drawn { after, clamped, .. } = self.drawn;
-        let outcome = if granted { after } else { clamped };
+        let clamped = self.drawn.clamped;
+        let outcome = self.taken().filter(|_| granted).unwrap_or(clamped);
         if outcome == self.found {
             return true;
         }
@@ -89,11 +121,12 @@ impl<'a> Claim<'a> {
     /// What was drawn, to be returned by it.
     #[inline(always)]
     pub(super) fn receipt(&self, now: u64) -> Draw {
-        let Charge { key, quota, cells } = self.charge;
-        let counted = matches!(self.room, Room::Own | Room::Overflow);
+        let Charge { key, quota, cells, .. } = self.charge;
+        let counted = matches!(self.room, Room::Own | Room::Overflow) && self.taken().is_some();
         Draw {
             trial: self.trial(now, true),
             key,
+            cells,
             added: if counted { quota.cell_nanos() * u64::from(cells) } else { 0 },
             generation: self.generation,
             from_overflow: self.room == Room::Overflow,
@@ -103,12 +136,21 @@ impl<'a> Claim<'a> {
     /// How the policy stands: after the draw if the request is granted, as it was found if not.
     #[inline(always)]
     pub(super) fn trial(&self, now: u64, granted: bool) -> Trial {
-        let bucket = if granted { self.drawn.after } else { self.found };
+        let bucket = self.taken().filter(|_| granted).unwrap_or(self.found);
         let mut trial = Trial::of(self.policy, self.charge.quota, bucket, self.drawn, now);
+        trial.shadow = self.charge.shadow;
         if self.room == Room::Refused {
             trial.outcome = Outcome::AtCapacity;
+        } else if granted && self.reserved.is_some() {
+            trial.outcome = Outcome::Granted;
         }
         trial
+    }
+
+    /// The policy and the key, if it refuses for want of cells.
+    pub(super) fn strike(&self) -> Option<(usize, Key)> {
+        let short = !self.drawn.is_granted() && self.drawn.wait != Drawn::NEVER && !self.charge.shadow;
+        short.then_some((self.policy, self.charge.key))
     }
 
     /// The policy, if its map had no room for the key.

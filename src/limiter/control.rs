@@ -1,14 +1,17 @@
-//! What operators and handlers do to a limiter beside deciding: look, charge, put back, sweep.
+//! What operators and handlers do to a limiter beside deciding: look, charge, put back, block, set, list, sweep.
+//!
+//! Owns what is asked for by a policy's name. None of it is on the way of a request.
 
-use std::{error, fmt};
+use std::{error, fmt, sync::Arc, time::Duration};
 
-use super::{Limiter, buckets::Buckets};
+use super::{Limiter, Sweep, buckets::Buckets, penalties::Penalties};
 use crate::{
-    bucket::Bucket,
+    clock::nanos,
     decision::{Allowed, Standing},
     key::{IntoKey, Key},
     policy::Policy,
-    store::{Room, Store},
+    quota::Quota,
+    store::Store,
 };
 
 impl Limiter {
@@ -31,7 +34,7 @@ impl Limiter {
     /// [`Key::GLOBAL`].
     ///
     /// Under the policy's own quota: which one [`quota_by`](Policy::quota_by) would choose is not known here. Of a key
-    /// that shares an overflow bucket it shows a full bucket of its own.
+    /// that is blocked it shows the bucket all the same, see [`blocked_for`](Self::blocked_for); of one that shares an overflow bucket it shows a full bucket of its own.
     ///
     /// # Errors
     ///
@@ -39,7 +42,7 @@ impl Limiter {
     pub fn peek(&self, policy: &str, key: Key) -> Result<Standing<'_>, UnknownPolicy> {
         let (policy, buckets) = self.find(policy)?;
         let (bucket, now) = buckets.peek(key, &self.shared.clock);
-        let quota = policy.quota();
+        let quota = buckets.quota();
         Ok(Standing::of(policy.name(), quota, bucket.backlog(now, quota)))
     }
 
@@ -56,20 +59,130 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn charge(&self, policy: &str, key: Key, cells: u32) -> Result<Standing<'_>, UnknownPolicy> {
         let (policy, buckets) = self.find(policy)?;
-        let quota = policy.quota();
-        let mut held = buckets.hold(key);
-        let tracked = !matches!(held.room(), Room::Refused | Room::Untracked);
-        let (after, now) = loop {
-            let found = held.bucket();
-            let now = self.shared.clock.now();
-            let after = found.debit(now, quota, cells);
-            // What owes nothing needs no bucket.
-            if after.is_idle(now) || held.write(found, after) {
-                break (after, now);
-            }
-        };
-        let after = if tracked { after } else { Bucket::default() };
+        let quota = buckets.quota();
+        let (after, now) = buckets.charge(key, quota, cells, &self.shared.clock);
         Ok(Standing::of(policy.name(), quota, after.backlog(now, quota)))
+    }
+
+    /// Forgets what `key` owes under the policy of this name, and what it was refused: its next request finds a full
+    /// bucket, and no block. Receipts of the policy from before return nothing. True if it owed anything or was blocked.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn reset(&self, policy: &str, key: Key) -> Result<bool, UnknownPolicy> {
+        let (_, buckets) = self.find(policy)?;
+        let owed = buckets.reset(key, &self.shared.clock);
+        let blocked = buckets.penalties().is_some_and(|penalties| penalties.forget(key, self.now()));
+        Ok(owed || blocked)
+    }
+
+    /// Refuses every request with `key` under the policy of this name for so long, whatever its bucket holds; a time of
+    /// zero ends a block. The answer says how long it lasts yet, as far as the policy
+    /// [advertises](Policy::advertise) it.
+    ///
+    /// At most 65,536 keys are blocked under one policy, and 1,024 of one network (IPv4 /16, IPv6 /40).
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or no room for another key.
+    pub fn block(&self, policy: &str, key: Key, time: Duration) -> Result<(), BlockError> {
+        let (policy, buckets) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
+        let penalties = buckets.penalties_or(|| {
+            let swept_as = match self.shared.sweep {
+                Sweep::Background => Some(policy.shared_name()),
+                Sweep::Manual => None,
+            };
+            Penalties::new(policy.banned(), &self.shared.clock, swept_as.as_ref())
+        });
+        let until = self.now().saturating_add(nanos(time));
+        if penalties.block(key, until) { Ok(()) } else { Err(BlockError::Full) }
+    }
+
+    /// For how long `key` is blocked yet under the policy of this name.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn blocked_for(&self, policy: &str, key: Key) -> Result<Option<Duration>, UnknownPolicy> {
+        let (_, buckets) = self.find(policy)?;
+        let until = buckets.penalties().and_then(|penalties| penalties.blocked_until(key));
+        let left = until.map_or(0, |until| until.saturating_sub(self.now()));
+        Ok((left > 0).then(|| Duration::from_nanos(left)))
+    }
+
+    /// The quota of the policy of this name, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn quota(&self, policy: &str) -> Result<Quota, UnknownPolicy> {
+        Ok(self.find(policy)?.1.quota())
+    }
+
+    /// Gives the policy of this name another quota, for every decision from now on. Its buckets stay: what was drawn under
+    /// one quota is owed, as time, under the next, and never more than two bursts of it. Requests for which
+    /// [`quota_by`](Policy::quota_by) chooses a quota keep that.
+    ///
+    /// A decision that another thread is making meanwhile may still use the former quota.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn set_quota(&self, policy: &str, quota: Quota) -> Result<(), UnknownPolicy> {
+        self.find(policy)?.1.set_quota(quota);
+        Ok(())
+    }
+
+    /// Gives several policies other quotas, as from a file that was read again: all of them, or none if one is unknown.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of one of the names.
+    pub fn set_quotas<N: AsRef<str>>(&self, quotas: impl IntoIterator<Item = (N, Quota)>) -> Result<(), UnknownPolicy> {
+        let found = quotas.into_iter().map(|(name, quota)| Ok((self.find(name.as_ref())?.1, quota)));
+        let found = found.collect::<Result<Vec<_>, UnknownPolicy>>()?;
+        for (buckets, quota) in found {
+            buckets.set_quota(quota);
+        }
+        Ok(())
+    }
+
+    /// The keys that hold a bucket under the policy of this name, with how they stand: `limit` of them, from the place
+    /// `from` on, which is zero for the first page. Keys that come or go between two pages may be missed or shown twice;
+    /// the others are not. A global policy has no keys.
+    ///
+    /// # Locking behaviour
+    ///
+    /// Locks one part in many of the policy's map at a time. The way to a place takes time in proportion to it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn list(&self, policy: &str, from: usize, limit: usize) -> Result<Page<'_>, UnknownPolicy> {
+        let (policy, buckets) = self.find(policy)?;
+        let (quota, now) = (buckets.quota(), self.now());
+        let Some(store) = buckets.store() else { return Ok(Page { keys: Vec::new(), next: None }) };
+        // One more, to know whether there is another page.
+        let mut found = store.list(from, limit.saturating_add(1));
+        let next = (found.len() > limit).then(|| from + limit);
+        found.truncate(limit);
+        let standing = |bucket: crate::bucket::Bucket| Standing::of(policy.name(), quota, bucket.backlog(now, quota));
+        Ok(Page { keys: found.into_iter().map(|(key, bucket)| (key, standing(bucket))).collect(), next })
+    }
+
+    /// The keys that were refused most since the limiter was built, from the most refused on. Empty unless the limiter was
+    /// built with [`top_denied`](super::Builder::top_denied).
+    #[must_use]
+    pub fn top_denied(&self) -> Vec<DeniedKey> {
+        let entries = self.shared.sketch.as_ref().map(super::Sketch::top).unwrap_or_default();
+        let named = entries.into_iter().map(|entry| DeniedKey {
+            policy: self.shared.policies[entry.policy].shared_name(),
+            key: entry.key,
+            refusals: entry.count,
+            overestimate: entry.overestimate,
+        });
+        named.collect()
     }
 
     /// Returns the cells of an admission that is not used, except for what time has returned already.
@@ -79,11 +192,8 @@ impl Limiter {
     /// one that admitted.
     #[expect(clippy::needless_pass_by_value, reason = "taken, so that nothing is returned twice")]
     pub fn put_back(&self, allowed: Allowed<'_>) {
-        let shared = &*self.shared;
-        if std::ptr::eq(allowed.policies, &raw const *shared.policies) {
-            for draw in &allowed.draws {
-                shared.buckets[draw.trial.policy].put_back(draw, allowed.at, &shared.clock);
-            }
+        if std::ptr::eq(allowed.policies, &raw const *self.shared.policies) {
+            allowed.draws.iter().for_each(|draw| self.restore(draw, allowed.at));
         }
     }
 
@@ -106,24 +216,75 @@ impl Limiter {
     ///
     /// Locks one part in many of each policy's map at a time.
     pub fn sweep(&self) -> usize {
+        for penalties in self.shared.buckets.iter().filter_map(Buckets::penalties) {
+            penalties.stores().for_each(|store| _ = store.sweep());
+        }
         self.shared.buckets.iter().filter_map(Buckets::store).map(Store::sweep).sum()
     }
 
     fn find(&self, name: &str) -> Result<(&Policy, &Buckets), UnknownPolicy> {
         let shared = &*self.shared;
         let found = shared.policies.iter().zip(&shared.buckets).find(|(policy, _)| policy.name() == name);
-        found.ok_or_else(|| UnknownPolicy {
-            asked: name.to_owned(),
-            known: shared.policies.iter().map(|policy| policy.name().to_owned()).collect(),
-        })
+        found.ok_or_else(|| UnknownPolicy::new(name, shared.policies.iter().map(Policy::name)))
     }
 }
+
+/// Some of the keys of a policy. Made by [`Limiter::list`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Page<'a> {
+    /// The keys, and how each stands.
+    pub keys: Vec<(Key, Standing<'a>)>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<usize>,
+}
+
+/// A key that was refused often. Made by [`Limiter::top_denied`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeniedKey {
+    /// The policy that refused it.
+    pub policy: Arc<str>,
+    /// The key.
+    pub key: Key,
+    /// How often: never less than in truth, but for refusals that came while another one was being counted.
+    pub refusals: u64,
+    /// By how much the count may be too high.
+    pub overestimate: u64,
+}
+
+/// Why a key was not blocked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BlockError {
+    /// As many keys are blocked as can be, or as many of this key's network.
+    Full,
+    /// There is no policy of the name that was given.
+    UnknownPolicy(UnknownPolicy),
+}
+
+impl fmt::Display for BlockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("as many keys are blocked as can be, or as many of this key's network"),
+            Self::UnknownPolicy(unknown) => unknown.fmt(f),
+        }
+    }
+}
+
+impl error::Error for BlockError {}
 
 /// No policy of the limiter has the name that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownPolicy {
     asked: String,
     known: Vec<String>,
+}
+
+impl UnknownPolicy {
+    pub(super) fn new<'a>(asked: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        Self { asked: asked.to_owned(), known: known.map(str::to_owned).collect() }
+    }
 }
 
 impl fmt::Display for UnknownPolicy {

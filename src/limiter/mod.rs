@@ -32,28 +32,34 @@
 //! }
 //! ```
 
+mod admission;
 mod buckets;
 mod builder;
 mod claim;
 mod control;
+mod live;
+mod penalties;
+mod sketch;
 
 use std::{fmt, sync::Arc};
 
 use http::{Request, StatusCode};
 use smallvec::SmallVec;
 
+pub use self::{
+    admission::Admission,
+    builder::{Builder, ConfigError, Sweep},
+    control::{BlockError, DeniedKey, Page, UnknownPolicy},
+};
 use self::{
     buckets::{Alone, Buckets},
     claim::Claim,
-};
-pub use self::{
-    builder::{Builder, ConfigError, Sweep},
-    control::UnknownPolicy,
+    sketch::Sketch,
 };
 use crate::{
     clock::Clock,
-    decision::{Allowed, Decision, Denied, Draw, Draws, Trial, Trials},
-    key::{KeyHasher, Parts, RequestHead},
+    decision::{Allowed, Decision, Denied, Draw, Draws, Outcome, Trial, Trials},
+    key::{Key, KeyHasher, Parts, RequestHead},
     observe,
     policy::{Charge, Policy},
 };
@@ -74,6 +80,18 @@ struct Shared {
     hasher: KeyHasher,
     /// Of the events that say so.
     missing_keys: observe::Throttle,
+    /// Of the keys that are refused, where they are asked for.
+    sketch: Option<Sketch>,
+    sweep: Sweep,
+}
+
+/// That a request is admitted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    /// The reading of the clock at which its cells were drawn.
+    pub(crate) at: u64,
+    /// Nanoseconds from then until they are there.
+    pub(crate) wait: u64,
 }
 
 impl Limiter {
@@ -106,8 +124,35 @@ impl Limiter {
 
     /// Decides like [`decide`](Self::decide), and writes receipts only where they are asked for.
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
-    pub(crate) fn admit(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>) -> Result<(), Denied> {
+    pub(crate) fn admit(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>) -> Result<Grant, Denied> {
         self.shared.admit(head, receipts)
+    }
+
+    /// Decides for a request that waits for its cells, `patience` nanoseconds at most. They are drawn now, so that who
+    /// comes later waits longer.
+    #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+    pub(crate) fn admit_within(
+        &self,
+        head: RequestHead<'_>,
+        patience: u64,
+        receipts: &mut Draws,
+    ) -> Result<Grant, Denied> {
+        self.shared.judge(head, Some(receipts), patience)
+    }
+
+    /// The limiter's time.
+    pub(crate) fn now(&self) -> u64 {
+        self.shared.clock.now()
+    }
+
+    /// Returns what time has not returned yet of a draw that was made at `at`.
+    pub(crate) fn restore(&self, draw: &Draw, at: u64) {
+        self.shared.buckets[draw.trial.policy].put_back(draw, at, &self.shared.clock);
+    }
+
+    /// Charges what a request has cost beyond its draw.
+    pub(crate) fn debit(&self, draw: &Draw, cells: u32) {
+        self.shared.buckets[draw.trial.policy].debit(draw, cells, &self.shared.clock);
     }
 
     /// What policies see of a request.
@@ -121,65 +166,79 @@ impl Limiter {
 impl Shared {
     fn decide(&self, head: RequestHead<'_>) -> Decision<'_> {
         let mut draws = Draws::new();
-        match self.judge(head, Some(&mut draws)) {
-            Ok(at) => Decision::Allow(Allowed { policies: &self.policies, at, draws }),
+        match self.judge(head, Some(&mut draws), 0) {
+            Ok(Grant { at, .. }) => Decision::Allow(Allowed { policies: &self.policies, at, draws }),
             Err(denied) => Decision::Deny(denied),
         }
     }
 
-    fn admit(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>) -> Result<(), Denied> {
-        self.judge(head, receipts).map(drop)
+    fn admit(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>) -> Result<Grant, Denied> {
+        self.judge(head, receipts, 0)
     }
 
-    /// Returns the reading of the clock at which the cells were drawn, and leaves the receipts where they are asked for.
+    /// Leaves the receipts where they are asked for.
     #[inline(always)]
-    fn judge(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>) -> Result<u64, Denied> {
+    fn judge(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>, patience: u64) -> Result<Grant, Denied> {
         if let [policy] = &*self.policies {
-            return match policy.charge(head) {
-                Ok(Some(charge)) => self.judge_one(charge, receipts),
-                Ok(None) => Ok(self.clock.now()),
+            return match policy.charge(head, || self.buckets[0].quota()) {
+                Ok(Some(charge)) => self.judge_one(charge, receipts, patience),
+                Ok(None) => Ok(Grant { at: self.clock.now(), wait: 0 }),
                 Err(status) => Err(self.missing_key(0, status, head)),
             };
         }
         let mut charges = SmallVec::<[_; 4]>::new();
         for (index, policy) in self.policies.iter().enumerate() {
-            match policy.charge(head) {
+            match policy.charge(head, || self.buckets[index].quota()) {
                 Ok(Some(charge)) => charges.push((index, charge)),
                 Ok(None) => {}
                 Err(status) => return Err(self.missing_key(index, status, head)),
             }
         }
-        self.judge_all(&charges, receipts)
+        self.judge_all(&charges, receipts, patience)
     }
 
     #[inline(always)]
-    fn judge_one(&self, charge: Charge, receipts: Option<&mut Draws>) -> Result<u64, Denied> {
-        let Some(Alone { found, drawn, now, generation }) = self.buckets[0].draw_alone(&charge, &self.clock) else {
-            return self.judge_all(&[(0, charge)], receipts);
+    fn judge_one(&self, charge: Charge, receipts: Option<&mut Draws>, patience: u64) -> Result<Grant, Denied> {
+        let usual = !charge.shadow && patience == 0 && self.buckets[0].penalties().is_none();
+        let alone = if usual { self.buckets[0].draw_alone(&charge, &self.clock) } else { None };
+        let Some(Alone { found, drawn, now, generation }) = alone else {
+            return self.judge_all(&[(0, charge)], receipts, patience);
         };
-        let Charge { key, quota, cells } = charge;
+        let Charge { key, quota, cells, .. } = charge;
         let trial = Trial::of(0, quota, if drawn.is_granted() { drawn.after } else { found }, drawn, now);
         if !drawn.is_granted() {
-            return Err(self.denied(SmallVec::from_iter([trial])));
+            return Err(self.denied(SmallVec::from_iter([trial]), &[(0, key)], now));
         }
         if let Some(receipts) = receipts {
             let added = quota.cell_nanos() * u64::from(cells);
-            receipts.push(Draw { trial, key, added, generation, from_overflow: false });
+            receipts.push(Draw { trial, key, cells, added, generation, from_overflow: false });
         }
-        Ok(now)
+        Ok(Grant { at: now, wait: 0 })
     }
 
     #[inline(never)]
-    fn judge_all(&self, charges: &[(usize, Charge)], receipts: Option<&mut Draws>) -> Result<u64, Denied> {
+    fn judge_all(
+        &self,
+        charges: &[(usize, Charge)],
+        receipts: Option<&mut Draws>,
+        patience: u64,
+    ) -> Result<Grant, Denied> {
+        if let Some(blocked) = self.blocked(charges) {
+            return Err(blocked);
+        }
         let mut trials = Trials::new();
+        let mut strikes = SmallVec::<[_; 4]>::new();
         let (result, crowded_out) = {
             let claims = charges.iter().map(|(policy, charge)| Claim::new(*policy, *charge, &self.buckets[*policy]));
             let mut claims = claims.collect::<SmallVec<[Claim<'_>; 4]>>();
-            let result = self.try_all(&mut claims);
+            let result = self.try_all(&mut claims, patience);
             match (result, receipts) {
-                (Ok(now), Some(receipts)) => receipts.extend(claims.iter().map(|claim| claim.receipt(now))),
+                (Ok(grant), Some(receipts)) => receipts.extend(claims.iter().map(|claim| claim.receipt(grant.at))),
                 (Ok(_), None) => {}
-                (Err(now), _) => trials.extend(claims.iter().map(|claim| claim.trial(now, false))),
+                (Err(now), _) => {
+                    trials.extend(claims.iter().map(|claim| claim.trial(now, false)));
+                    strikes.extend(claims.iter().filter_map(Claim::strike));
+                }
             }
             (result, claims.iter().find_map(Claim::crowded_out))
             // Here every lock is released.
@@ -187,13 +246,13 @@ impl Shared {
         if let Some(policy) = crowded_out {
             self.buckets[policy].press();
         }
-        result.map_err(|_refused_at| self.denied(trials))
+        result.map_err(|refused_at| self.denied(trials, &strikes, refused_at))
     }
 
-    /// The critical section: returns the reading of the clock at which all have granted, or not all.
-    fn try_all(&self, claims: &mut [Claim<'_>]) -> Result<u64, u64> {
+    /// The critical section. In an error, the reading of the clock at which not all have granted.
+    fn try_all(&self, claims: &mut [Claim<'_>], patience: u64) -> Result<Grant, u64> {
         for claim in &mut *claims {
-            claim.hold(&self.policies);
+            claim.hold();
         }
         loop {
             // A bucket without a lock is read before the clock, as the others were locked before it.
@@ -203,13 +262,30 @@ impl Shared {
             let now = self.clock.now();
             let mut all = true;
             for claim in &mut *claims {
-                all &= claim.draw(now);
+                all &= claim.draw(now, patience);
             }
             // From the last: the bucket without a lock, which may have changed. The others cannot have.
             if claims.iter_mut().rev().all(|claim| claim.write(all)) {
-                return if all { Ok(now) } else { Err(now) };
+                let wait = claims.iter().map(Claim::wait).max().unwrap_or(0);
+                return if all { Ok(Grant { at: now, wait }) } else { Err(now) };
             }
         }
+    }
+
+    /// The refusal of a request one of whose keys is blocked. Looked at before any bucket is held, and with no lock held
+    /// across policies.
+    fn blocked(&self, charges: &[(usize, Charge)]) -> Option<Denied> {
+        let mut trials = Trials::new();
+        for (policy, Charge { key, quota, shadow, .. }) in charges {
+            let until = self.buckets[*policy].penalties().and_then(|penalties| penalties.blocked_until(*key));
+            let (Some(until), false) = (until, shadow) else { continue };
+            let left = until.saturating_sub(self.clock.now());
+            if left > 0 {
+                let outcome = Outcome::Blocked(left);
+                trials.push(Trial { policy: *policy, shadow: false, quota: *quota, backlog: 0, outcome });
+            }
+        }
+        if trials.is_empty() { None } else { Some(self.denied(trials, &[], 0)) }
     }
 
     #[cold]
@@ -220,8 +296,21 @@ impl Shared {
         Denied::missing_key(Arc::clone(&self.policies), index, status, policy.challenge(head))
     }
 
+    /// `refused` are the keys that lacked cells at `now`. Called with no lock held.
     #[inline(never)]
-    fn denied(&self, trials: Trials) -> Denied {
+    fn denied(&self, mut trials: Trials, refused: &[(usize, Key)], now: u64) -> Denied {
+        for (policy, key) in refused {
+            if let Some(sketch) = &self.sketch {
+                sketch.count(*policy, *key);
+            }
+            let blocked = self.buckets[*policy].penalties().and_then(|penalties| penalties.strike(*key, now));
+            let trial = trials.iter_mut().find(|trial| trial.policy == *policy);
+            if let (Some(length), Some(trial)) = (blocked, trial) {
+                // What is told from here on: the wait for cells alone would not be true.
+                trial.outcome = Outcome::Blocked(length);
+                observe::banned(self.policies[*policy].name(), length);
+            }
+        }
         let denied = Denied::tried(Arc::clone(&self.policies), trials);
         observe::refused(denied.policy(), || denied.reason());
         denied

@@ -20,6 +20,7 @@ enum Code {
     PermissionDenied = 7,
     ResourceExhausted = 8,
     Internal = 13,
+    Unavailable = 14,
     Unauthenticated = 16,
 }
 
@@ -29,7 +30,10 @@ impl Code {
             (Reason::MissingKey, StatusCode::UNAUTHORIZED) => Self::Unauthenticated,
             (Reason::MissingKey, StatusCode::FORBIDDEN) => Self::PermissionDenied,
             (Reason::MissingKey, StatusCode::TOO_MANY_REQUESTS)
-            | (Reason::AtCapacity | Reason::CostAboveBurst | Reason::Exceeded, _) => Self::ResourceExhausted,
+            | (Reason::AtCapacity | Reason::Blocked | Reason::CostAboveBurst | Reason::Exceeded, _) => {
+                Self::ResourceExhausted
+            }
+            (Reason::MissingKey, StatusCode::SERVICE_UNAVAILABLE) => Self::Unavailable,
             (Reason::MissingKey, status) if status.is_server_error() => Self::Internal,
             (Reason::MissingKey, _) => Self::InvalidArgument,
         }
@@ -50,7 +54,7 @@ pub(super) fn trailers_only(denied: &Denied) -> Response<Bytes> {
     if let Ok(encoded) = HeaderValue::try_from(encoded) {
         fields.insert(&GRPC_MESSAGE, encoded);
     }
-    match (denied.told_wait(), denied.reason()) {
+    match (denied.told_wait(), denied.told_reason()) {
         (Some(wait), _) => {
             if let Ok(details) = HeaderValue::try_from(base64(&status(code, &message, wait))) {
                 fields.insert(&GRPC_STATUS_DETAILS, details);

@@ -9,7 +9,7 @@
 //!  "detail":"Too many requests for the policy \"per-ip\". Retry in 1 s.","violated-policies":["per-ip"]}
 //! ```
 //!
-//! A call of gRPC, told by its content-type, is answered with the status `RESOURCE_EXHAUSTED`, and when to come back as a
+//! A call of gRPC (a `POST` over HTTP/2 with its content-type) is answered with the status `RESOURCE_EXHAUSTED`, and when to come back as a
 //! `google.rpc.RetryInfo`.
 //!
 //! Whoever makes the answer, the layer adds `Retry-After` where a wait helps, `Cache-Control: no-store`, and the
@@ -18,6 +18,7 @@
 //! - [`RateLimitLayer::plain_text`](crate::RateLimitLayer::plain_text): one sentence.
 //! - [`RateLimitLayer::respond_with`](crate::RateLimitLayer::respond_with): a closure that makes the whole response, and
 //!   [`respond_to`](crate::RateLimitLayer::respond_to), where it sees the request.
+//! - [`Respond`] for a type of your own that answers, given to [`responder`](crate::RateLimitLayer::responder).
 //! - [`RefusalBody`] for a body type of your own: the default answer in it.
 //! - [`RateLimitLayer::any_body`](crate::RateLimitLayer::any_body): the default answer for a service whose body cannot
 //!   be made of bytes, by a wrapper around both.
@@ -29,7 +30,7 @@
 //!
 //! # #[cfg(feature = "axum")] {
 //! let layer = RateLimitLayer::per_ip(Quota::per_second(5)).respond_with(|denied| {
-//!     let body = [("error", "slow down"), ("policy", denied.policy())].map(|(k, v)| (k.to_owned(), v.to_owned()));
+//!     let body = [("error", "slow down"), ("detail", &denied.to_string())].map(|(k, v)| (k.to_owned(), v.to_owned()));
 //!     (denied.status(), Json(std::collections::BTreeMap::from(body))).into_response()
 //! });
 //! # }
@@ -97,7 +98,7 @@ impl<B: RefusalBody> Respond<B> for Standard {
 
 impl Standard {
     fn bytes(self, denied: &Denied, head: RequestHead<'_>) -> Response<Bytes> {
-        if headers::is_grpc(head.headers()) {
+        if headers::is_grpc_call(head) {
             grpc::trailers_only(denied)
         } else if self.plain {
             problem::plain(denied)
@@ -188,6 +189,12 @@ pin_project! {
     enum Which<B> {
         Refused { body: Full<Bytes> },
         Served { #[pin] body: B },
+    }
+}
+
+impl<B: Default> Default for MaybeRefused<B> {
+    fn default() -> Self {
+        B::default().into()
     }
 }
 

@@ -16,13 +16,18 @@ type Parts<'a> = SmallVec<[&'a str; 24]>;
 const QUOTA_EXCEEDED: &str = "{\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded\",\
                               \"title\":\"Quota Exceeded";
 
+/// The same for a client that is blocked for what it does.
+const ABNORMAL_USAGE: &str = "{\"type\":\"https://iana.org/assignments/http-problem-types#abnormal-usage-detected\",\
+                              \"title\":\"Abnormal Usage Detected";
+
 pub(super) fn json(denied: &Denied) -> Response<Bytes> {
     let status = denied.status();
     let Sentence { start, named, end, retry_in } = denied.sentence();
     let (mut code, mut seconds) = (itoa::Buffer::new(), itoa::Buffer::new());
     let mut parts = Parts::new();
-    match denied.reason() {
+    match denied.told_reason() {
         Reason::CostAboveBurst | Reason::Exceeded => parts.push(QUOTA_EXCEEDED),
+        Reason::Blocked => parts.push(ABNORMAL_USAGE),
         // No type says more than the status does (RFC 9457 §4.2.1).
         Reason::AtCapacity | Reason::MissingKey => {
             parts.extend(["{\"title\":\"", status.canonical_reason().unwrap_or("Refused")]);
@@ -37,7 +42,7 @@ pub(super) fn json(denied: &Denied) -> Response<Bytes> {
         parts.extend([" Retry in ", seconds.format(retry_in), " s."]);
     }
     let mut before = "\",\"violated-policies\":[\"";
-    for policy in denied.told_policies() {
+    for policy in denied.told() {
         parts.extend([before, policy.escaped_name()]);
         before = "\",\"";
     }

@@ -92,6 +92,11 @@ impl Store {
         self.overflow.hold(self.map.hasher(), key)
     }
 
+    /// `limit` of the keys, from the place `from` on, shard by shard.
+    pub(crate) fn list(&self, from: usize, limit: usize) -> Vec<(Key, Bucket)> {
+        self.map.iter().skip(from).take(limit).map(|entry| (*entry.key(), *entry.value())).collect()
+    }
+
     /// The keys that it may hold.
     pub(crate) fn max_keys(&self) -> usize {
         self.capacity.max()

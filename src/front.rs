@@ -1,0 +1,98 @@
+//! [`Front`]: what the services of one layer share, and what they do before and after the service behind.
+//!
+//! Owns the way from a decision to what it means for the request, the response and the receipts. Knows nothing of
+//! futures, or of how long anybody waits.
+
+use std::sync::Arc;
+
+use http::{Request, Response};
+
+use crate::{
+    decision::{Denied, Draws},
+    headers::{Fields, Style, Writer},
+    key::RequestHead,
+    limiter::{Admission, Grant, Limiter},
+    policy::{Policy, ResponseHead},
+    response::Respond,
+};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Front {
+    pub(crate) limiter: Limiter,
+    writer: Arc<Writer>,
+    /// Whether handlers find an [`Admission`] in the request's extensions.
+    admissions: bool,
+    /// Whether a policy wants to see responses.
+    asks_responses: bool,
+}
+
+impl Front {
+    pub(crate) fn new(limiter: Limiter) -> Self {
+        let writer = Arc::new(Writer::new(limiter.policies(), Style::default()));
+        let asks_responses = limiter.policies().iter().any(Policy::asks_the_response);
+        Self { limiter, writer, admissions: false, asks_responses }
+    }
+
+    pub(crate) fn styled(&self, change: impl FnOnce(Style) -> Style) -> Self {
+        let writer = Writer::new(self.limiter.policies(), change(self.writer.style()));
+        Self { writer: Arc::new(writer), ..self.clone() }
+    }
+
+    pub(crate) fn with_admissions(&self) -> Self {
+        Self { admissions: true, ..self.clone() }
+    }
+
+    /// Whether [`admitted`](Self::admitted) does anything with receipts.
+    #[inline]
+    pub(crate) fn wants_receipts(&self) -> bool {
+        self.writer.tells_always() || self.admissions || self.asks_responses
+    }
+
+    /// What remains to be done with the response, for a request that is admitted.
+    pub(crate) fn admitted<Q>(&self, request: &mut Request<Q>, grant: Grant, draws: Draws) -> Option<After> {
+        if draws.is_empty() && !self.admissions {
+            return None;
+        }
+        let fields = self.writer.admitted(&draws);
+        let admission =
+            (self.admissions || self.asks_responses).then(|| Admission::new(self.limiter.clone(), grant.at, draws));
+        if let (true, Some(admission)) = (self.admissions, &admission) {
+            request.extensions_mut().insert(admission.clone());
+        }
+        let admission = admission.filter(|_| self.asks_responses);
+        (fields.is_some() || admission.is_some()).then_some(After { fields, admission })
+    }
+
+    /// The answer to a request that is refused.
+    pub(crate) fn refused<B, R: Respond<B>>(
+        &self,
+        respond: &R,
+        mut denied: Denied,
+        head: RequestHead<'_>,
+    ) -> Response<R::Body> {
+        denied.add_jitter(self.writer.jitter());
+        let mut response = respond.respond(&denied, head);
+        self.writer.refused(&denied, response.headers_mut());
+        response
+    }
+}
+
+/// What remains to be done with a response.
+#[derive(Debug)]
+pub(crate) struct After {
+    fields: Option<Fields>,
+    /// Where the response decides what counts.
+    admission: Option<Admission>,
+}
+
+impl After {
+    pub(crate) fn complete<B>(self, response: &mut Response<B>) {
+        if let Some(admission) = self.admission {
+            // Before the fields are added: the policies are shown what the service sent.
+            admission.put_back_uncounted(ResponseHead::of(response));
+        }
+        if let Some(fields) = self.fields {
+            fields.write(response.headers_mut());
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! [`LiveQuota`]: a quota that may change while decisions read it.
+//!
+//! Owns how its words are read together. Knows nothing of what the quota is for.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use crate::quota::Quota;
+
+/// Three words that change rarely and are read by every decision: a sequence lock. A reader takes no lock and writes
+/// nothing that other readers wait for, as it would with a reader-writer lock; who reads during a change reads again.
+pub(super) struct LiveQuota {
+    /// Odd while the words change.
+    version: AtomicU64,
+    words: [AtomicU64; 3],
+    writing: Mutex<()>,
+}
+
+impl LiveQuota {
+    pub(super) fn new(quota: Quota) -> Self {
+        Self { version: AtomicU64::new(0), words: quota.to_words().map(AtomicU64::new), writing: Mutex::new(()) }
+    }
+
+    #[inline(always)]
+    pub(super) fn get(&self) -> Quota {
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            // Acquire: who sees a new word sees the version that was made odd before it.
+            let words = [0, 1, 2].map(|word| self.words[word].load(Ordering::Acquire));
+            if before % 2 == 0 && self.version.load(Ordering::Acquire) == before {
+                return Quota::from_words(words);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    pub(super) fn set(&self, quota: Quota) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.version.fetch_add(1, Ordering::AcqRel);
+        for (word, new) in self.words.iter().zip(quota.to_words()) {
+            word.store(new, Ordering::Release);
+        }
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn no_reader_sees_half_of_a_change() {
+        let quotas = [Quota::per_second(7).burst(3), Quota::per(1_000_000, Duration::from_secs(86_400)).burst(9)];
+        let live = LiveQuota::new(quotas[0]);
+        thread::scope(|scope| {
+            scope.spawn(|| (0..50_000).for_each(|n| live.set(quotas[n % 2])));
+            for _ in 0..2 {
+                scope.spawn(|| (0..50_000).for_each(|_| assert!(quotas.contains(&live.get()))));
+            }
+        });
+    }
+}

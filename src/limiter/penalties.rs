@@ -1,0 +1,112 @@
+//! [`Penalties`]: the keys of one policy that are blocked, by hand or for being refused too often.
+//!
+//! Owns how long a block lasts. Knows nothing of the policy's own buckets, which no block touches.
+//!
+//! Three stores of numbers that time empties, like every bucket: until when a key is blocked; its strikes, which a quota
+//! of their own counts; and how bad it has been, which is three times the length of its last block at first. So all of it
+//! is bounded, swept, and forgotten as every bucket is.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    bucket::Bucket,
+    clock::{Clock, nanos},
+    key::Key,
+    policy::Ban,
+    store::{AtCap, Room, Store},
+    sweeper::{self, Sweeping},
+};
+
+pub(super) struct Penalties {
+    blocked: Arc<Store>,
+    ban: Option<Banning>,
+    /// Ended when this is dropped.
+    _sweepings: Vec<Sweeping>,
+}
+
+struct Banning {
+    ban: Ban,
+    strikes: Arc<Store>,
+    severity: Arc<Store>,
+}
+
+/// More keys are not blocked. They are limited all the same.
+const MOST: usize = 65_536;
+
+impl Penalties {
+    /// Swept under the policy's name, if it is given.
+    pub(super) fn new(ban: Option<Ban>, clock: &Clock, swept_as: Option<&Arc<str>>) -> Self {
+        let mut sweepings = Vec::new();
+        let mut store = |period| {
+            let store = Arc::new(Store::new(MOST, AtCap::Deny, clock.clone()));
+            sweepings.extend(swept_as.map(|name| Sweeping::start(Arc::clone(name), &store, period)));
+            store
+        };
+        let minute = Duration::from_secs(60);
+        let blocked = store(minute);
+        let ban = ban.map(|ban| Banning {
+            ban,
+            strikes: store(sweeper::period(ban.strikes.time_to_fill())),
+            severity: store(minute),
+        });
+        Self { blocked, ban, _sweepings: sweepings }
+    }
+
+    /// Until when `key` is blocked. A look at a counter, as long as nobody is.
+    #[inline(always)]
+    pub(super) fn blocked_until(&self, key: Key) -> Option<u64> {
+        if self.blocked.len() == 0 { None } else { self.blocked.existing(key).map(|until| until.to_bits()) }
+    }
+
+    /// Blocks `key` until then; zero ends a block. False where there is no room for another key.
+    pub(super) fn block(&self, key: Key, until: u64) -> bool {
+        let mut held = self.blocked.hold(key);
+        let room = held.room() == Room::Own;
+        if room {
+            held.write(Bucket::from_bits(until));
+        }
+        room
+    }
+
+    /// Counts a refusal. Returns for how many nanoseconds the key is blocked for it, if it is.
+    pub(super) fn strike(&self, key: Key, now: u64) -> Option<u64> {
+        let Banning { ban, strikes, severity } = self.ban.as_ref()?;
+        {
+            let mut held = strikes.hold(key);
+            let drawn = held.bucket().draw(now, ban.strikes, 1);
+            let full = ban.strikes.burst_nanos() - ban.strikes.cell_nanos();
+            if drawn.is_granted() && drawn.after.backlog(now, ban.strikes) <= full {
+                held.write(drawn.after);
+                return None;
+            }
+            // Counted anew after the block.
+            held.write(Bucket::default());
+        }
+        let (shortest, longest) = (nanos(ban.shortest), nanos(ban.longest));
+        let length = {
+            let mut held = severity.hold(key);
+            let left = held.bucket().to_bits().saturating_sub(now);
+            let length = left.clamp(shortest, longest.max(shortest));
+            held.write(Bucket::from_bits(now.saturating_add(length.saturating_mul(3))));
+            length
+        };
+        self.block(key, now.saturating_add(length)).then_some(length)
+    }
+
+    /// Ends the block of `key`, and forgets its refusals. True if it was blocked.
+    pub(super) fn forget(&self, key: Key, now: u64) -> bool {
+        let mut blocked = false;
+        for store in self.stores() {
+            if let Some(mut number) = store.existing(key) {
+                blocked |= std::ptr::eq(store, &raw const *self.blocked) && !number.is_idle(now);
+                *number = Bucket::default();
+            }
+        }
+        blocked
+    }
+
+    pub(super) fn stores(&self) -> impl Iterator<Item = &Store> {
+        let of_ban = self.ban.iter().flat_map(|ban| [&ban.strikes, &ban.severity]);
+        std::iter::once(&self.blocked).chain(of_ban).map(|store| &**store)
+    }
+}
