@@ -71,23 +71,24 @@ impl Bucket {
         self.0 <= now
     }
 
-    /// Nanoseconds until nothing is owed, under `quota`.
+    /// Nanoseconds until nothing is owed.
     #[inline(always)]
-    pub(crate) fn backlog(self, now: u64, quota: Quota) -> u64 {
-        self.0.saturating_sub(now).min(furthest(quota))
+    pub(crate) fn backlog(self, now: u64) -> u64 {
+        self.0.saturating_sub(now)
     }
 
-    /// The bucket as `quota` allows it to stand: never further ahead than one burst and a debt of one burst. What a
-    /// larger quota or a fault of the clock left behind is cut off here, so that no change locks a client out for longer.
+    /// The bucket as `quota` allows it to stand: never further ahead than one burst, and a debt of one burst, or `slack`
+    /// nanoseconds where requests may wait for so long. What a larger quota or a fault of the clock left behind is cut off
+    /// here, so that no change locks a client out for longer.
     #[inline(always)]
-    pub(crate) fn clamped(self, now: u64, quota: Quota) -> Self {
-        Self(self.0.min(now.saturating_add(furthest(quota))))
+    pub(crate) fn clamped(self, now: u64, quota: Quota, slack: u64) -> Self {
+        Self(self.0.min(now.saturating_add(furthest(quota, slack))))
     }
 
     /// What drawing `cells` comes to. Zero cells ask for nothing and are always granted.
     #[inline(always)]
-    pub(crate) fn draw(self, now: u64, quota: Quota, cells: u32) -> Drawn {
-        let clamped = self.clamped(now, quota);
+    pub(crate) fn draw(self, now: u64, quota: Quota, cells: u32, slack: u64) -> Drawn {
+        let clamped = self.clamped(now, quota, slack);
         let Some(cells) = NonZeroU32::new(cells) else { return Drawn::nothing(clamped) };
         // Before governor is asked, whose product of cells and period would wrap in a release build.
         if cells.get() > quota.burst_size() {
@@ -114,20 +115,19 @@ impl Bucket {
         }
     }
 
-    /// The bucket with `cells` drawn that will be there in `wait` nanoseconds, for whoever waits that long. `None` where
-    /// it would be further ahead than a bucket ever is: one burst drawn, and one waited for.
-    pub(crate) fn reserve(self, now: u64, quota: Quota, cells: u32) -> Option<Self> {
-        let charge = quota.cell_nanos().saturating_mul(u64::from(cells));
-        let ahead = self.0.saturating_sub(now).saturating_add(charge);
+    /// The bucket with `cells` drawn that will be there in a while, for whoever waits for them. `None` where it would be
+    /// further ahead than a bucket ever is.
+    pub(crate) fn reserve(self, now: u64, quota: Quota, cells: u32, slack: u64) -> Option<Self> {
+        let ahead = self.backlog(now).saturating_add(quota.cell_nanos().saturating_mul(u64::from(cells)));
         let after = now.checked_add(ahead)?;
-        (ahead <= furthest(quota)).then_some(Self(after))
+        (ahead <= furthest(quota, slack)).then_some(Self(after))
     }
 
     /// Charges `cells` whether or not they are there; what is not becomes debt, of at most one burst. What is owed
     /// already, under a slower quota perhaps, is never less for it.
     pub(crate) fn debit(self, now: u64, quota: Quota, cells: u32) -> Self {
         let charge = quota.cell_nanos().saturating_mul(u64::from(cells));
-        let charged = Self(self.0.max(now).saturating_add(charge)).clamped(now, quota);
+        let charged = Self(self.0.max(now).saturating_add(charge)).clamped(now, quota, 0);
         Self(self.0.max(charged.0))
     }
 
@@ -146,10 +146,14 @@ impl Bucket {
     }
 }
 
-/// Two bursts: at most 2⁶³ nanoseconds, see [`Quota`].
-fn furthest(quota: Quota) -> u64 {
-    quota.burst_nanos().saturating_mul(2)
+/// At most 2⁶³ nanoseconds: see [`Quota`], and [`MOST_SLACK`].
+#[inline(always)]
+fn furthest(quota: Quota, slack: u64) -> u64 {
+    quota.burst_nanos().saturating_add(quota.burst_nanos().max(slack))
 }
+
+/// What a burst takes to come back at most, too.
+pub(crate) const MOST_SLACK: u64 = 1 << 62;
 
 impl From<Quota> for governor::Quota {
     fn from(quota: Quota) -> Self {
@@ -204,7 +208,7 @@ mod tests {
 
     #[test]
     fn put_back_returns_what_time_has_not_given_back_already() {
-        let Drawn { after, .. } = Bucket::default().draw(0, Q, 3);
+        let Drawn { after, .. } = Bucket::default().draw(0, Q, 3, 0);
         let added = 300 * MS;
         assert_eq!(after.to_bits(), added);
         assert_eq!(after.put_back(added, 0).to_bits(), 0);
@@ -228,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_far_future_bucket_heals_within_two_bursts() {
-        let Drawn { clamped, wait, .. } = Bucket::from_bits(u64::MAX).draw(7, Q, 1);
+        let Drawn { clamped, wait, .. } = Bucket::from_bits(u64::MAX).draw(7, Q, 1, 0);
         assert_eq!(clamped.to_bits(), 7 + 1_000 * MS);
         assert_eq!(wait, 600 * MS); // until 400 ms of backlog are left
     }
@@ -236,17 +240,18 @@ mod tests {
     #[test]
     fn refuses_and_does_not_wrap_at_the_end_of_the_clock() {
         for k in 0..1_000 {
-            let drawn = Bucket::default().draw(u64::MAX - k * MS, Q, 5);
+            let drawn = Bucket::default().draw(u64::MAX - k * MS, Q, 5, 0);
             let fits = k * MS >= 500 * MS;
             assert_eq!(drawn.is_granted(), fits, "{k} ms before the end");
         }
     }
 
     /// The same rules in 128 bits, without governor.
-    fn model(bucket: u64, now: u64, quota: Quota, cells: u32) -> Drawn {
+    fn model(bucket: u64, now: u64, quota: Quota, cells: u32, slack: u64) -> Drawn {
         let (t, burst) = (u128::from(quota.cell_nanos()), u128::from(quota.burst_size()));
-        let ahead = u128::from(bucket.saturating_sub(now)).min(2 * t * burst);
-        let clamped = Bucket(bucket.min((u128::from(now) + 2 * t * burst).min(u128::from(u64::MAX)) as u64));
+        let furthest = t * burst + (t * burst).max(slack.into());
+        let ahead = u128::from(bucket.saturating_sub(now)).min(furthest);
+        let clamped = Bucket(bucket.min((u128::from(now) + furthest).min(u128::from(u64::MAX)) as u64));
         let next = ahead + t * u128::from(cells);
         if cells == 0 {
             Drawn::nothing(clamped)
@@ -292,12 +297,13 @@ mod tests {
             now in edgy(u64::MAX),
             ahead in edgy(u64::MAX),
             near in any::<bool>(),
+            slack in prop_oneof![Just(0), edgy(MOST_SLACK)],
         ) {
             // Mostly within the burst, where requests are granted.
             let cells = if near { cells % (u64::from(quota.burst_size()) + 2) } else { cells } as u32;
             let ahead = if near { ahead % (2 * quota.burst_nanos() + 2) } else { ahead };
             let bucket = now.saturating_add(ahead);
-            prop_assert_eq!(Bucket(bucket).draw(now, quota, cells), model(bucket, now, quota, cells));
+            prop_assert_eq!(Bucket(bucket).draw(now, quota, cells, slack), model(bucket, now, quota, cells, slack));
         }
     }
 }

@@ -407,7 +407,7 @@ pub(crate) struct Trial {
 }
 
 impl Trial {
-    /// How the policy of this index stands, whose `bucket` was drawn from or not.
+    /// How the policy of this index stands, whose `bucket` was drawn from, or is as its quota allows it to stand.
     #[inline(always)]
     pub(crate) fn of(policy: usize, quota: Quota, bucket: Bucket, drawn: Drawn, now: u64) -> Self {
         let outcome = match drawn.wait {
@@ -415,7 +415,7 @@ impl Trial {
             Drawn::NEVER => Outcome::Never,
             wait => Outcome::Wait(wait),
         };
-        Self { policy, shadow: false, quota, backlog: bucket.backlog(now, quota), outcome }
+        Self { policy, shadow: false, quota, backlog: bucket.backlog(now), outcome }
     }
 
     fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {

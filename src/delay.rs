@@ -6,8 +6,7 @@
 //! A request that is over the limit draws its cells at once, from what will be there, and waits until they are. So requests
 //! of one key are served in the order in which they came, each at the time that its cells are there and never before, and
 //! all of them together exactly at the rate. A request is refused at once, with the wait that it would have had, when that
-//! is longer than the layer allows, or too many wait already. Nobody reserves more than one burst ahead of what is there:
-//! the wait is never longer than a burst takes to come back.
+//! is longer than the layer allows, or too many wait already.
 //!
 //! A request that is dropped while it waits returns its cells, except for what time has returned already. Those behind it
 //! keep their times.
@@ -67,7 +66,9 @@ struct Queue<T> {
 
 impl<R, T> DelayLayer<R, T> {
     pub(crate) fn new(front: Arc<Front>, respond: R, most: Duration, timer: T) -> Self {
-        let queue = Queue { timer, most_delay: nanos(most), most_waiters: 1_024, waiters: AtomicUsize::new(0) };
+        let most_delay = nanos(most);
+        front.limiter.allow_waits(most_delay);
+        let queue = Queue { timer, most_delay, most_waiters: 1_024, waiters: AtomicUsize::new(0) };
         Self { front, respond, queue: Arc::new(queue) }
     }
 

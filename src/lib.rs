@@ -43,11 +43,14 @@
 //! None is on by default, and none changes what the others do.
 //!
 //! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default answer in axum's body.
+//! - `serde`: quotas and policies from configuration, see [`Quota`] and `config`.
 //! - `tonic`: reads the peer of tonic's TCP connections; the default answer in tonic's body.
 //! - `tracing`: events for refusals, missing keys, and policies near their cap.
 
 mod bucket;
 pub mod clock;
+#[cfg(feature = "serde")]
+pub mod config;
 pub mod decision;
 pub mod delay;
 mod front;

@@ -111,6 +111,7 @@ impl Ban {
 
 /// What of a policy clients are told, beside the status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize, serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Advertise {
     /// Its quota and what is left of it, on every response; on a refusal its name, in the body as well, and

@@ -5,10 +5,10 @@ mod example;
 #[path = "support/wire.rs"]
 mod wire;
 
-use std::process::Command;
+use std::{env, fs, process::Command};
 
 use example::{Example, path};
-use wire::{Connection, statuses};
+use wire::{Connection, Reply, statuses};
 
 fn get(example: &Example, fields: &[(&str, &str)], times: usize) -> Vec<u16> {
     statuses(example.address, "/", fields, times)
@@ -153,4 +153,187 @@ fn grpc() {
     assert_eq!(lines[..5], ["Serving"; 5]);
     let told = "ResourceExhausted: Too many requests for the policy \"per-ip\". Retry in 5 s. Retry delay: Some(";
     assert!(lines[5].starts_with(told), "{said}");
+}
+
+#[test]
+fn plans() {
+    let file = env::temp_dir().join(format!("tower-quota-plans-{}.toml", std::process::id()));
+    let text = fs::read_to_string("examples/plans.toml").unwrap();
+    fs::write(&file, &text).unwrap();
+    let mut example = Example::run_with("plans", &[("LIMITS", file.to_str().unwrap())]);
+    let free = |times| statuses(example.address, "/", &[("x-api-key", "free-1")], times);
+    assert_eq!(free(7), [200, 200, 200, 200, 200, 429, 429]);
+    assert_eq!(statuses(example.address, "/", &[("x-api-key", "pro-1")], 20), [200; 20]);
+    // A mistake changes nothing.
+    fs::write(&file, text.replace("5/m", "5/parsec")).unwrap();
+    example.signal("HUP");
+    let said = example.line();
+    assert!(said.starts_with("limits stay as they are:") && said.contains("5/parsec"), "{said}");
+    let free = |times| statuses(example.address, "/", &[("x-api-key", "free-1")], times);
+    assert_eq!(free(1), [429]);
+    // A plan of 1 in 2 hours: what was drawn is owed still, cut to two bursts of it.
+    fs::write(&file, text.replace("free = \"5/m\"", "free = \"1/2h\"")).unwrap();
+    example.signal("HUP");
+    assert_eq!(example.line(), "limits were read again");
+    let refusal = Connection::open(example.address).send("GET", "/", &[("x-api-key", "free-1")]);
+    assert_eq!((refusal.status, refusal.field("ratelimit-policy")), (429, Some("\"plan\";q=1;w=7200")));
+    fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn llm_tokens() {
+    let example = Example::run("llm_tokens");
+    let ask = |key: &str, most: &str, tokens: u32| {
+        let fields = [("x-api-key", key), ("x-max-tokens", most)];
+        Connection::open(example.address).send("GET", &format!("/complete?tokens={tokens}"), &fields)
+    };
+    let left = |reply: &Reply| {
+        let field = reply.field("ratelimit").unwrap_or_else(|| panic!("{reply:?}"));
+        field.split("r=").nth(1).unwrap().split(';').next().unwrap().parse::<u32>().unwrap()
+    };
+    let first = ask("k1", "400", 20);
+    assert_eq!((first.status, left(&first), first.body.split_whitespace().count()), (200, 600, 20));
+    // 20 were used of the 400: 980 are there, or a little less for the time that the work took.
+    assert!((575..=580).contains(&left(&ask("k1", "400", 700))), "what was not used came back");
+    // 700 were used of 400: the rest was charged afterwards.
+    let third = ask("k1", "100", 0);
+    assert!((170..=185).contains(&left(&third)), "{third:?}");
+    let never = ask("k1", "2000", 0);
+    assert_eq!((never.status, never.field("retry-after")), (429, None));
+
+    // A client that goes away in the middle pays for what it was sent, and not for its estimate.
+    let mut gone = Connection::open(example.address);
+    gone.begin("GET", "/complete?tokens=100000000", &[("x-api-key", "k2"), ("x-max-tokens", "1000")], "");
+    drop(gone);
+    let mut tries = 0;
+    while ask("k2", "1", 0).status != 200 {
+        tries += 1;
+        assert!(tries < 100_000, "its tokens are not settled");
+    }
+}
+
+#[test]
+fn login() {
+    let example = Example::run("login");
+    let login = |user: &str, password: &str| {
+        let form = [("content-type", "application/x-www-form-urlencoded")];
+        let body = format!("user={user}&password={password}");
+        Connection::open(example.address).send_body("POST", "/login", &form, &body)
+    };
+    for _ in 0..50 {
+        assert_eq!(login("ann", "right").status, 200, "successes do not count");
+    }
+    assert_eq!([(); 4].map(|()| login("ann", "guess").status), [401, 401, 401, 429]);
+    let refusal = login("ann", "right");
+    assert_eq!(refusal.status, 429, "the account is locked, also for the right password");
+    assert_eq!((refusal.field("retry-after"), refusal.field("ratelimit")), (None, None), "nothing counts down");
+    assert!(!refusal.body.contains("account"), "{refusal:?}");
+    assert_eq!(login("bob", "right").status, 200, "another account");
+    // Who goes on is refused 20 times for want of cells, and then blocked: for every account.
+    let mut blocked = false;
+    for n in 0..60 {
+        blocked |= login(&format!("user{n}"), "right").status == 429;
+        let _ = login(&format!("user{n}"), "guess");
+    }
+    assert!(blocked, "an address that guesses is refused, whatever it guesses");
+}
+
+#[test]
+fn outbound() {
+    let partner = Example::run_with("quickstart", &[("QUOTA", "20/s, burst 1")]);
+    // A little slower than the partner allows: its clock and ours are two.
+    let output = Command::new(path("outbound"))
+        .arg(format!("http://{}/", partner.address))
+        .env("RATE", "18/s, burst 1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines.len(), 8, "{said} {}", String::from_utf8_lossy(&output.stderr));
+    for (n, line) in lines.iter().enumerate() {
+        let when = line.split("after ").nth(1).unwrap().split(" ms").next().unwrap().parse::<usize>().unwrap();
+        assert!(line.starts_with(&format!("call {} ", n + 1)) && line.ends_with("200 OK"), "{said}");
+        assert!(when >= n * 1_000 / 18, "never early: {said}");
+    }
+}
+
+#[test]
+fn admin() {
+    let mut example = Example::run_with("admin", &[("ADMIN_PORT", "0"), ("ADMIN_TOKEN", "s3cret")]);
+    let admin = example.line().strip_prefix("admin on http://").unwrap().parse().unwrap();
+    let call = |method: &str, path: &str, body: &str| {
+        let fields = [("authorization", "Bearer s3cret"), ("content-type", "application/json")];
+        let reply = Connection::open(admin).send_body(method, path, &fields, body);
+        let json: serde_json::Value = serde_json::from_str(&reply.body).unwrap_or_else(|_| panic!("{reply:?}"));
+        (reply.status, json)
+    };
+    let ask = |times| statuses(example.address, "/", &[], times);
+    assert_eq!(statuses(admin, "/policies", &[], 1), [401]);
+    assert_eq!(statuses(admin, "/policies", &[("authorization", "Bearer guess")], 1), [401]);
+    assert_eq!(ask(7), [200, 200, 200, 200, 200, 429, 429]);
+
+    let (_, policies) = call("GET", "/policies", "");
+    assert_eq!(policies["policies"][0], serde_json::json!({"name": "per-ip", "quota": "5/m", "global": false}));
+    let (_, keys) = call("GET", "/policies/per-ip/keys", "");
+    assert_eq!((&keys["keys"][0]["address"], &keys["keys"][0]["remaining"]), (&"127.0.0.1".into(), &0.into()));
+    let (_, denied) = call("GET", "/denied", "");
+    assert_eq!((&denied["denied"][0]["refusals"], &denied["denied"][1]), (&2.into(), &serde_json::Value::Null));
+
+    let key = format!("/policies/per-ip/keys/{}", keys["keys"][0]["key"].as_str().unwrap());
+    assert_eq!(call("DELETE", &key, "").1["reset"], true);
+    assert_eq!(ask(1), [200], "a full bucket again");
+    assert_eq!(call("POST", &format!("{key}/block?seconds=3600"), "").0, 200);
+    assert_eq!(ask(1), [429]);
+    assert!(call("GET", &key, "").1["blocked_for_ms"].as_u64().unwrap() > 3_500_000);
+    assert_eq!(call("POST", &format!("{key}/block?seconds=0"), "").0, 200);
+    assert_eq!(ask(1), [200]);
+    assert_eq!(call("PUT", "/policies/per-ip/quota", "\"50/s\"").0, 200);
+    assert_eq!(call("GET", "/policies", "").1["policies"][0]["quota"], "50/s");
+    let (status, unknown) = call("PUT", "/policies/nobody/quota", "\"50/s\"");
+    assert!(status == 404 && unknown["detail"].as_str().unwrap().contains("per-ip"), "{unknown}");
+    assert_eq!(call("GET", "/policies/per-ip/keys/no-key", "").0, 400);
+}
+
+#[test]
+fn jobs() {
+    let quick = [("WORK_MS", "1"), ("QUOTA", "100000/s")];
+    let mut example = Example::run_with("jobs", &quick);
+    let first = Connection::open(example.address).send("POST", "/jobs", &[]);
+    assert_eq!((first.status, first.body.as_str()), (200, "job 0 is done\n"));
+    // More at once than workers and queue take: some are turned away, and none is left without an answer.
+    let mut connections: Vec<_> = (0..200).map(|_| Connection::open(example.address)).collect();
+    for connection in &mut connections {
+        connection.begin("POST", "/jobs", &[], "");
+    }
+    example.signal("TERM");
+    let mut answered = 1;
+    for mut connection in connections {
+        // What had not reached the server when it stopped listening is not accepted, and not answered.
+        let Some(reply) = connection.try_receive() else { continue };
+        assert!([200, 503].contains(&reply.status), "{reply:?}");
+        assert!(reply.status == 200 || reply.field("retry-after") == Some("1"), "{reply:?}");
+        answered += u64::from(reply.status == 200);
+    }
+    let counts = example.line();
+    assert!(counts.starts_with(&format!("accepted {answered}, finished {answered}, cancelled 0,")), "{counts}");
+    example.ended();
+
+    // One worker, busy for an hour: jobs of clients that went away make room.
+    let mut example = Example::run_with("jobs", &[("WORKERS", "1"), ("QUEUE", "1"), ("WORK_MS", "3600000")]);
+    let mut waiting: Vec<_> = (0..2).map(|_| Connection::open(example.address)).collect();
+    for connection in &mut waiting {
+        connection.begin("POST", "/jobs", &[], "");
+    }
+    drop(waiting);
+    example.signal("TERM");
+    let counts = example.line();
+    assert!(counts.contains("finished 0, cancelled"), "{counts}");
+    example.ended();
+}
+
+#[test]
+fn jobs_are_limited_like_any_request() {
+    let example = Example::run_with("jobs", &[("QUOTA", "2/h"), ("WORK_MS", "1")]);
+    let submit = || Connection::open(example.address).send("POST", "/jobs", &[]).status;
+    assert_eq!([submit(), submit(), submit()], [200, 200, 429]);
 }

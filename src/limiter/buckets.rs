@@ -10,7 +10,7 @@ use std::sync::{
 
 use super::{live::LiveQuota, penalties::Penalties};
 use crate::{
-    bucket::{Bucket, Drawn},
+    bucket::{Bucket, Drawn, MOST_SLACK},
     clock::Clock,
     decision::Draw,
     key::Key,
@@ -23,6 +23,8 @@ use crate::{
 pub(super) struct Buckets {
     kept: Kept,
     quota: LiveQuota,
+    /// For how many nanoseconds requests may wait.
+    slack: AtomicU64,
     /// Made with the limiter for a policy that bans, and with the first block for another.
     penalties: OnceLock<Penalties>,
     /// Advanced when backlog is cut off, which neither time nor a receipt accounts for: receipts from before are void.
@@ -52,7 +54,7 @@ impl Buckets {
 
     fn new(policy: &Policy, kept: Kept) -> Self {
         let (quota, penalties) = (LiveQuota::new(policy.quota()), OnceLock::new());
-        Self { kept, quota, penalties, generation: AtomicU64::new(0) }
+        Self { kept, quota, slack: AtomicU64::new(0), penalties, generation: AtomicU64::new(0) }
     }
 
     /// The policy's own quota, as it is now.
@@ -63,6 +65,16 @@ impl Buckets {
 
     pub(super) fn set_quota(&self, quota: Quota) {
         self.quota.set(quota);
+    }
+
+    #[inline(always)]
+    pub(super) fn slack(&self) -> u64 {
+        self.slack.load(Ordering::Relaxed)
+    }
+
+    /// Never less again: what was reserved stays reserved.
+    pub(super) fn allow_slack(&self, nanos: u64) {
+        self.slack.fetch_max(nanos.min(MOST_SLACK), Ordering::Relaxed);
     }
 
     /// `None` as long as nobody was ever blocked, for a policy that does not ban.
@@ -116,8 +128,8 @@ impl Buckets {
     fn draw_from(&self, found: Bucket, charge: &Charge, clock: &Clock) -> Option<Alone> {
         let generation = self.generation();
         let now = clock.now();
-        let drawn = found.draw(now, charge.quota, charge.cells);
-        (drawn.clamped == found).then_some(Alone { found, drawn, now, generation })
+        let drawn = found.draw(now, charge.quota, charge.cells, self.slack());
+        (drawn.clamped == found).then_some(Alone { drawn, now, generation })
     }
 
     /// The bucket of `key` as it stands; an empty one where there is none.
@@ -233,7 +245,6 @@ impl Buckets {
 
 /// What [`Buckets::draw_alone`] came to.
 pub(super) struct Alone {
-    pub(super) found: Bucket,
     pub(super) drawn: Drawn,
     pub(super) now: u64,
     pub(super) generation: u64,

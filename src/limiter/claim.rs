@@ -74,7 +74,7 @@ impl<'a> Claim<'a> {
     pub(super) fn draw(&mut self, now: u64, patience: u64) -> bool {
         let Charge { quota, cells, shadow, .. } = self.charge;
         self.drawn = match self.room {
-            Room::Own | Room::Overflow => self.found.draw(now, quota, cells),
+            Room::Own | Room::Overflow => self.found.draw(now, quota, cells, self.buckets.slack()),
             Room::Refused => Drawn::refused(self.found, Drawn::NEVER),
             Room::Untracked => Drawn::nothing(self.found),
         };
@@ -84,7 +84,8 @@ impl<'a> Claim<'a> {
         }
         // With no patience, which is the rule, never true: a wait is at least a nanosecond.
         let worth_waiting = self.drawn.wait <= patience && self.drawn.wait != Drawn::NEVER;
-        self.reserved = if worth_waiting { self.drawn.clamped.reserve(now, quota, cells) } else { None };
+        self.reserved =
+            if worth_waiting { self.drawn.clamped.reserve(now, quota, cells, self.buckets.slack()) } else { None };
         self.reserved.is_some()
     }
 
@@ -136,7 +137,7 @@ impl<'a> Claim<'a> {
     /// How the policy stands: after the draw if the request is granted, as it was found if not.
     #[inline(always)]
     pub(super) fn trial(&self, now: u64, granted: bool) -> Trial {
-        let bucket = self.taken().filter(|_| granted).unwrap_or(self.found);
+        let bucket = self.taken().filter(|_| granted).unwrap_or(self.drawn.clamped);
         let mut trial = Trial::of(self.policy, self.charge.quota, bucket, self.drawn, now);
         trial.shadow = self.charge.shadow;
         if self.room == Room::Refused {

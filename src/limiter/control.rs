@@ -6,6 +6,7 @@ use std::{error, fmt, sync::Arc, time::Duration};
 
 use super::{Limiter, Sweep, buckets::Buckets, penalties::Penalties};
 use crate::{
+    bucket::Bucket,
     clock::nanos,
     decision::{Allowed, Standing},
     key::{IntoKey, Key},
@@ -42,8 +43,8 @@ impl Limiter {
     pub fn peek(&self, policy: &str, key: Key) -> Result<Standing<'_>, UnknownPolicy> {
         let (policy, buckets) = self.find(policy)?;
         let (bucket, now) = buckets.peek(key, &self.shared.clock);
-        let quota = buckets.quota();
-        Ok(Standing::of(policy.name(), quota, bucket.backlog(now, quota)))
+        let (quota, slack) = (buckets.quota(), buckets.slack());
+        Ok(Standing::of(policy.name(), quota, bucket.clamped(now, quota, slack).backlog(now)))
     }
 
     /// Charges `cells` whether or not they are there, and says how `key` stands then.
@@ -61,7 +62,7 @@ impl Limiter {
         let (policy, buckets) = self.find(policy)?;
         let quota = buckets.quota();
         let (after, now) = buckets.charge(key, quota, cells, &self.shared.clock);
-        Ok(Standing::of(policy.name(), quota, after.backlog(now, quota)))
+        Ok(Standing::of(policy.name(), quota, after.clamped(now, quota, buckets.slack()).backlog(now)))
     }
 
     /// Forgets what `key` owes under the policy of this name, and what it was refused: its next request finds a full
@@ -167,7 +168,9 @@ impl Limiter {
         let mut found = store.list(from, limit.saturating_add(1));
         let next = (found.len() > limit).then(|| from + limit);
         found.truncate(limit);
-        let standing = |bucket: crate::bucket::Bucket| Standing::of(policy.name(), quota, bucket.backlog(now, quota));
+        let slack = buckets.slack();
+        let standing =
+            |bucket: Bucket| Standing::of(policy.name(), quota, bucket.clamped(now, quota, slack).backlog(now));
         Ok(Page { keys: found.into_iter().map(|(key, bucket)| (key, standing(bucket))).collect(), next })
     }
 

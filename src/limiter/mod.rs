@@ -140,6 +140,11 @@ impl Limiter {
         self.shared.judge(head, Some(receipts), patience)
     }
 
+    /// Lets requests wait for as long, now and later.
+    pub(crate) fn allow_waits(&self, nanos: u64) {
+        self.shared.buckets.iter().for_each(|buckets| buckets.allow_slack(nanos));
+    }
+
     /// The limiter's time.
     pub(crate) fn now(&self) -> u64 {
         self.shared.clock.now()
@@ -201,11 +206,11 @@ impl Shared {
     fn judge_one(&self, charge: Charge, receipts: Option<&mut Draws>, patience: u64) -> Result<Grant, Denied> {
         let usual = !charge.shadow && patience == 0 && self.buckets[0].penalties().is_none();
         let alone = if usual { self.buckets[0].draw_alone(&charge, &self.clock) } else { None };
-        let Some(Alone { found, drawn, now, generation }) = alone else {
+        let Some(Alone { drawn, now, generation }) = alone else {
             return self.judge_all(&[(0, charge)], receipts, patience);
         };
         let Charge { key, quota, cells, .. } = charge;
-        let trial = Trial::of(0, quota, if drawn.is_granted() { drawn.after } else { found }, drawn, now);
+        let trial = Trial::of(0, quota, if drawn.is_granted() { drawn.after } else { drawn.clamped }, drawn, now);
         if !drawn.is_granted() {
             return Err(self.denied(SmallVec::from_iter([trial]), &[(0, key)], now));
         }

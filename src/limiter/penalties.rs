@@ -73,9 +73,9 @@ impl Penalties {
         let Banning { ban, strikes, severity } = self.ban.as_ref()?;
         {
             let mut held = strikes.hold(key);
-            let drawn = held.bucket().draw(now, ban.strikes, 1);
+            let drawn = held.bucket().draw(now, ban.strikes, 1, 0);
             let full = ban.strikes.burst_nanos() - ban.strikes.cell_nanos();
-            if drawn.is_granted() && drawn.after.backlog(now, ban.strikes) <= full {
+            if drawn.is_granted() && drawn.after.backlog(now) <= full {
                 held.write(drawn.after);
                 return None;
             }

@@ -22,6 +22,7 @@ use crate::{bucket::Bucket, key::Key};
 ///
 /// Keys that are already held keep their own bucket in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize, serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum AtCap {
     /// Its requests pass uncounted. An attacker who can make keys can switch the policy off for new ones.

@@ -6,12 +6,13 @@ use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 /// An example that is running, and ends with the test.
 pub(crate) struct Example {
     process: Child,
+    output: BufReader<ChildStdout>,
     pub(crate) address: SocketAddr,
 }
 
@@ -28,11 +29,29 @@ impl Example {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}; `cargo test` builds the examples", path.display()));
+        let output = BufReader::new(process.stdout.take().unwrap());
+        let mut example = Self { process, output, address: SocketAddr::from(([0; 4], 0)) };
+        let line = example.line();
+        let address = line.strip_prefix("listening on http://").unwrap_or_else(|| panic!("{name} said {line:?}"));
+        example.address = address.parse().unwrap();
+        example
+    }
+
+    /// The next line that it prints; empty at the end.
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address =
-            line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{name} said {line:?}"));
-        Self { address: address.parse().unwrap(), process }
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.process.id().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end, which is a success.
+    pub(crate) fn ended(&mut self) {
+        assert!(self.process.wait().unwrap().success());
     }
 }
 

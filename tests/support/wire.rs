@@ -31,13 +31,30 @@ impl Connection {
     }
 
     pub(crate) fn send(&mut self, method: &str, path: &str, fields: &[(&str, &str)]) -> Reply {
-        let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n{fields}\r\n");
-        self.stream.get_mut().write_all(request.as_bytes()).unwrap();
+        self.send_body(method, path, fields, "")
+    }
+
+    pub(crate) fn send_body(&mut self, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Reply {
+        self.begin(method, path, fields, body);
         self.receive()
     }
 
-    fn receive(&mut self) -> Reply {
+    /// Sends a request, and does not wait for the answer.
+    pub(crate) fn begin(&mut self, method: &str, path: &str, fields: &[(&str, &str)], body: &str) {
+        let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let length = body.len();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n{fields}\r\n{body}");
+        self.stream.get_mut().write_all(request.as_bytes()).unwrap();
+    }
+
+    /// The answer, unless the server has closed the connection without one.
+    pub(crate) fn try_receive(&mut self) -> Option<Reply> {
+        let open = self.stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        open.then(|| self.receive())
+    }
+
+    pub(crate) fn receive(&mut self) -> Reply {
         let line = self.line();
         let status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{line:?}"));
         let mut fields = Vec::new();
@@ -47,9 +64,23 @@ impl Connection {
             fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
         let mut reply = Reply { status, fields, body: String::new() };
-        let length = reply.field("content-length").expect("a body of known length").parse().unwrap();
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).unwrap();
+        let mut body = Vec::new();
+        if let Some(length) = reply.field("content-length") {
+            body.resize(length.parse().unwrap(), 0);
+            self.stream.read_exact(&mut body).unwrap();
+        } else {
+            assert_eq!(reply.field("transfer-encoding"), Some("chunked"), "{reply:?}");
+            loop {
+                let length = usize::from_str_radix(&self.line(), 16).unwrap();
+                let begin = body.len();
+                body.resize(begin + length, 0);
+                self.stream.read_exact(&mut body[begin..]).unwrap();
+                self.line();
+                if length == 0 {
+                    break;
+                }
+            }
+        }
         reply.body = String::from_utf8(body).unwrap();
         reply
     }

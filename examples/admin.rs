@@ -1,0 +1,195 @@
+//! Control at run time, on a port of its own that only operators reach: look at keys, block, reset, change a quota.
+//!
+//! ```sh
+//! ADMIN_TOKEN=s3cret cargo run --example admin
+//! for i in $(seq 9); do curl -s -o /dev/null -w '%{http_code} ' localhost:3000/; done; echo
+//! alias admin='curl -s -H "authorization: Bearer s3cret"'
+//! admin localhost:3001/policies; admin localhost:3001/policies/per-ip/keys; admin localhost:3001/denied
+//! admin -X PUT localhost:3001/policies/per-ip/quota -d '"50/s"' -H 'content-type: application/json'
+//! admin -X POST 'localhost:3001/policies/per-ip/keys/KEY/block?seconds=60'
+//! admin -X DELETE localhost:3001/policies/per-ip/keys/KEY
+//! ```
+//!
+//! KEY is what the list shows. `PORT`, `ADMIN_PORT` and `ADMIN_TOKEN` change the defaults; without a token there is no
+//! admin port.
+
+use std::{env, error::Error, net::SocketAddr, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse as _, Response},
+    routing::{delete, get, post, put},
+};
+use http::{StatusCode, header::AUTHORIZATION};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower_quota::{
+    Key, Limiter, Policy, Quota, RateLimitLayer,
+    decision::Standing,
+    key::PeerIp,
+    limiter::{BlockError, UnknownPolicy},
+};
+
+#[derive(Clone)]
+struct Admin {
+    limiter: Limiter,
+    token: String,
+}
+
+/// What went wrong, as a problem for whoever asked.
+struct Failure(StatusCode, String);
+
+impl axum::response::IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "status": self.0.as_u16(), "detail": self.1 }))).into_response()
+    }
+}
+
+impl From<UnknownPolicy> for Failure {
+    fn from(unknown: UnknownPolicy) -> Self {
+        Self(StatusCode::NOT_FOUND, unknown.to_string())
+    }
+}
+
+impl From<BlockError> for Failure {
+    fn from(error: BlockError) -> Self {
+        match error {
+            BlockError::UnknownPolicy(unknown) => unknown.into(),
+            error => Self(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
+        }
+    }
+}
+
+type Answer = Result<Json<Value>, Failure>;
+
+async fn authenticate(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    // Compared as keyed hashes: how long that takes says nothing about how much of a guess was right.
+    let is_right = |token| admin.limiter.key_of(token) == admin.limiter.key_of(&admin.token);
+    if given.is_some_and(is_right) {
+        next.run(request).await
+    } else {
+        (StatusCode::UNAUTHORIZED, [("www-authenticate", "Bearer")]).into_response()
+    }
+}
+
+fn shown(key: Key, standing: &Standing<'_>) -> Value {
+    json!({
+        "key": key.to_string(),
+        "address": key.address(),
+        "remaining": standing.remaining(),
+        "limit": standing.limit(),
+        "full_in_ms": standing.until_full().as_millis(),
+    })
+}
+
+fn key(text: &str) -> Result<Key, Failure> {
+    text.parse().map_err(|error| Failure(StatusCode::BAD_REQUEST, format!("{text}: {error}")))
+}
+
+async fn policies(State(admin): State<Admin>) -> Answer {
+    let policies = admin.limiter.policies().iter().map(|policy| {
+        let quota = admin.limiter.quota(policy.name())?;
+        Ok(json!({ "name": policy.name(), "quota": quota, "global": policy.is_global() }))
+    });
+    let policies = policies.collect::<Result<Vec<_>, UnknownPolicy>>()?;
+    Ok(Json(json!({ "policies": policies, "keys": admin.limiter.len() })))
+}
+
+#[derive(Deserialize)]
+struct Paging {
+    #[serde(default)]
+    from: usize,
+}
+
+async fn keys(State(admin): State<Admin>, Path(policy): Path<String>, Query(paging): Query<Paging>) -> Answer {
+    let page = admin.limiter.list(&policy, paging.from, 100)?;
+    let keys: Vec<_> = page.keys.iter().map(|(key, standing)| shown(*key, standing)).collect();
+    Ok(Json(json!({ "keys": keys, "next": page.next })))
+}
+
+async fn peek(State(admin): State<Admin>, Path((policy, name)): Path<(String, String)>) -> Answer {
+    let key = key(&name)?;
+    let blocked = admin.limiter.blocked_for(&policy, key)?;
+    let mut shown = shown(key, &admin.limiter.peek(&policy, key)?);
+    shown["blocked_for_ms"] = json!(blocked.map(|left| left.as_millis()));
+    Ok(Json(shown))
+}
+
+async fn reset(State(admin): State<Admin>, Path((policy, name)): Path<(String, String)>) -> Answer {
+    Ok(Json(json!({ "reset": admin.limiter.reset(&policy, key(&name)?)? })))
+}
+
+#[derive(Deserialize)]
+struct Block {
+    seconds: u64,
+}
+
+async fn block(
+    State(admin): State<Admin>,
+    Path((policy, name)): Path<(String, String)>,
+    Query(block): Query<Block>,
+) -> Answer {
+    admin.limiter.block(&policy, key(&name)?, Duration::from_secs(block.seconds))?;
+    Ok(Json(json!({ "blocked_for": block.seconds })))
+}
+
+async fn set_quota(State(admin): State<Admin>, Path(policy): Path<String>, Json(quota): Json<Quota>) -> Answer {
+    admin.limiter.set_quota(&policy, quota)?;
+    Ok(Json(json!({ "quota": quota })))
+}
+
+async fn denied(State(admin): State<Admin>) -> Json<Value> {
+    let denied = admin.limiter.top_denied();
+    let shown = denied.iter().map(|denied| {
+        json!({
+            "policy": &*denied.policy,
+            "key": denied.key.to_string(),
+            "address": denied.key.address(),
+            "refusals": denied.refusals,
+            "overestimate": denied.overestimate,
+        })
+    });
+    Json(json!({ "denied": shown.collect::<Vec<_>>() }))
+}
+
+fn admin_router(admin: Admin) -> Router {
+    Router::new()
+        .route("/policies", get(policies))
+        .route("/policies/{policy}/keys", get(keys))
+        .route("/policies/{policy}/keys/{key}", get(peek))
+        .route("/policies/{policy}/keys/{key}", delete(reset))
+        .route("/policies/{policy}/keys/{key}/block", post(block))
+        .route("/policies/{policy}/quota", put(set_quota))
+        .route("/denied", get(denied))
+        .layer(from_fn_with_state(admin.clone(), authenticate))
+        // Who guesses tokens guesses slowly.
+        .layer(RateLimitLayer::global(Quota::per_second(20)))
+        .with_state(admin)
+}
+
+async fn listen(variable: &str, default: &str) -> Result<TcpListener, Box<dyn Error>> {
+    let port = env::var(variable).as_deref().unwrap_or(default).parse()?;
+    Ok(TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await?)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let policy = Policy::per(PeerIp, Quota::per_minute(5));
+    let limiter = Limiter::builder().policy(policy).top_denied(32).build()?;
+
+    let app = Router::new().route("/", get(|| async { "Hello!\n" })).layer(RateLimitLayer::new(&limiter));
+    let listener = listen("PORT", "3000").await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    let served = axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>());
+
+    let Ok(token) = env::var("ADMIN_TOKEN") else { return Ok(served.await?) };
+    let listener = listen("ADMIN_PORT", "3001").await?;
+    println!("admin on http://{}", listener.local_addr()?);
+    let admin = axum::serve(listener, admin_router(Admin { limiter, token }));
+    tokio::try_join!(served.into_future(), admin.into_future())?;
+    Ok(())
+}

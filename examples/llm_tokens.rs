@@ -1,0 +1,72 @@
+//! Costs that are known only after the work: tokens are reserved by an estimate and settled with the true count, also when
+//! the answer is streamed and the client goes away in the middle.
+//!
+//! ```sh
+//! cargo run --example llm_tokens
+//! curl -i -H 'x-api-key: k1' -H 'x-max-tokens: 400' 'localhost:3000/complete?tokens=20'
+//! curl -i -H 'x-api-key: k1' -H 'x-max-tokens: 400' 'localhost:3000/complete?tokens=20'
+//! curl -i -H 'x-api-key: k1' -H 'x-max-tokens: 2000' localhost:3000/complete
+//! ```
+//!
+//! The first reserves 400 of 1,000 tokens (`r=600`) and uses 20; the second finds 980 (`r=580`). The third asks for more
+//! than there ever are, which no wait helps. `PORT` changes the port.
+
+use std::{convert::Infallible, env, error::Error, net::SocketAddr};
+
+use axum::{
+    Extension, Router,
+    body::{Body, Bytes},
+    extract::Query,
+    routing::get,
+};
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tower_quota::{Policy, Quota, RateLimitLayer, key::Header, key::RequestHead, limiter::Admission};
+
+/// What a request may cost at most, as it says itself: who says less than is used, owes the rest.
+fn estimate(head: RequestHead<'_>) -> u32 {
+    let asked = head.headers().get("x-max-tokens").and_then(|value| value.to_str().ok()?.parse().ok());
+    asked.unwrap_or(200)
+}
+
+/// Settles when it is dropped: at the end of the stream, or when the client has gone away.
+struct Meter {
+    admission: Admission,
+    tokens: u32,
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        // An error says that no policy of this name applied; then there is nothing to settle.
+        let _ = self.admission.settle("tokens", self.tokens);
+    }
+}
+
+#[derive(Deserialize)]
+struct Work {
+    #[serde(default)]
+    tokens: u32,
+}
+
+async fn complete(Extension(admission): Extension<Admission>, Query(work): Query<Work>) -> Body {
+    let meter = Meter { admission, tokens: 0 };
+    // A model that says one token after the other.
+    Body::from_stream(stream::unfold((meter, work.tokens), |(mut meter, left)| async move {
+        let left = left.checked_sub(1)?;
+        meter.tokens += 1;
+        Some((Ok::<_, Infallible>(Bytes::from_static(b"token ")), (meter, left)))
+    }))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let tokens = Policy::per(Header::new("x-api-key"), Quota::per_hour(1_000)).named("tokens").cost_by(estimate);
+    let app = Router::new().route("/complete", get(complete)).layer(RateLimitLayer::new(tokens).admissions());
+
+    let port = env::var("PORT").as_deref().unwrap_or("3000").parse()?;
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    axum::serve(listener, app).await?;
+    Ok(())
+}
