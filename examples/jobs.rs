@@ -127,8 +127,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Router::new().route("/jobs", post(submit)).layer(limit).with_state(pool);
 
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], setting("PORT", "3000")?))).await?;
-    println!("listening on http://{}", listener.local_addr()?);
     let mut terminate = signal(SignalKind::terminate())?;
+    println!("listening on http://{}", listener.local_addr()?);
     // No new connections from then on; requests that came are answered. The server holds the last end of the queue.
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
         .with_graceful_shutdown(async move { _ = terminate.recv().await })

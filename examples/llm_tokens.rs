@@ -9,20 +9,24 @@
 //! ```
 //!
 //! The first reserves 400 of 1,000 tokens (`r=600`) and uses 20; the second finds 980 (`r=580`). The third asks for more
-//! than there ever are, which no wait helps. `PORT` changes the port.
+//! than there ever are, which no wait helps. `PORT` and `TOKEN_MS`, the time that a token takes, change the defaults.
 
-use std::{convert::Infallible, env, error::Error, net::SocketAddr};
+use std::{convert::Infallible, env, error::Error, net::SocketAddr, time::Duration};
 
 use axum::{
     Extension, Router,
     body::{Body, Bytes},
-    extract::Query,
+    extract::{Query, State},
     routing::get,
 };
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tower_quota::{Policy, Quota, RateLimitLayer, key::Header, key::RequestHead, limiter::Admission};
+use tower_quota::{
+    Policy, Quota, RateLimitLayer,
+    key::{Header, RequestHead},
+    limiter::Admission,
+};
 
 /// What a request may cost at most, as it says itself: who says less than is used, owes the rest.
 fn estimate(head: RequestHead<'_>) -> u32 {
@@ -49,11 +53,17 @@ struct Work {
     tokens: u32,
 }
 
-async fn complete(Extension(admission): Extension<Admission>, Query(work): Query<Work>) -> Body {
+#[expect(clippy::disallowed_methods, reason = "stands for a model at work")]
+async fn complete(
+    State(pace): State<Duration>,
+    Extension(admission): Extension<Admission>,
+    Query(work): Query<Work>,
+) -> Body {
     let meter = Meter { admission, tokens: 0 };
     // A model that says one token after the other.
-    Body::from_stream(stream::unfold((meter, work.tokens), |(mut meter, left)| async move {
+    Body::from_stream(stream::unfold((meter, work.tokens), move |(mut meter, left)| async move {
         let left = left.checked_sub(1)?;
+        tokio::time::sleep(pace).await;
         meter.tokens += 1;
         Some((Ok::<_, Infallible>(Bytes::from_static(b"token ")), (meter, left)))
     }))
@@ -62,7 +72,11 @@ async fn complete(Extension(admission): Extension<Admission>, Query(work): Query
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let tokens = Policy::per(Header::new("x-api-key"), Quota::per_hour(1_000)).named("tokens").cost_by(estimate);
-    let app = Router::new().route("/complete", get(complete)).layer(RateLimitLayer::new(tokens).admissions());
+    let pace = Duration::from_millis(env::var("TOKEN_MS").as_deref().unwrap_or("1").parse()?);
+    let app = Router::new()
+        .route("/complete", get(complete))
+        .layer(RateLimitLayer::new(tokens).admissions())
+        .with_state(pace);
 
     let port = env::var("PORT").as_deref().unwrap_or("3000").parse()?;
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await?;

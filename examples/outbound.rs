@@ -7,6 +7,7 @@
 //!
 //! Eight calls at once are sent at five a second for each host, the first two together; each line shows when. `RATE` changes
 //! the limit.
+#![expect(clippy::disallowed_methods, reason = "the calls are timed, and wait, by the real clock")]
 
 use std::{
     env,

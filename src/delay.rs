@@ -8,8 +8,9 @@
 //! all of them together exactly at the rate. A request is refused at once, with the wait that it would have had, when that
 //! is longer than the layer allows, or too many wait already.
 //!
-//! A request that is dropped while it waits returns its cells, except for what time has returned already. Those behind it
-//! keep their times.
+//! A request that is dropped while it waits returns its cells, except for what time has returned already, if it was the last
+//! in line. Those behind another one keep their times, and its turn passes unused: to give it to who comes next would serve
+//! two at once.
 //!
 //! ```
 //! use std::time::Duration;

@@ -151,11 +151,13 @@ impl Buckets {
         }
     }
 
-    /// Returns what time has not returned yet of a draw made at `at`.
+    /// Returns what time has not returned yet of a draw made at `at`. Of cells that were drawn before they were there,
+    /// only the last in line returns any: those behind it keep their times, and who came next would share the last one's.
     pub(super) fn put_back(&self, draw: &Draw, at: u64, clock: &Clock) {
         let restore = |bucket: &mut Bucket| {
             // Both are read under the lock: what is void now stays void.
-            if self.generation() == draw.generation {
+            let in_line = draw.reserved == 0 || bucket.to_bits() == draw.reserved;
+            if in_line && self.generation() == draw.generation {
                 *bucket = bucket.put_back(draw.added, clock.now().saturating_sub(at));
             }
         };

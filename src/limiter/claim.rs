@@ -130,6 +130,7 @@ impl<'a> Claim<'a> {
             cells,
             added: if counted { quota.cell_nanos() * u64::from(cells) } else { 0 },
             generation: self.generation,
+            reserved: self.reserved.map_or(0, Bucket::to_bits),
             from_overflow: self.room == Room::Overflow,
         }
     }

@@ -216,7 +216,7 @@ impl Shared {
         }
         if let Some(receipts) = receipts {
             let added = quota.cell_nanos() * u64::from(cells);
-            receipts.push(Draw { trial, key, cells, added, generation, from_overflow: false });
+            receipts.push(Draw { trial, key, cells, added, generation, reserved: 0, from_overflow: false });
         }
         Ok(Grant { at: now, wait: 0 })
     }

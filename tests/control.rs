@@ -1,0 +1,409 @@
+//! Control at run time: quotas that change, keys that are reset, blocked, listed and banned, and shadow mode.
+
+#[cfg(feature = "tracing")]
+#[path = "support/events.rs"]
+mod events;
+mod support;
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use http::{Request, StatusCode};
+use proptest::prelude::*;
+use support::{admits, admitted, from_ip, limiter, wait, with_header};
+use tower_quota::{
+    Decision, Key, Limiter, Policy, Quota,
+    decision::Reason,
+    key::{Header, PeerIp, key_fn},
+    limiter::BlockError,
+    policy::Ban,
+};
+
+const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
+
+fn key(limiter: &Limiter, address: Ipv4Addr) -> Key {
+    limiter.key_of(PeerIp.network(address.into()))
+}
+
+#[test]
+fn ops08_a_new_quota_holds_from_the_next_decision_on_and_keeps_what_is_owed() {
+    let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_minute(5))]);
+    let request = from_ip(A);
+    assert_eq!(admitted(&limiter, &request, 9), 5);
+    limiter.set_quota("per-ip", Quota::per_second(100)).unwrap();
+    assert_eq!(limiter.quota("per-ip").unwrap(), Quota::per_second(100));
+    assert!(!admits(&limiter, &request), "not a fresh burst at once");
+    clock.advance(Duration::from_millis(1_010));
+    assert!(admits(&limiter, &request), "and not after a minute");
+    clock.advance(Duration::from_secs(2));
+    assert_eq!(admitted(&limiter, &request, 200), 100);
+    limiter.set_quota("per-ip", Quota::per_hour(1)).unwrap();
+    assert_eq!(
+        wait(&limiter, &request),
+        Some(Duration::from_secs(1)),
+        "the second that was drawn is owed under any quota"
+    );
+    assert!(!admits(&limiter, &request));
+}
+
+#[test]
+fn a_quota_by_request_is_not_replaced() {
+    let policy =
+        Policy::per(PeerIp, Quota::per_hour(1)).quota_by(|head| head.headers().get("pro").map(|_| Quota::per_hour(3)));
+    let (limiter, _clock) = limiter([policy]);
+    limiter.set_quota("per-ip", Quota::per_hour(2)).unwrap();
+    let mut pro = from_ip(A);
+    pro.headers_mut().insert("pro", "1".parse().unwrap());
+    assert_eq!((admitted(&limiter, &pro, 9), admitted(&limiter, &from_ip(B), 9)), (3, 2));
+}
+
+#[test]
+fn several_quotas_change_together_or_not_at_all() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1)), Policy::global(Quota::per_hour(1))]);
+    let two = Quota::per_hour(2);
+    let error = limiter.set_quotas([("per-ip", two), ("nobody", two)]).unwrap_err();
+    assert_eq!(error.to_string(), "no policy is named \"nobody\"; the limiter has [\"per-ip\", \"global\"]");
+    assert_eq!(limiter.quota("per-ip").unwrap(), Quota::per_hour(1));
+    limiter.set_quotas([("per-ip", two), ("global", two)]).unwrap();
+    assert_eq!(admitted(&limiter, &from_ip(A), 9), 2);
+}
+
+/// Semantics of a change: over all intervals together no more than the sum of their bursts and of what flows in.
+#[test]
+fn a_reload_under_load_loses_no_bucket_and_admits_no_more_than_the_sum() {
+    let quotas = [Quota::per_second(1_000).burst(7), Quota::per(3, Duration::from_secs(60)).burst(11)];
+    let (limiter, clock) = limiter([Policy::per(PeerIp, quotas[0])]);
+    let (done, all, ready) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let mut bound = usize::try_from(quotas[0].burst_size()).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                ready.fetch_add(1, Ordering::Relaxed);
+                while !done.load(Ordering::Relaxed) {
+                    all.fetch_add(admitted(&limiter, &from_ip(A), 10), Ordering::Relaxed);
+                }
+            });
+        }
+        while ready.load(Ordering::Relaxed) < 3 {
+            thread::yield_now();
+        }
+        for n in 1..=2_000 {
+            let quota = quotas[n % 2];
+            limiter.set_quota("per-ip", quota).unwrap();
+            clock.advance(Duration::from_millis(3));
+            // Also for the quota before, which a decision may still use.
+            bound += 11 + 3;
+            assert_eq!(limiter.len(), 1);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let all = all.load(Ordering::Relaxed);
+    assert!((1..=bound).contains(&all), "{all} of {bound}");
+}
+
+#[test]
+fn a_reset_key_finds_a_full_bucket() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(2))]);
+    assert_eq!((admitted(&limiter, &from_ip(A), 5), admitted(&limiter, &from_ip(B), 5)), (2, 2));
+    assert_eq!(limiter.reset("per-ip", key(&limiter, A)), Ok(true));
+    assert_eq!(limiter.reset("per-ip", key(&limiter, A)), Ok(false), "nothing is owed");
+    assert_eq!((admitted(&limiter, &from_ip(A), 5), admitted(&limiter, &from_ip(B), 5)), (2, 0));
+    assert!(limiter.reset("nobody", key(&limiter, A)).is_err());
+}
+
+#[test]
+fn a_blocked_key_is_refused_until_the_block_ends_and_loses_no_cells() {
+    let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_hour(3)), Policy::global(Quota::per_hour(100))]);
+    limiter.block("per-ip", key(&limiter, A), Duration::from_millis(60_500)).unwrap();
+    let denied = limiter.decide(&from_ip(A)).denied().unwrap();
+    assert_eq!((denied.reason(), denied.retry_after_seconds(), denied.policy()), (Reason::Blocked, Some(61), "per-ip"));
+    assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(denied.to_string(), "Requests are blocked for a time by the policy \"per-ip\". Retry in 61 s.");
+    assert_eq!(admitted(&limiter, &from_ip(B), 9), 3, "nobody else is");
+    assert_eq!(limiter.blocked_for("per-ip", key(&limiter, A)), Ok(Some(Duration::from_millis(60_500))));
+    clock.advance(Duration::from_millis(60_500));
+    assert_eq!(limiter.blocked_for("per-ip", key(&limiter, A)), Ok(None));
+    assert_eq!(admitted(&limiter, &from_ip(A), 9), 3);
+    // Of the six one has come back meanwhile.
+    assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().remaining(), 95, "a blocked request charges no policy");
+}
+
+#[test]
+fn a_block_is_ended_by_hand_by_a_reset_and_by_sweeping() {
+    let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_hour(9))]);
+    let block = |time| limiter.block("per-ip", key(&limiter, A), Duration::from_secs(time)).unwrap();
+    block(60);
+    block(0);
+    assert!(admits(&limiter, &from_ip(A)));
+    block(60);
+    assert_eq!(limiter.reset("per-ip", key(&limiter, A)), Ok(true));
+    assert!(admits(&limiter, &from_ip(A)));
+    block(60);
+    limiter.sweep();
+    assert!(!admits(&limiter, &from_ip(A)), "a sweep ends no block");
+    clock.advance(Duration::from_secs(60));
+    limiter.sweep();
+    assert!(admits(&limiter, &from_ip(A)));
+}
+
+#[test]
+fn a_global_policy_is_blocked_for_maintenance() {
+    let (limiter, clock) = limiter([Policy::global(Quota::per_hour(9))]);
+    limiter.block("global", Key::GLOBAL, Duration::from_secs(5)).unwrap();
+    assert_eq!(wait(&limiter, &Request::new(())), Some(Duration::from_secs(5)));
+    clock.advance(Duration::from_secs(5));
+    assert!(admits(&limiter, &Request::new(())));
+}
+
+#[test]
+fn blocks_are_bounded() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(9))]);
+    let block = |n: u32| limiter.block("per-ip", key(&limiter, Ipv4Addr::from_bits(n)), Duration::from_secs(60));
+    let in_one_network = (0..2_000).filter(|n| block(*n).is_ok()).count();
+    assert_eq!(in_one_network, 1_024);
+    let everywhere = (1..200_u32).flat_map(|network| (0..400).map(move |n| network << 16 | n));
+    let blocked = everywhere.filter(|n| block(*n).is_ok()).count();
+    assert_eq!(in_one_network + blocked, 65_536);
+    assert_eq!(block(u32::MAX), Err(BlockError::Full));
+    assert!(block(1).is_ok(), "a key that is blocked can be blocked for longer");
+}
+
+#[test]
+fn every_key_is_listed_once_page_by_page() {
+    let (limiter, _clock) =
+        limiter([Policy::per(PeerIp, Quota::per_hour(9)), Policy::global(Quota::per_hour(100_000))]);
+    for n in 0..1_000 {
+        assert!(admits(&limiter, &from_ip(Ipv4Addr::from_bits(n << 16))));
+    }
+    let (mut seen, mut from, mut pages) = (HashSet::new(), Some(0), 0);
+    while let Some(place) = from {
+        let page = limiter.list("per-ip", place, 300).unwrap();
+        for (key, standing) in &page.keys {
+            assert_eq!((standing.policy(), standing.remaining()), ("per-ip", 8));
+            assert!(seen.insert(key.address().unwrap()));
+        }
+        (from, pages) = (page.next, pages + 1);
+    }
+    assert_eq!((seen.len(), pages), (1_000, 4));
+    assert!(limiter.list("global", 0, 10).unwrap().keys.is_empty());
+    assert!(limiter.list("nobody", 0, 10).is_err());
+    assert!(limiter.list("per-ip", 5_000, usize::MAX).unwrap().keys.is_empty());
+}
+
+#[test]
+fn the_keys_that_are_refused_most_are_known_where_asked_for() {
+    let clock = tower_quota::clock::ManualClock::new();
+    let limiter =
+        Limiter::builder().policy(Policy::per(PeerIp, Quota::per_hour(1))).clock(clock).top_denied(4).build().unwrap();
+    for (address, times) in [(A, 31), (B, 11)] {
+        admitted(&limiter, &from_ip(address), times);
+    }
+    let top: Vec<_> = limiter.top_denied().into_iter().map(|denied| (denied.key.address(), denied.refusals)).collect();
+    assert_eq!(top, [(Some(IpAddr::V4(A)), 30), (Some(IpAddr::V4(B)), 10)]);
+    assert_eq!(&*limiter.top_denied()[0].policy, "per-ip");
+    let (silent, _clock) = support::limiter([Policy::per(PeerIp, Quota::per_hour(1))]);
+    admitted(&silent, &from_ip(A), 9);
+    assert!(silent.top_denied().is_empty());
+}
+
+#[test]
+fn a_key_is_written_and_read_back_and_shows_an_address() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1))]);
+    let v6: Ipv6Addr = "2001:db8:1:2:aaaa::1".parse().unwrap();
+    let keys = [key(&limiter, A), limiter.key_of(PeerIp.network(v6.into())), limiter.key_of("S3CR3T"), Key::GLOBAL];
+    for key in keys {
+        assert_eq!(key.to_string().parse(), Ok(key));
+        assert!(!key.to_string().contains("S3CR3T"));
+    }
+    assert_eq!(keys.map(Key::address), [Some(A.into()), Some("2001:db8:1:2::".parse().unwrap()), None, None]);
+    for wrong in [
+        "",
+        "0",
+        "+0000000000000000000000000000000",
+        "g0000000000000000000000000000000",
+        "000000000000000000000000000000000",
+    ] {
+        assert!(wrong.parse::<Key>().is_err(), "{wrong:?}");
+    }
+}
+
+mod bans {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn banning() -> (Limiter, tower_quota::clock::ManualClock) {
+        let ban = Ban::after(3, MINUTE).starting_at(MINUTE).up_to(4 * MINUTE);
+        limiter([Policy::per(PeerIp, Quota::per_second(1)).ban(ban)])
+    }
+
+    /// Refused until it is banned. How long the ban is.
+    fn offend(limiter: &Limiter) -> Duration {
+        for _ in 0..20 {
+            if let Decision::Deny(denied) = limiter.decide(&from_ip(A)) {
+                if denied.reason() == Reason::Blocked {
+                    return denied.retry_after().unwrap();
+                }
+            }
+        }
+        panic!("never banned")
+    }
+
+    #[test]
+    fn the_third_refusal_blocks_and_says_so() {
+        let (limiter, clock) = banning();
+        assert!(admits(&limiter, &from_ip(A)));
+        let reasons = [(); 4].map(|()| limiter.decide(&from_ip(A)).denied().unwrap().reason());
+        assert_eq!(reasons, [Reason::Exceeded, Reason::Exceeded, Reason::Blocked, Reason::Blocked]);
+        clock.advance(Duration::from_secs(59));
+        assert!(!admits(&limiter, &from_ip(A)), "its bucket is full long since");
+        assert!(admits(&limiter, &from_ip(B)));
+        clock.advance(Duration::from_secs(1));
+        assert!(admits(&limiter, &from_ip(A)), "who waits as long as told is admitted");
+    }
+
+    #[test]
+    fn blocks_double_up_to_the_longest_and_are_forgotten() {
+        let (limiter, clock) = banning();
+        for minutes in [1, 2, 4, 4] {
+            let length = offend(&limiter);
+            assert_eq!(length, minutes * MINUTE);
+            clock.advance(length);
+        }
+        // Quiet for twice the last block.
+        clock.advance(8 * MINUTE);
+        limiter.sweep();
+        assert_eq!(offend(&limiter), MINUTE);
+    }
+
+    #[test]
+    fn slow_offenders_are_limited_and_not_banned() {
+        let (limiter, clock) = banning();
+        for _ in 0..50 {
+            assert!(admits(&limiter, &from_ip(A)));
+            assert_eq!(limiter.decide(&from_ip(A)).denied().unwrap().reason(), Reason::Exceeded);
+            clock.advance(Duration::from_secs(30));
+        }
+    }
+
+    #[test]
+    fn a_reset_forgets_bans() {
+        let (limiter, _clock) = banning();
+        offend(&limiter);
+        limiter.reset("per-ip", key(&limiter, A)).unwrap();
+        assert!(admits(&limiter, &from_ip(A)));
+        assert_eq!(offend(&limiter), MINUTE, "and how often");
+    }
+
+    #[test]
+    fn a_cost_that_can_never_be_granted_is_no_offence() {
+        let ban = Ban::after(1, MINUTE);
+        let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_second(1)).cost_by(|_| 2).ban(ban)]);
+        for _ in 0..5 {
+            assert_eq!(limiter.decide(&from_ip(A)).denied().unwrap().reason(), Reason::CostAboveBurst);
+        }
+    }
+
+    #[test]
+    fn a_million_offenders_are_bounded() {
+        let ban = Ban::after(1, MINUTE);
+        let (limiter, _clock) = limiter([
+            Policy::global(Quota::per_hour(1)),
+            Policy::per(PeerIp, Quota::per_hour(1)).cost_by(|_| 1).ban(ban),
+        ]);
+        for n in 0..200_000_u32 {
+            let _ = limiter.decide(&from_ip(Ipv4Addr::from_bits(n << 12)));
+        }
+        assert!(limiter.len() <= 1, "a refused request makes no key");
+    }
+}
+
+mod shadow {
+    use super::*;
+
+    #[test]
+    fn ops09_a_policy_in_shadow_mode_decides_draws_and_refuses_nothing() {
+        let (limiter, clock) = limiter([
+            Policy::per(PeerIp, Quota::per_minute(2)).shadow(),
+            Policy::per(PeerIp, Quota::per_minute(4)).named("real"),
+        ]);
+        let would = [(); 4].map(|()| {
+            let Decision::Allow(allowed) = limiter.decide(&from_ip(A)) else { panic!("refused") };
+            allowed.standings().map(|standing| (standing.is_shadow(), standing.is_violated())).collect::<Vec<_>>()
+        });
+        let (fine, short) = (vec![(true, false), (false, false)], vec![(true, true), (false, false)]);
+        assert_eq!(would, [fine.clone(), fine, short.clone(), short]);
+        let denied = limiter.decide(&from_ip(A)).denied().unwrap();
+        assert_eq!(denied.violated().map(|standing| standing.policy()).collect::<Vec<_>>(), ["real"]);
+        assert_eq!(denied.retry_after(), Some(Duration::from_secs(15)), "its longer wait does not count");
+        // What it would have refused it has not drawn: half a minute later one cell is back.
+        clock.advance(Duration::from_secs(30));
+        assert_eq!(limiter.peek("per-ip", key(&limiter, A)).unwrap().remaining(), 1);
+    }
+
+    #[test]
+    fn a_refusal_by_another_policy_charges_a_shadow_policy_nothing() {
+        let (limiter, _clock) =
+            limiter([Policy::per(PeerIp, Quota::per_minute(5)).shadow(), Policy::global(Quota::per_minute(1))]);
+        assert_eq!(admitted(&limiter, &from_ip(A), 9), 1);
+        assert_eq!(limiter.peek("per-ip", key(&limiter, A)).unwrap().remaining(), 4);
+    }
+
+    #[test]
+    fn a_lone_policy_in_shadow_mode_admits_all_and_blocks_nobody() {
+        let ban = Ban::after(1, Duration::from_secs(60));
+        let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_minute(2)).shadow().ban(ban)]);
+        assert_eq!(admitted(&limiter, &from_ip(A), 20), 20);
+    }
+
+    #[test]
+    fn a_share_of_the_keys_is_enforced_and_grows_without_letting_anyone_go() {
+        let enforced = |share| {
+            let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1)).enforce_for(share)]);
+            let refused = |n: u32| admitted(&limiter, &from_ip(Ipv4Addr::from_bits(n << 16)), 2) == 1;
+            (0..4_000_u32).filter(|n| refused(*n)).collect::<HashSet<_>>()
+        };
+        let [none, tenth, half, all] = [0.0, 0.1, 0.5, 1.0].map(enforced);
+        assert_eq!((none.len(), all.len()), (0, 4_000));
+        assert!((300..500).contains(&tenth.len()) && (1_850..2_150).contains(&half.len()), "{}", tenth.len());
+        assert!(tenth.is_subset(&half));
+    }
+
+    #[test]
+    #[should_panic(expected = "between 0.0 and 1.0")]
+    fn a_share_of_more_than_all_is_refused() {
+        let _ = Policy::global(Quota::per_hour(1)).enforce_for(1.5);
+    }
+}
+
+/// A missing key of a policy that refuses with a status that is no error would be a bypass that looks like an answer.
+#[test]
+fn statuses_that_are_no_errors_and_names_that_are_too_long_are_refused() {
+    let refused = |policy: Policy| Limiter::builder().policy(policy).build().unwrap_err().to_string();
+    let reject = tower_quota::policy::Missing::Reject(StatusCode::NOT_MODIFIED);
+    assert!(refused(Policy::per(Header::new("k"), Quota::per_hour(1)).on_missing(reject)).contains("from 400 to 599"));
+    assert!(refused(Policy::global(Quota::per_hour(1)).named("n".repeat(65))).contains("longer than 64 bytes"));
+}
+
+proptest! {
+    /// A policy that is always in shadow mode changes nothing for the policies beside it.
+    #[test]
+    fn shadow_changes_no_decision(steps in prop::collection::vec((0_u64..2_000, 0_u8..3), 1..60)) {
+        let real = || Policy::per(Header::new("k"), Quota::per_second(2).burst(3)).named("real");
+        let (alone, clock_a) = limiter([real()]);
+        let shadow = Policy::per(key_fn(|_| Some(0_u64)), Quota::per_second(1)).named("shadow").shadow();
+        let (both, clock_b) = limiter([shadow, real()]);
+        for (ms, key) in steps {
+            clock_a.advance(Duration::from_millis(ms));
+            clock_b.advance(Duration::from_millis(ms));
+            let request = with_header("k", [b'a' + key]);
+            prop_assert_eq!(admits(&alone, &request), admits(&both, &request));
+        }
+    }
+}
