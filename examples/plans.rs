@@ -4,11 +4,12 @@
 //! cargo run --example plans
 //! for i in $(seq 7); do curl -s -o /dev/null -w '%{http_code} ' -H 'x-api-key: free-1' localhost:3000/; done; echo
 //! sed -i 's/^free = .*/free = "100\/s"/' examples/plans.toml; pkill -HUP -x plans
-//! for i in $(seq 7); do curl -s -o /dev/null -w '%{http_code} ' -H 'x-api-key: free-1' localhost:3000/; done; echo
+//! for i in $(seq 4); do curl -s -o /dev/null -w '%{http_code} ' -H 'x-api-key: free-1' localhost:3000/; sleep 1; done; echo
 //! ```
 //!
-//! Five times 200, then 429. After the upgrade what was drawn is still owed, but never more than two bursts of the new
-//! quota: the key is served again within two seconds, not after a minute. A file with a mistake in it changes nothing.
+//! Five times 200, then 429. After the upgrade what was drawn is still owed, but with the next request it is cut to two
+//! bursts of the new quota: the key is served again within two seconds, not after a minute. A file with a mistake in it
+//! changes nothing.
 //! `PORT` and `LIMITS` (the path of the file) change the defaults.
 
 use std::{
