@@ -15,7 +15,7 @@ use crate::{
     response::{Respond, Standard},
 };
 
-/// A service that admits requests as its [`Limiter`] decides. Made by [`RateLimitLayer`](crate::RateLimitLayer).
+/// A service that admits requests as its [`Limiter`](crate::Limiter) decides. Made by [`RateLimitLayer`](crate::RateLimitLayer).
 ///
 /// A refusal is a response, never an error: `Error` is that of the service behind, of which nothing is asked but to be a
 /// service. Readiness is passed through as it is; the instance that was polled ready is the one that is called.

@@ -213,7 +213,7 @@ impl Limiter {
     }
 
     /// Removes the keys that owe nothing, gives back memory, and returns how many were removed. Happens by itself unless
-    /// the limiter was built with [`Sweep::Manual`](super::Sweep::Manual). No decision differs for it.
+    /// the limiter was built with [`Sweep::Manual`]. No decision differs for it.
     ///
     /// # Locking behaviour
     ///
