@@ -39,6 +39,7 @@ macro_rules! into_key {
 
         impl IntoKey for $type {
             #[allow(private_interfaces, reason = "sealed: nobody outside calls or implements it")]
+            #[inline]
             fn into_key(self, $hasher: &KeyHasher) -> Key {
                 let $value = self;
                 $key
@@ -111,6 +112,7 @@ tuple_into_key! { A B C }
 tuple_into_key! { A B C D }
 
 /// An IPv4 prefix, exactly.
+#[inline]
 pub(super) fn ipv4_prefix(address: Ipv4Addr, length: u8) -> Key {
     let kept = address.to_bits() & u32::MAX << (32 - u32::from(length));
     Key::exact(Kind::Ipv4, u128::from(kept) << 8 | u128::from(length))

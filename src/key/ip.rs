@@ -147,6 +147,7 @@ impl KeyExtractor for PeerNetwork {
 /// # Errors
 ///
 /// When the server was not set up to tell.
+#[inline]
 pub(super) fn peer(extensions: &Extensions) -> Result<IpAddr, Missing> {
     let plain = extensions.get::<SocketAddr>().copied();
     // Consulted last: the feature may find an address where there was none, never another one.
@@ -221,6 +222,7 @@ pub struct ClientNetwork {
 impl ClientNetwork {
     /// IPv4-mapped addresses are told by their bits and unmapped before anything is masked: masking first would put all
     /// of IPv4 into one bucket.
+    #[inline]
     pub(super) fn key(self, hasher: &KeyHasher) -> Key {
         match self.address.to_canonical() {
             // Whole: its /64 holds addresses that are not the loopback.
