@@ -166,8 +166,12 @@ fn admin_router(admin: Admin) -> Router {
         .route("/policies/{policy}/quota", put(set_quota))
         .route("/denied", get(denied))
         .layer(from_fn_with_state(admin.clone(), authenticate))
-        // Who guesses tokens guesses slowly.
-        .layer(RateLimitLayer::global(Quota::per_second(20)))
+        // Who guesses tokens guesses slowly, and keeps nobody else out.
+        .layer(RateLimitLayer::new(
+            Policy::per(PeerIp, Quota::per_minute(20))
+                .named("wrong-token")
+                .count_if(|response| response.status() == StatusCode::UNAUTHORIZED),
+        ))
         .with_state(admin)
 }
 
@@ -189,7 +193,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let Ok(token) = env::var("ADMIN_TOKEN") else { return Ok(served.await?) };
     let listener = listen("ADMIN_PORT", "3001").await?;
     println!("admin on http://{}", listener.local_addr()?);
-    let admin = axum::serve(listener, admin_router(Admin { limiter, token }));
+    let admin = admin_router(Admin { limiter, token }).into_make_service_with_connect_info::<SocketAddr>();
+    let admin = axum::serve(listener, admin);
     tokio::try_join!(served.into_future(), admin.into_future())?;
     Ok(())
 }

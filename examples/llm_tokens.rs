@@ -20,18 +20,20 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
+use http::HeaderMap;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower_quota::{
     Policy, Quota, RateLimitLayer,
-    key::{Header, RequestHead},
+    key::{Header, PeerIp},
     limiter::Admission,
+    policy::Advertise,
 };
 
-/// What a request may cost at most, as it says itself: who says less than is used, owes the rest.
-fn estimate(head: RequestHead<'_>) -> u32 {
-    let asked = head.headers().get("x-max-tokens").and_then(|value| value.to_str().ok()?.parse().ok());
-    asked.unwrap_or(200)
+/// What a request may cost at most, as it says itself, and what it gets at most. Never nothing: that would always pass.
+fn most_tokens(headers: &HeaderMap) -> u32 {
+    let asked = headers.get("x-max-tokens").and_then(|value| value.to_str().ok()?.parse().ok());
+    asked.unwrap_or(200).max(1)
 }
 
 /// Settles when it is dropped: at the end of the stream, or when the client has gone away.
@@ -58,10 +60,12 @@ async fn complete(
     State(pace): State<Duration>,
     Extension(admission): Extension<Admission>,
     Query(work): Query<Work>,
+    headers: HeaderMap,
 ) -> Body {
     let meter = Meter { admission, tokens: 0 };
+    let tokens = work.tokens.min(most_tokens(&headers));
     // A model that says one token after the other.
-    Body::from_stream(stream::unfold((meter, work.tokens), move |(mut meter, left)| async move {
+    Body::from_stream(stream::unfold((meter, tokens), move |(mut meter, left)| async move {
         let left = left.checked_sub(1)?;
         tokio::time::sleep(pace).await;
         meter.tokens += 1;
@@ -71,16 +75,20 @@ async fn complete(
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let tokens = Policy::per(Header::new("x-api-key"), Quota::per_hour(1_000)).named("tokens").cost_by(estimate);
+    let tokens = Policy::per(Header::new("x-api-key"), Quota::per_hour(1_000))
+        .named("tokens")
+        .cost_by(|head| most_tokens(head.headers()));
     let pace = Duration::from_millis(env::var("TOKEN_MS").as_deref().unwrap_or("1").parse()?);
+    // Keys can be invented; a limit by address stands before them.
+    let requests = Policy::per(PeerIp, Quota::per_second(100)).advertise(Advertise::RetryAfter);
     let app = Router::new()
         .route("/complete", get(complete))
-        .layer(RateLimitLayer::new(tokens).admissions())
+        .layer(RateLimitLayer::new([requests, tokens]).admissions())
         .with_state(pace);
 
     let port = env::var("PORT").as_deref().unwrap_or("3000").parse()?;
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app).await?;
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }

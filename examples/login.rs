@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Three failures are told to be failures, then come 429s without a field that counts down. Ann is locked out for a while
-//! even with the right password; Bob is not, until the address has failed too often. `PORT` changes the port.
+//! even with the right password; Bob is not, until the address has failed too often. `PORT` and `QUOTA` (that of an address) change the defaults.
 
 use std::{env, error::Error, net::SocketAddr, time::Duration};
 
@@ -59,6 +59,7 @@ async fn login(request: Request) -> (StatusCode, &'static str) {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    let of_address: Quota = env::var("QUOTA").as_deref().unwrap_or("20/h").parse()?;
     let failures_of = |policy: Policy| {
         policy.count_if(|response| response.status() == StatusCode::UNAUTHORIZED).advertise(Advertise::Nothing)
     };
@@ -66,7 +67,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let minutes = |n: u64| Duration::from_secs(60 * n);
     let ban = Ban::after(10, minutes(10)).starting_at(minutes(10)).up_to(minutes(24 * 60));
     let limit = RateLimitLayer::new([
-        failures_of(Policy::per(PeerIp, Quota::per_hour(20))).named("address").ban(ban),
+        failures_of(Policy::per(PeerIp, of_address)).named("address").ban(ban),
         failures_of(Policy::per(
             key_fn(|head| Some(head.key(head.extensions().get::<Credentials>()?.user.as_str()))),
             Quota::per_hour(3),

@@ -43,7 +43,8 @@ fn read(path: &str) -> Result<(Plans, Vec<Policy>), Box<dyn Error>> {
     Ok((plans, policies))
 }
 
-/// All of the file takes effect, or nothing of it.
+/// The quotas of the file take effect, all of them or none. What else changed in it, a key or a policy, does so when the
+/// server starts again.
 fn reload(path: &str, limiter: &Limiter, plans: &RwLock<Plans>) -> Result<(), Box<dyn Error>> {
     let (new_plans, policies) = read(path)?;
     limiter.set_quotas(policies.iter().map(|policy| (policy.name(), policy.quota())))?;
@@ -76,8 +77,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
             match reload(&path, &reloading, &plans) {
-                Ok(()) => println!("limits were read again"),
-                Err(error) => println!("limits stay as they are: {}", error.to_string().replace('\n', " ")),
+                Ok(()) => println!("quotas were read again"),
+                Err(error) => println!("quotas stay as they are: {}", error.to_string().replace('\n', " ")),
             }
         }
     });

@@ -123,11 +123,11 @@ impl Bucket {
         (ahead <= furthest(quota, slack)).then_some(Self(after))
     }
 
-    /// Charges `cells` whether or not they are there; what is not becomes debt, of at most one burst. What is owed
+    /// Charges `cells` whether or not they are there; what is not becomes debt, as far as the clamp lets it. What is owed
     /// already, under a slower quota perhaps, is never less for it.
-    pub(crate) fn debit(self, now: u64, quota: Quota, cells: u32) -> Self {
+    pub(crate) fn debit(self, now: u64, quota: Quota, cells: u32, slack: u64) -> Self {
         let charge = quota.cell_nanos().saturating_mul(u64::from(cells));
-        let charged = Self(self.0.max(now).saturating_add(charge)).clamped(now, quota, 0);
+        let charged = Self(self.0.max(now).saturating_add(charge)).clamped(now, quota, slack);
         Self(self.0.max(charged.0))
     }
 
@@ -218,16 +218,16 @@ mod tests {
 
     #[test]
     fn debit_goes_one_burst_into_debt_and_no_further() {
-        let bucket = Bucket::default().debit(0, Q, 5);
+        let bucket = Bucket::default().debit(0, Q, 5, 0);
         assert_eq!(bucket.to_bits(), 500 * MS);
-        assert_eq!(bucket.debit(0, Q, 3).to_bits(), 800 * MS);
-        assert_eq!(bucket.debit(0, Q, u32::MAX).to_bits(), 1_000 * MS);
+        assert_eq!(bucket.debit(0, Q, 3, 0).to_bits(), 800 * MS);
+        assert_eq!(bucket.debit(0, Q, u32::MAX, 0).to_bits(), 1_000 * MS);
     }
 
     #[test]
     fn debit_never_lessens_what_is_owed_under_a_slower_quota() {
         let owed = Bucket::from_bits(60_000 * MS);
-        assert_eq!(owed.debit(0, Q, 1), owed);
+        assert_eq!(owed.debit(0, Q, 1, 0), owed);
     }
 
     #[test]

@@ -37,7 +37,7 @@
 
 use std::{error, fmt};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -138,10 +138,11 @@ impl TryFrom<PolicyConfig> for Policy {
             KeyConfig::Header(name) => Self::per(Header::new(field(name)?), config.quota),
             KeyConfig::ClientIp(ClientIpConfig { behind, field: name }) => {
                 let client = ClientIp::behind(behind).map_err(|error| refuse(error.to_string()))?;
-                let client = match name.as_deref() {
-                    None | Some("x-forwarded-for") => client,
-                    Some("forwarded") => client.forwarded(),
-                    Some(name) => client.header(field(name)?),
+                let client = match name.as_deref().map(field).transpose()? {
+                    None => client,
+                    Some(name) if name == "x-forwarded-for" => client,
+                    Some(header::FORWARDED) => client.forwarded(),
+                    Some(name) => client.header(name),
                 };
                 Self::per(client, config.quota)
             }

@@ -463,8 +463,8 @@ pub(crate) struct Draw {
     pub(crate) added: u64,
     /// Of the policy, when it was drawn.
     pub(crate) generation: u64,
-    /// The bucket as it was left, where cells were drawn that were not there yet; zero where they were.
-    pub(crate) reserved: u64,
+    /// The bucket as it was left.
+    pub(crate) left: Bucket,
     /// Whether it was drawn from the overflow instead of a bucket of its own.
     pub(crate) from_overflow: bool,
 }

@@ -4,9 +4,13 @@
 //! runtime: the timer is the caller's.
 //!
 //! A request that is over the limit draws its cells at once, from what will be there, and waits until they are. So requests
-//! of one key are served in the order in which they came, each at the time that its cells are there and never before, and
-//! all of them together exactly at the rate. A request is refused at once, with the wait that it would have had, when that
+//! of one key are served in the order in which they came, each at the time that its cells are there and never before. A
+//! request is refused at once, with the wait that it would have had, when that
 //! is longer than the layer allows, or too many wait already.
+//!
+//! Cells are drawn when a request comes. Under one policy that is the same as when it is served. Under several, those that
+//! waited for one of them may be served together under another: a policy that had the cells at once cannot keep them for
+//! later without keeping everybody else from what is there now.
 //!
 //! A request that is dropped while it waits returns its cells, except for what time has returned already, if it was the last
 //! in line. Those behind another one keep their times, and its turn passes unused: to give it to who comes next would serve
@@ -49,7 +53,6 @@ use crate::{
 };
 
 /// Lets requests wait for their turn. Made by [`RateLimitLayer::max_delay`](crate::RateLimitLayer::max_delay).
-#[derive(Clone)]
 #[must_use]
 pub struct DelayLayer<R, T> {
     front: Arc<Front>,
@@ -94,6 +97,13 @@ impl<R, T> DelayLayer<R, T> {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.queue.waiters.load(Ordering::Acquire)
+    }
+}
+
+// By hand, because the timer need not be cloned.
+impl<R: Clone, T> Clone for DelayLayer<R, T> {
+    fn clone(&self) -> Self {
+        Self { front: Arc::clone(&self.front), respond: self.respond.clone(), queue: Arc::clone(&self.queue) }
     }
 }
 
@@ -157,11 +167,12 @@ where
             }
         };
         if let (1.., Some(place)) = (grant.wait, place) {
+            // First, so that a panic in what follows returns the cells.
+            let turn = Turn { front: Arc::clone(&self.front), grant, draws: Some(draws), place };
             // The instance that was polled ready is the one that is called.
             let clone = self.inner.clone();
             let service = mem::replace(&mut self.inner, clone);
             let sleep = (self.queue.timer)(Duration::from_nanos(grant.wait));
-            let turn = Turn { front: Arc::clone(&self.front), grant, draws: Some(draws), place };
             return State::Waiting { sleep, waiting: Some(Waiting { turn, service, request }) }.into();
         }
         let after = self.front.admitted(&mut request, grant, draws);
@@ -206,7 +217,12 @@ impl<T> Turn<T> {
 
     /// The wait is over.
     fn take<Q>(mut self, request: &mut Request<Q>) -> Option<After> {
-        self.front.admitted(request, self.grant, self.draws.take()?)
+        let mut draws = self.draws.take()?;
+        for draw in &mut draws {
+            // What is told is how things stand now, and not when it came.
+            draw.trial.backlog = draw.trial.backlog.saturating_sub(self.grant.wait);
+        }
+        self.front.admitted(request, self.grant, draws)
     }
 }
 
@@ -260,6 +276,7 @@ where
     /// If polled again after it was ready.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
+        let mut set_again = false;
         loop {
             match state.as_mut().project() {
                 StateProjection::Called { future } => return future.poll(cx),
@@ -268,6 +285,12 @@ where
                     let turn = &waiting.as_ref().expect("a future is not polled after it was ready").turn;
                     if let Some(left) = turn.left() {
                         sleep.set((turn.place.queue.timer)(left));
+                        if set_again {
+                            // Too early a second time: let others run before it is asked again.
+                            cx.waker().wake_by_ref();
+                            return Poll::Pending;
+                        }
+                        set_again = true;
                         continue;
                     }
                     if let Some(Waiting { turn, mut service, mut request }) = waiting.take() {

@@ -104,12 +104,15 @@ impl<R> RateLimitLayer<R> {
     }
 
     /// Puts an [`Admission`](crate::limiter::Admission) into the extensions of each admitted request, for handlers that know
-    /// what a request cost only after the work.
+    /// what a request cost only after the work. Where several layers do, the handler finds that of the innermost.
     pub fn admissions(self) -> Self {
         Self { front: Arc::new(self.front.with_admissions()), ..self }
     }
 
     /// Lets requests wait for their turn, up to `most`, instead of refusing them at once. See [`Delay`](crate::delay).
+    ///
+    /// From then on the limiter's buckets may be ahead by one burst and `most`, if that is more than two bursts: so far may a
+    /// change to a larger quota be from taking effect.
     ///
     /// `timer` makes the future that ends after a time: `tokio::time::sleep`, or that of another runtime.
     pub fn max_delay<T, F>(self, most: Duration, timer: T) -> DelayLayer<R, T>

@@ -86,8 +86,11 @@ pub struct Ban {
 }
 
 impl Ban {
-    /// Blocks a key that is refused more than `refusals` times at once, or faster than `refusals` in each `window` later:
-    /// refusals are counted by a bucket of their own. For a minute at first, and for an hour at most, unless set.
+    /// Blocks a key with its refusal number `refusals`, if they come faster than `refusals` in each `window`: they are
+    /// counted by a bucket of their own. For a minute at first, and for an hour at most, unless set.
+    ///
+    /// As many as 65,536 keys are watched for each policy, and 1,024 of one network (IPv4 /16, IPv6 /40). Further ones are
+    /// limited, and not blocked: count by address before you count by what a client can invent.
     ///
     /// # Panics
     ///
@@ -216,7 +219,8 @@ impl Policy {
 
     /// Says how many cells a request costs; one, unless this is set.
     ///
-    /// A cost of zero draws nothing, and this policy grants it whatever its bucket holds. A cost above the burst can
+    /// A cost of zero draws nothing, and this policy grants it whatever its bucket holds: where a client has a say in the
+    /// cost, see that it is at least one. A cost above the burst can
     /// never be granted: it is refused without a time to come back at.
     pub fn cost_by(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.cost_by = Some(Arc::new(cost));
@@ -238,7 +242,7 @@ impl Policy {
     }
 
     /// Shadow mode: the policy decides, draws and reports as ever, and refuses nothing. To see what a limit would do before
-    /// it does it. Clients are told nothing of it; the handler sees it in the
+    /// it does it. A request without a key passes. Clients are told nothing of it; the handler sees it in the
     /// [`Admission`](crate::limiter::Admission).
     pub fn shadow(mut self) -> Self {
         self.enforce = Enforce::Never;
@@ -247,7 +251,8 @@ impl Policy {
 
     /// Enforces the policy for a share of the keys, from 0.0 to 1.0; for the others it is in [shadow mode](Self::shadow).
     /// Which keys these are does not change as the share grows: a key that is enforced stays so. (For keys that are kept as
-    /// hashes this holds until the process ends.)
+    /// hashes this holds until the process ends.) A global policy has one key. A request without a key is treated as the
+    /// policy says, as if it were enforced.
     ///
     /// # Panics
     ///
@@ -375,6 +380,8 @@ impl Policy {
             None => Key::GLOBAL,
             Some(Ok(key)) => key,
             Some(Err(absence)) => match self.missing.unwrap_or(absence) {
+                // Which refuses nothing.
+                Missing::Reject(_) if matches!(self.enforce, Enforce::Never) => return Ok(None),
                 Missing::Reject(status) => return Err(status),
                 Missing::Share => Key::SHARED,
                 Missing::Skip => return Ok(None),

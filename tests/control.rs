@@ -193,6 +193,7 @@ fn every_key_is_listed_once_page_by_page() {
     assert_eq!((seen.len(), pages), (1_000, 4));
     assert!(limiter.list("global", 0, 10).unwrap().keys.is_empty());
     assert!(limiter.list("nobody", 0, 10).is_err());
+    assert_eq!(limiter.list("per-ip", 0, 0).unwrap().next, None, "no page is no reason for another");
     assert!(limiter.list("per-ip", 5_000, usize::MAX).unwrap().keys.is_empty());
 }
 
@@ -311,16 +312,46 @@ mod bans {
     }
 
     #[test]
-    fn a_million_offenders_are_bounded() {
+    fn as_many_offenders_are_banned_as_there_is_room_for_and_blocks_by_hand_have_their_own() {
         let ban = Ban::after(1, MINUTE);
-        let (limiter, _clock) = limiter([
-            Policy::global(Quota::per_hour(1)),
-            Policy::per(PeerIp, Quota::per_hour(1)).cost_by(|_| 1).ban(ban),
-        ]);
-        for n in 0..200_000_u32 {
-            let _ = limiter.decide(&from_ip(Ipv4Addr::from_bits(n << 12)));
+        let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1)).ban(ban)]);
+        let address = |n: u32| Ipv4Addr::from_bits(n << 12);
+        for n in 0..100_000 {
+            assert_eq!(admitted(&limiter, &from_ip(address(n)), 2), 1);
         }
-        assert!(limiter.len() <= 1, "a refused request makes no key");
+        let is_blocked = |n: &u32| limiter.blocked_for("per-ip", key(&limiter, address(*n))).unwrap().is_some();
+        assert_eq!((0..100_000).filter(is_blocked).count(), 65_536);
+        assert!(limiter.block("per-ip", key(&limiter, A), MINUTE).is_ok());
+        assert!(!admits(&limiter, &from_ip(A)));
+    }
+
+    #[test]
+    fn a_ban_never_shortens_a_block_by_hand() {
+        let (limiter, _clock) = banning();
+        limiter.block("per-ip", key(&limiter, B), 10 * MINUTE).unwrap();
+        assert_eq!(wait(&limiter, &from_ip(B)), Some(10 * MINUTE));
+        offend(&limiter);
+        limiter.block("per-ip", key(&limiter, A), 9 * MINUTE).unwrap();
+        assert_eq!(wait(&limiter, &from_ip(A)), Some(9 * MINUTE));
+        limiter.block("per-ip", key(&limiter, A), Duration::ZERO).unwrap();
+        assert!(!admits(&limiter, &from_ip(A)), "its cell is drawn");
+        assert_eq!(limiter.blocked_for("per-ip", key(&limiter, A)), Ok(None), "both are ended");
+    }
+
+    /// Semantics 2: who waits as long as told is admitted.
+    #[test]
+    fn the_wait_of_a_block_is_true_where_cells_are_short_too() {
+        let ban = Ban::after(1, MINUTE).starting_at(MINUTE);
+        let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1)).ban(ban)]);
+        assert!(admits(&limiter, &from_ip(A)));
+        for _ in 0..2 {
+            let denied = limiter.decide(&from_ip(A)).denied().unwrap();
+            assert_eq!((denied.reason(), denied.retry_after()), (Reason::Blocked, Some(60 * MINUTE)));
+        }
+        clock.advance(60 * MINUTE);
+        assert!(admits(&limiter, &from_ip(A)));
+        limiter.block("per-ip", key(&limiter, A), Duration::from_secs(5)).unwrap();
+        assert_eq!(wait(&limiter, &from_ip(A)), Some(60 * MINUTE));
     }
 }
 
@@ -345,6 +376,15 @@ mod shadow {
         // What it would have refused it has not drawn: half a minute later one cell is back.
         clock.advance(Duration::from_secs(30));
         assert_eq!(limiter.peek("per-ip", key(&limiter, A)).unwrap().remaining(), 1);
+    }
+
+    #[test]
+    fn ops09_a_request_without_a_key_passes_a_policy_in_shadow_mode() {
+        let per_key = || Policy::per(Header::new("x-api-key"), Quota::per_hour(1));
+        let (limiter, _clock) = limiter([per_key().shadow()]);
+        assert_eq!(admitted(&limiter, &Request::new(()), 9), 9);
+        let (limiter, _clock) = support::limiter([per_key().enforce_for(0.5)]);
+        assert!(!admits(&limiter, &Request::new(())));
     }
 
     #[test]

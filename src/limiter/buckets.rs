@@ -151,14 +151,15 @@ impl Buckets {
         }
     }
 
-    /// Returns what time has not returned yet of a draw made at `at`. Of cells that were drawn before they were there,
-    /// only the last in line returns any: those behind it keep their times, and who came next would share the last one's.
+    /// Returns what time has not returned yet of a draw made at `at`. Where requests wait in line, only the last draw returns
+    /// any: those behind another one keep their times, and who came next would share the last one's.
     pub(super) fn put_back(&self, draw: &Draw, at: u64, clock: &Clock) {
         let restore = |bucket: &mut Bucket| {
             // Both are read under the lock: what is void now stays void.
-            let in_line = draw.reserved == 0 || bucket.to_bits() == draw.reserved;
-            if in_line && self.generation() == draw.generation {
-                *bucket = bucket.put_back(draw.added, clock.now().saturating_sub(at));
+            let now = clock.now();
+            let no_line = self.slack() == 0 || bucket.backlog(now) <= draw.trial.quota.burst_nanos();
+            if (no_line || *bucket == draw.left) && self.generation() == draw.generation {
+                *bucket = bucket.put_back(draw.added, now.saturating_sub(at));
             }
         };
         match &self.kept {
@@ -186,7 +187,7 @@ impl Buckets {
         if draw.from_overflow {
             if let Kept::Keyed { store, .. } = &self.kept {
                 let mut bucket = store.overflow(draw.key);
-                *bucket = bucket.debit(clock.now(), draw.trial.quota, cells);
+                *bucket = bucket.debit(clock.now(), draw.trial.quota, cells, self.slack());
             }
         } else {
             self.charge(draw.key, draw.trial.quota, cells, clock);
@@ -200,7 +201,7 @@ impl Buckets {
         let (after, now) = loop {
             let found = held.bucket();
             let now = clock.now();
-            let after = found.debit(now, quota, cells);
+            let after = found.debit(now, quota, cells, self.slack());
             // What owes nothing needs no bucket.
             if after.is_idle(now) || held.write(found, after) {
                 break (after, now);
@@ -211,13 +212,21 @@ impl Buckets {
 
     /// Forgets what `key` owes, and makes its receipts void. True if it owed anything.
     pub(super) fn reset(&self, key: Key, clock: &Clock) -> bool {
-        // Before the bucket is emptied: a receipt that is checked between the two is void too early, and not too late.
-        self.advance_generation();
-        let empty = |bucket: &mut Bucket| !std::mem::take(bucket).is_idle(clock.now());
+        let empty = |bucket: &mut Bucket| {
+            // Under the lock: who draws after it has the new generation and a bucket that is not emptied again.
+            self.advance_generation();
+            !std::mem::take(bucket).is_idle(clock.now())
+        };
         match &self.kept {
             Kept::Keyed { store, .. } => store.existing(key).is_some_and(|mut bucket| empty(&mut bucket)),
             Kept::Locked(bucket) => empty(&mut lock(bucket)),
-            Kept::Lone(bucket) => empty(&mut Bucket::from_bits(bucket.swap(0, Ordering::AcqRel))),
+            Kept::Lone(bucket) => loop {
+                let found = bucket.load(Ordering::Acquire);
+                let owed = empty(&mut Bucket::from_bits(found));
+                if bucket.compare_exchange(found, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                    break owed;
+                }
+            },
         }
     }
 

@@ -60,10 +60,10 @@ impl Builder {
     }
 
     /// Keeps count of the keys that are refused most, in so many places, for
-    /// [`Limiter::top_denied`](super::Limiter::top_denied). None unless set: counting costs every refusal a look through
-    /// the places.
+    /// [`Limiter::top_denied`](super::Limiter::top_denied); at most 4,096. None unless set: counting costs every refusal a
+    /// look through the places.
     pub fn top_denied(mut self, places: usize) -> Self {
-        self.top_denied = places;
+        self.top_denied = places.min(4_096);
         self
     }
 

@@ -130,7 +130,7 @@ impl<'a> Claim<'a> {
             cells,
             added: if counted { quota.cell_nanos() * u64::from(cells) } else { 0 },
             generation: self.generation,
-            reserved: self.reserved.map_or(0, Bucket::to_bits),
+            left: self.taken().unwrap_or(self.found),
             from_overflow: self.room == Room::Overflow,
         }
     }
@@ -143,15 +143,16 @@ impl<'a> Claim<'a> {
         trial.shadow = self.charge.shadow;
         if self.room == Room::Refused {
             trial.outcome = Outcome::AtCapacity;
-        } else if granted && self.reserved.is_some() {
+        } else if self.reserved.is_some() {
             trial.outcome = Outcome::Granted;
         }
         trial
     }
 
-    /// The policy and the key, if it refuses for want of cells.
+    /// The policy and the key, if it refuses for want of cells. Who may wait for them is not refused.
     pub(super) fn strike(&self) -> Option<(usize, Key)> {
-        let short = !self.drawn.is_granted() && self.drawn.wait != Drawn::NEVER && !self.charge.shadow;
+        let refuses = !self.drawn.is_granted() && self.reserved.is_none() && !self.charge.shadow;
+        let short = refuses && self.drawn.wait != Drawn::NEVER;
         short.then_some((self.policy, self.charge.key))
     }
 

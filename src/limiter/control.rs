@@ -66,7 +66,8 @@ impl Limiter {
     }
 
     /// Forgets what `key` owes under the policy of this name, and what it was refused: its next request finds a full
-    /// bucket, and no block. Receipts of the policy from before return nothing. True if it owed anything or was blocked.
+    /// bucket, and no block. Receipts of the policy from before return nothing. True if it owed anything or was blocked. The
+    /// bucket that a key shares with others, where the map was full, is not emptied.
     ///
     /// # Errors
     ///
@@ -79,7 +80,7 @@ impl Limiter {
     }
 
     /// Refuses every request with `key` under the policy of this name for so long, whatever its bucket holds; a time of
-    /// zero ends a block. The answer says how long it lasts yet, as far as the policy
+    /// zero ends a block, also one of a [ban](Policy::ban). The answer says how long it lasts yet, as far as the policy
     /// [advertises](Policy::advertise) it.
     ///
     /// At most 65,536 keys are blocked under one policy, and 1,024 of one network (IPv4 /16, IPv6 /40).
@@ -96,8 +97,8 @@ impl Limiter {
             };
             Penalties::new(policy.banned(), &self.shared.clock, swept_as.as_ref())
         });
-        let until = self.now().saturating_add(nanos(time));
-        if penalties.block(key, until) { Ok(()) } else { Err(BlockError::Full) }
+        let now = self.now();
+        if penalties.block(key, now.saturating_add(nanos(time)), now) { Ok(()) } else { Err(BlockError::Full) }
     }
 
     /// For how long `key` is blocked yet under the policy of this name.
@@ -122,7 +123,8 @@ impl Limiter {
     }
 
     /// Gives the policy of this name another quota, for every decision from now on. Its buckets stay: what was drawn under
-    /// one quota is owed, as time, under the next, and never more than two bursts of it. Requests for which
+    /// one quota is owed, as time, under the next, and never more than two bursts of it (or one, and the longest wait, where
+    /// a [delay layer](crate::RateLimitLayer::max_delay) uses the limiter). Requests for which
     /// [`quota_by`](Policy::quota_by) chooses a quota keep that.
     ///
     /// A decision that another thread is making meanwhile may still use the former quota.
@@ -164,6 +166,9 @@ impl Limiter {
         let (policy, buckets) = self.find(policy)?;
         let (quota, now) = (buckets.quota(), self.now());
         let Some(store) = buckets.store() else { return Ok(Page { keys: Vec::new(), next: None }) };
+        if limit == 0 {
+            return Ok(Page { keys: Vec::new(), next: None });
+        }
         // One more, to know whether there is another page.
         let mut found = store.list(from, limit.saturating_add(1));
         let next = (found.len() > limit).then(|| from + limit);
@@ -174,7 +179,8 @@ impl Limiter {
         Ok(Page { keys: found.into_iter().map(|(key, bucket)| (key, standing(bucket))).collect(), next })
     }
 
-    /// The keys that were refused most since the limiter was built, from the most refused on. Empty unless the limiter was
+    /// The keys that were refused most since the limiter was built, for want of cells or because they are blocked, from the
+    /// most refused on. Empty unless the limiter was
     /// built with [`top_denied`](super::Builder::top_denied).
     #[must_use]
     pub fn top_denied(&self) -> Vec<DeniedKey> {

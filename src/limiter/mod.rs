@@ -57,6 +57,7 @@ use self::{
     sketch::Sketch,
 };
 use crate::{
+    bucket::Drawn,
     clock::Clock,
     decision::{Allowed, Decision, Denied, Draw, Draws, Outcome, Trial, Trials},
     key::{Key, KeyHasher, Parts, RequestHead},
@@ -216,7 +217,7 @@ impl Shared {
         }
         if let Some(receipts) = receipts {
             let added = quota.cell_nanos() * u64::from(cells);
-            receipts.push(Draw { trial, key, cells, added, generation, reserved: 0, from_overflow: false });
+            receipts.push(Draw { trial, key, cells, added, generation, left: drawn.after, from_overflow: false });
         }
         Ok(Grant { at: now, wait: 0 })
     }
@@ -280,17 +281,29 @@ impl Shared {
     /// The refusal of a request one of whose keys is blocked. Looked at before any bucket is held, and with no lock held
     /// across policies.
     fn blocked(&self, charges: &[(usize, Charge)]) -> Option<Denied> {
-        let mut trials = Trials::new();
-        for (policy, Charge { key, quota, shadow, .. }) in charges {
-            let until = self.buckets[*policy].penalties().and_then(|penalties| penalties.blocked_until(*key));
-            let (Some(until), false) = (until, shadow) else { continue };
-            let left = until.saturating_sub(self.clock.now());
-            if left > 0 {
-                let outcome = Outcome::Blocked(left);
-                trials.push(Trial { policy: *policy, shadow: false, quota: *quota, backlog: 0, outcome });
+        let until = |(policy, charge): &(usize, Charge)| {
+            let until = self.buckets[*policy].penalties()?.blocked_until(charge.key)?;
+            (!charge.shadow && until > self.clock.now()).then_some(until)
+        };
+        charges.iter().find_map(until)?;
+        // What is told is the longest wait of all: to come back when the block ends is not enough where cells are short.
+        let trials = charges.iter().map(|claimed| {
+            let (policy, Charge { key, quota, cells, shadow }) = *claimed;
+            let buckets = &self.buckets[policy];
+            let (bucket, now) = buckets.peek(key, &self.clock);
+            let drawn = bucket.draw(now, quota, cells, buckets.slack());
+            let mut trial = Trial::of(policy, quota, drawn.clamped, drawn, now);
+            trial.shadow = shadow;
+            if let Some(until) = until(claimed) {
+                let wait = if drawn.wait == Drawn::NEVER { 0 } else { drawn.wait };
+                trial.outcome = Outcome::Blocked(until.saturating_sub(now).max(wait));
+                if let Some(sketch) = &self.sketch {
+                    sketch.count(policy, key);
+                }
             }
-        }
-        if trials.is_empty() { None } else { Some(self.denied(trials, &[], 0)) }
+            trial
+        });
+        Some(self.denied(trials.collect(), &[], 0))
     }
 
     #[cold]
@@ -312,7 +325,8 @@ impl Shared {
             let trial = trials.iter_mut().find(|trial| trial.policy == *policy);
             if let (Some(length), Some(trial)) = (blocked, trial) {
                 // What is told from here on: the wait for cells alone would not be true.
-                trial.outcome = Outcome::Blocked(length);
+                let wait = if let Outcome::Wait(wait) = trial.outcome { wait } else { 0 };
+                trial.outcome = Outcome::Blocked(length.max(wait));
                 observe::banned(self.policies[*policy].name(), length);
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! Owns how long a block lasts. Knows nothing of the policy's own buckets, which no block touches.
 //!
-//! Three stores of numbers that time empties, like every bucket: until when a key is blocked; its strikes, which a quota
-//! of their own counts; and how bad it has been, which is three times the length of its last block at first. So all of it
+//! Stores of numbers that time empties, like every bucket: until when a key is blocked, by hand and otherwise; its strikes,
+//! which a quota of their own counts; and how bad it has been, which is three times the length of its last block at first. So all of it
 //! is bounded, swept, and forgotten as every bucket is.
 
 use std::{sync::Arc, time::Duration};
@@ -18,7 +18,8 @@ use crate::{
 };
 
 pub(super) struct Penalties {
-    blocked: Arc<Store>,
+    /// By hand. Apart from the others, so that no flood of offenders takes the room of an operator.
+    by_hand: Arc<Store>,
     ban: Option<Banning>,
     /// Ended when this is dropped.
     _sweepings: Vec<Sweeping>,
@@ -26,6 +27,7 @@ pub(super) struct Penalties {
 
 struct Banning {
     ban: Ban,
+    blocked: Arc<Store>,
     strikes: Arc<Store>,
     severity: Arc<Store>,
 }
@@ -43,24 +45,32 @@ impl Penalties {
             store
         };
         let minute = Duration::from_secs(60);
-        let blocked = store(minute);
+        let by_hand = store(minute);
         let ban = ban.map(|ban| Banning {
             ban,
+            blocked: store(minute),
             strikes: store(sweeper::period(ban.strikes.time_to_fill())),
             severity: store(minute),
         });
-        Self { blocked, ban, _sweepings: sweepings }
+        Self { by_hand, ban, _sweepings: sweepings }
     }
 
-    /// Until when `key` is blocked. A look at a counter, as long as nobody is.
+    /// Until when `key` is blocked. A look at a counter or two, as long as nobody is.
     #[inline(always)]
     pub(super) fn blocked_until(&self, key: Key) -> Option<u64> {
-        if self.blocked.len() == 0 { None } else { self.blocked.existing(key).map(|until| until.to_bits()) }
+        let until =
+            |store: &Store| if store.len() == 0 { None } else { store.existing(key).map(|until| until.to_bits()) };
+        until(&self.by_hand).max(self.ban.as_ref().and_then(|ban| until(&ban.blocked)))
     }
 
-    /// Blocks `key` until then; zero ends a block. False where there is no room for another key.
-    pub(super) fn block(&self, key: Key, until: u64) -> bool {
-        let mut held = self.blocked.hold(key);
+    /// Blocks `key` by hand until then, for shorter too; a time that is over ends a block. False where there is no room
+    /// for another key.
+    pub(super) fn block(&self, key: Key, until: u64, now: u64) -> bool {
+        if until <= now {
+            self.forget(key, now);
+            return true;
+        }
+        let mut held = self.by_hand.hold(key);
         let room = held.room() == Room::Own;
         if room {
             held.write(Bucket::from_bits(until));
@@ -70,7 +80,7 @@ impl Penalties {
 
     /// Counts a refusal. Returns for how many nanoseconds the key is blocked for it, if it is.
     pub(super) fn strike(&self, key: Key, now: u64) -> Option<u64> {
-        let Banning { ban, strikes, severity } = self.ban.as_ref()?;
+        let Banning { ban, blocked, strikes, severity } = self.ban.as_ref()?;
         {
             let mut held = strikes.hold(key);
             let drawn = held.bucket().draw(now, ban.strikes, 1, 0);
@@ -90,15 +100,18 @@ impl Penalties {
             held.write(Bucket::from_bits(now.saturating_add(length.saturating_mul(3))));
             length
         };
-        self.block(key, now.saturating_add(length)).then_some(length)
+        let mut held = blocked.hold(key);
+        // Never shorter for a decision that was overtaken.
+        let until = held.bucket().to_bits().max(now.saturating_add(length));
+        held.write(Bucket::from_bits(until));
+        (held.room() == Room::Own).then(|| until.saturating_sub(now))
     }
 
-    /// Ends the block of `key`, and forgets its refusals. True if it was blocked.
+    /// Ends the blocks of `key`, and forgets its refusals. True if it was blocked.
     pub(super) fn forget(&self, key: Key, now: u64) -> bool {
-        let mut blocked = false;
+        let blocked = self.blocked_until(key).is_some_and(|until| until > now);
         for store in self.stores() {
             if let Some(mut number) = store.existing(key) {
-                blocked |= std::ptr::eq(store, &raw const *self.blocked) && !number.is_idle(now);
                 *number = Bucket::default();
             }
         }
@@ -106,7 +119,7 @@ impl Penalties {
     }
 
     pub(super) fn stores(&self) -> impl Iterator<Item = &Store> {
-        let of_ban = self.ban.iter().flat_map(|ban| [&ban.strikes, &ban.severity]);
-        std::iter::once(&self.blocked).chain(of_ban).map(|store| &**store)
+        let of_ban = self.ban.iter().flat_map(|ban| [&ban.blocked, &ban.strikes, &ban.severity]);
+        std::iter::once(&self.by_hand).chain(of_ban).map(|store| &**store)
     }
 }

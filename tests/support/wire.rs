@@ -48,6 +48,14 @@ impl Connection {
         self.stream.get_mut().write_all(request.as_bytes()).unwrap();
     }
 
+    /// The answer, if it begins to arrive in this time.
+    pub(crate) fn receive_within(&mut self, time: Duration) -> Option<Reply> {
+        self.stream.get_ref().set_read_timeout(Some(time)).unwrap();
+        let reply = self.try_receive();
+        self.stream.get_ref().set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        reply
+    }
+
     /// The answer, unless the server has closed the connection without one.
     pub(crate) fn try_receive(&mut self) -> Option<Reply> {
         let open = self.stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
