@@ -66,6 +66,7 @@ pub mod response;
 mod service;
 mod store;
 mod sweeper;
+mod sync;
 
 pub use self::{
     decision::{Decision, Denied},

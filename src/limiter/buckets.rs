@@ -3,10 +3,7 @@
 //! Owns the choice between a map, a lock and an atomic, and the generation that makes receipts void. Knows nothing of
 //! decisions over several policies.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{live::LiveQuota, penalties::Penalties};
 use crate::{
@@ -18,6 +15,7 @@ use crate::{
     quota::Quota,
     store::{Hold, Room, Store},
     sweeper::Sweeping,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 pub(super) struct Buckets {
@@ -49,7 +47,7 @@ impl Buckets {
     }
 
     pub(super) fn global(policy: &Policy, lone: bool) -> Self {
-        Self::new(policy, if lone { Kept::Lone(AtomicU64::default()) } else { Kept::Locked(Mutex::default()) })
+        Self::new(policy, if lone { Kept::Lone(AtomicU64::new(0)) } else { Kept::Locked(Mutex::default()) })
     }
 
     fn new(policy: &Policy, kept: Kept) -> Self {
@@ -307,4 +305,92 @@ impl Held<'_> {
 /// A bucket is one number: no panic can leave it half-written.
 fn lock(bucket: &Mutex<Bucket>) -> MutexGuard<'_, Bucket> {
     bucket.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, tower_quota_loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    fn lone(burst: u32) -> (Arc<Buckets>, Clock, Charge) {
+        let quota = Quota::per_hour(1).burst(burst);
+        let buckets = Arc::new(Buckets::global(&Policy::global(quota), true));
+        let charge = Charge { key: Key::GLOBAL, quota, cells: 1, shadow: false };
+        (buckets, ManualClock::new().into(), charge)
+    }
+
+    fn draw(buckets: &Buckets, charge: &Charge, clock: &Clock) -> Option<Draw> {
+        let Alone { drawn, now, generation } = buckets.draw_alone(charge, clock).unwrap();
+        let trial = crate::decision::Trial::of(0, charge.quota, drawn.after, drawn, now);
+        let (cells, added) = (charge.cells, charge.quota.cell_nanos());
+        drawn.is_granted().then_some(Draw {
+            trial,
+            key: charge.key,
+            cells,
+            added,
+            generation,
+            left: drawn.after,
+            from_overflow: false,
+        })
+    }
+
+    fn on_two_threads<A: Send + 'static, B>(
+        first: impl FnOnce() -> A + Send + 'static,
+        second: impl FnOnce() -> B,
+    ) -> (A, B) {
+        let first = thread::spawn(first);
+        let second = second();
+        (first.join().unwrap(), second)
+    }
+
+    #[test]
+    fn loom_two_threads_draw_the_last_cell_once() {
+        loom::model(|| {
+            let (buckets, clock, charge) = lone(2);
+            let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
+            let draws = move |buckets: &Buckets, clock: &Clock| {
+                (0..2).filter(|_| draw(buckets, &charge, clock).is_some()).count()
+            };
+            let (a, b) = on_two_threads(move || draws(&other, &its_clock), || draws(&buckets, &clock));
+            assert_eq!(a + b, 2);
+        });
+    }
+
+    /// What is put back while another thread draws comes back once, and nothing of a draw that a reset has forgotten.
+    #[test]
+    fn loom_a_put_back_beside_a_draw_and_a_reset_returns_no_cell_twice() {
+        loom::model(|| {
+            let (buckets, clock, charge) = lone(3);
+            let receipt = draw(&buckets, &charge, &clock).unwrap();
+            draw(&buckets, &charge, &clock).unwrap();
+            let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
+            on_two_threads(move || other.put_back(&receipt, 0, &its_clock), || buckets.reset(Key::GLOBAL, &clock));
+            // Before the reset or after it: the bucket is empty, and not emptier.
+            assert_eq!(buckets.peek(Key::GLOBAL, &clock).0, Bucket::default());
+            let after = draw(&buckets, &charge, &clock).unwrap();
+            buckets.put_back(&receipt, 0, &clock);
+            assert_eq!(buckets.peek(Key::GLOBAL, &clock).0, after.left, "a receipt from before the reset is void");
+        });
+    }
+
+    /// A reset between a draw and its put-back: the cells of who draws after it are its own.
+    #[test]
+    fn loom_a_reset_beside_a_draw_leaves_its_receipt_or_its_cells_and_not_both() {
+        loom::model(|| {
+            let (buckets, clock, charge) = lone(2);
+            let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
+            let (receipt, _) = on_two_threads(
+                move || draw(&other, &charge, &its_clock).unwrap(),
+                || buckets.reset(Key::GLOBAL, &clock),
+            );
+            let owed_before = buckets.peek(Key::GLOBAL, &clock).0;
+            let later = draw(&buckets, &charge, &clock).unwrap();
+            buckets.put_back(&receipt, 0, &clock);
+            let owed = buckets.peek(Key::GLOBAL, &clock).0.backlog(0);
+            // What is owed is at least the later draw, which nobody has put back.
+            assert!(owed >= later.added, "{owed} is owed after {owed_before:?}");
+        });
+    }
 }

@@ -2,12 +2,16 @@
 //!
 //! Owns how its words are read together. Knows nothing of what the quota is for.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::PoisonError;
 
-use crate::quota::Quota;
+use crate::{
+    quota::Quota,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+        hint,
+    },
+};
 
 /// Three words that change rarely and are read by every decision: a sequence lock. A reader takes no lock and writes
 /// nothing that other readers wait for, as it would with a reader-writer lock; who reads during a change reads again.
@@ -32,7 +36,7 @@ impl LiveQuota {
             if before % 2 == 0 && self.version.load(Ordering::Acquire) == before {
                 return Quota::from_words(words);
             }
-            std::hint::spin_loop();
+            hint::spin_loop();
         }
     }
 
@@ -46,7 +50,7 @@ impl LiveQuota {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(tower_quota_loom)))]
 mod tests {
     use std::{thread, time::Duration};
 
@@ -61,6 +65,32 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| (0..50_000).for_each(|_| assert!(quotas.contains(&live.get()))));
             }
+        });
+    }
+}
+
+#[cfg(all(test, tower_quota_loom))]
+mod models {
+    use std::{sync::Arc, time::Duration};
+
+    use loom::thread;
+
+    use super::*;
+
+    /// Every interleaving of a change and a reading: the reading is of one quota, the former or the new.
+    #[test]
+    fn loom_a_reading_is_never_of_two_quotas() {
+        loom::model(|| {
+            let [old, new] = [Quota::per_second(7).burst(3), Quota::per(5, Duration::from_secs(60)).burst(9)];
+            let live = Arc::new(LiveQuota::new(old));
+            let writer = thread::spawn({
+                let live = Arc::clone(&live);
+                move || live.set(new)
+            });
+            let seen = live.get();
+            assert!([old, new].contains(&seen), "{seen}");
+            writer.join().unwrap();
+            assert_eq!(live.get(), new);
         });
     }
 }

@@ -1,0 +1,98 @@
+//! Loops over one decision or one call, for `.ci/instructions` to count their instructions under valgrind. Counts and not
+//! times: they do not depend on what else the machine does.
+//!
+//! ```sh
+//! bash .ci/instructions
+//! ```
+
+use std::{
+    convert::Infallible,
+    env,
+    future::{Ready, ready},
+    hint::black_box,
+    net::{Ipv4Addr, SocketAddr},
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use tower::{Layer as _, Service};
+use tower_quota::{
+    Limiter, Policy, Quota, RateLimitLayer,
+    clock::ManualClock,
+    key::{ClientIp, PeerIp},
+    policy::Advertise,
+};
+
+const MANY: Quota = Quota::per_second(1_000_000_000).burst(4_000_000_000);
+const NONE: Quota = Quota::every(std::time::Duration::from_secs(3_600));
+
+/// Not zero-sized, so that nothing around it is optimised away.
+struct Inner(u64);
+
+impl Service<Request<()>> for Inner {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<()>) -> Self::Future {
+        self.0 += request.headers().len() as u64;
+        ready(Ok(Response::new(Full::default())))
+    }
+}
+
+fn request() -> Request<()> {
+    let mut request = Request::new(());
+    request.headers_mut().insert("x-forwarded-for", "203.0.113.7".parse().unwrap());
+    request.extensions_mut().insert(SocketAddr::from((Ipv4Addr::new(10, 0, 0, 1), 4_711)));
+    request
+}
+
+fn decide(times: u32, policies: impl IntoIterator<Item = Policy>) {
+    let limiter = Limiter::builder().policies(policies).clock(ManualClock::new()).build().unwrap();
+    let request = request();
+    for _ in 0..times {
+        black_box(limiter.decide(black_box(&request)).is_allowed());
+    }
+}
+
+fn call(times: u32, mut service: impl Service<Request<()>, Response = Response<Full<Bytes>>>) {
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..times {
+        let future = pin!(service.call(request()));
+        black_box(future.poll(&mut cx).is_ready());
+    }
+}
+
+fn layered(times: u32, policy: Policy) {
+    let limiter = Limiter::builder().policy(policy).clock(ManualClock::new()).build().unwrap();
+    call(times, RateLimitLayer::new(&limiter).layer(Inner(0)));
+}
+
+fn main() {
+    let mut arguments = env::args().skip(1);
+    // `cargo bench` and `cargo test --benches` call without a case: then there is nothing to count.
+    let (Some(case), Some(times)) = (arguments.next(), arguments.next().and_then(|times| times.parse().ok())) else {
+        return;
+    };
+    let per_ip = |quota| Policy::per(PeerIp, quota);
+    let quiet = |policy: Policy| policy.advertise(Advertise::RetryAfter);
+    match case.as_str() {
+        "decide" => decide(times, [per_ip(MANY)]),
+        "decide-refused" => decide(times, [per_ip(NONE)]),
+        "decide-global" => decide(times, [Policy::global(MANY)]),
+        "decide-three" => decide(times, [per_ip(MANY), per_ip(MANY).named("second"), Policy::global(MANY)]),
+        "decide-client-ip" => decide(times, [Policy::per(ClientIp::behind(["10.0.0.0/8"]).unwrap(), MANY)]),
+        "bare" => call(times, Inner(0)),
+        "layer" => layered(times, quiet(per_ip(MANY))),
+        "layer-fields" => layered(times, per_ip(MANY)),
+        "layer-refused" => layered(times, per_ip(NONE)),
+        unknown => panic!("there is no case {unknown:?}"),
+    }
+}
