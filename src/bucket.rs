@@ -231,6 +231,16 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_reserved_further_ahead_than_a_bucket_ever_is() {
+        let ahead = |ms| Bucket::from_bits(ms * MS).reserve(0, Q, 1, 0);
+        assert_eq!(ahead(900), Some(Bucket::from_bits(1_000 * MS)));
+        assert_eq!(ahead(901), None);
+        let with_slack = |ms| Bucket::from_bits(ms * MS).reserve(0, Q, 1, 2_000 * MS);
+        assert_eq!(with_slack(2_400), Some(Bucket::from_bits(2_500 * MS)));
+        assert_eq!(with_slack(2_401), None);
+    }
+
+    #[test]
     fn a_far_future_bucket_heals_within_two_bursts() {
         let Drawn { clamped, wait, .. } = Bucket::from_bits(u64::MAX).draw(7, Q, 1, 0);
         assert_eq!(clamped.to_bits(), 7 + 1_000 * MS);

@@ -307,6 +307,18 @@ fn draft_7_has_one_dictionary_and_leaves_that_of_the_service_behind() {
 }
 
 #[test]
+fn a_policy_in_shadow_mode_is_told_to_nobody() {
+    let (layer, _clock) =
+        on_manual_clock([everyone(Quota::per_hour(1)).named("shadow").shadow(), everyone(Quota::per_hour(2))]);
+    let [served, short, refused] = [ask(&layer), ask(&layer), ask(&layer)];
+    assert_eq!(field(&served, "ratelimit").unwrap(), r#""per-ip";r=1;t=1800"#);
+    assert_eq!(field(&short, "ratelimit").unwrap(), r#""per-ip";r=0;t=1800"#);
+    assert_eq!(field(&short, "ratelimit-policy").unwrap(), r#""per-ip";q=2;w=3600"#);
+    assert_eq!(field(&refused, "ratelimit").unwrap(), r#""per-ip";r=0;t=1800"#);
+    assert!(!refused.body().contains("shadow"), "{}", refused.body());
+}
+
+#[test]
 fn a_silent_policy_keeps_the_wait_of_the_others_back_when_it_refuses() {
     let policies =
         |silent: Quota| [everyone(Quota::per_second(1)), everyone(silent).named("login").advertise(Advertise::Nothing)];

@@ -294,6 +294,16 @@ mod bans {
     }
 
     #[test]
+    fn refusals_are_counted_anew_after_a_block() {
+        let ban = Ban::after(3, 60 * MINUTE).starting_at(MINUTE);
+        let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_second(1)).ban(ban)]);
+        clock.advance(offend(&limiter));
+        assert!(admits(&limiter, &from_ip(A)));
+        let reasons = [(); 3].map(|()| limiter.decide(&from_ip(A)).denied().unwrap().reason());
+        assert_eq!(reasons, [Reason::Exceeded, Reason::Exceeded, Reason::Blocked]);
+    }
+
+    #[test]
     fn a_reset_forgets_bans() {
         let (limiter, _clock) = banning();
         offend(&limiter);
@@ -376,6 +386,13 @@ mod shadow {
         // What it would have refused it has not drawn: half a minute later one cell is back.
         clock.advance(Duration::from_secs(30));
         assert_eq!(limiter.peek("per-ip", key(&limiter, A)).unwrap().remaining(), 1);
+    }
+
+    #[test]
+    fn a_block_under_a_policy_in_shadow_mode_refuses_nothing() {
+        let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(9)).shadow()]);
+        limiter.block("per-ip", key(&limiter, A), Duration::from_secs(60)).unwrap();
+        assert!(admits(&limiter, &from_ip(A)));
     }
 
     #[test]

@@ -130,6 +130,20 @@ fn a_reset_makes_receipts_void() {
     assert_eq!(remaining(&limiter), 5);
 }
 
+#[test]
+fn a_policy_in_shadow_mode_that_would_refuse_has_nothing_to_return() {
+    let (limiter, _clock) =
+        support::limiter([tokens(TEN).shadow(), Policy::global(Quota::per_hour(100)).named("real")]);
+    ask(&limiter, 8).unwrap();
+    let short = ask(&limiter, 5).unwrap();
+    assert_eq!(short.would_deny().map(|standing| standing.policy().to_owned()).collect::<Vec<_>>(), ["tokens"]);
+    short.put_back();
+    assert_eq!(remaining(&limiter), 2, "only what was drawn comes back");
+    let short = ask(&limiter, 5).unwrap();
+    short.settle("tokens", 1).unwrap();
+    assert_eq!(remaining(&limiter), 1, "what was used is counted all the same");
+}
+
 /// A service that answers with the status that the request names, unless it hangs.
 fn failures_only(limiter: &Limiter, status: u16) -> Option<u16> {
     let mut service = RateLimitLayer::new(limiter).layer(service_fn(|request: Request<u16>| async move {

@@ -123,3 +123,24 @@ impl Penalties {
         std::iter::once(&self.by_hand).chain(of_ban).map(|store| &**store)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::ManualClock,
+        key::{IntoKey as _, KeyHasher},
+    };
+
+    #[test]
+    fn a_decision_that_was_overtaken_shortens_no_block() {
+        let second = nanos(Duration::from_secs(1));
+        let minute = Duration::from_secs(60);
+        let ban = Ban::after(1, minute).starting_at(minute).up_to(minute);
+        let penalties = Penalties::new(Some(ban), &ManualClock::new().into(), None);
+        let key = 7_u64.into_key(&KeyHasher::random());
+        assert_eq!(penalties.strike(key, 100 * second), Some(60 * second));
+        assert_eq!(penalties.strike(key, 50 * second), Some(110 * second));
+        assert_eq!(penalties.blocked_until(key), Some(160 * second));
+    }
+}
