@@ -228,7 +228,7 @@ impl Denied {
     }
 
     /// The names of the policies that refused and that clients may know: those that [advertise](crate::Policy::advertise)
-    /// themselves, unless one refused of which nothing may be told.
+    /// themselves.
     pub fn told_policies(&self) -> impl Iterator<Item = &str> {
         self.told().map(Policy::name)
     }

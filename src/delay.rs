@@ -5,8 +5,8 @@
 //!
 //! A request that is over the limit draws its cells at once, from what will be there, and waits until they are. So requests
 //! of one key are served in the order in which they came, each at the time that its cells are there and never before. A
-//! request is refused at once, with the wait that it would have had, when that
-//! is longer than the layer allows, or too many wait already.
+//! request is refused at once, with the wait that it would have had, when that is longer than the layer allows, or too many
+//! wait already.
 //!
 //! Cells are drawn when a request comes. Under one policy that is the same as when it is served. Under several, those that
 //! waited for one of them may be served together under another: a policy that had the cells at once cannot keep them for

@@ -18,9 +18,9 @@
 //!
 //! Clients read cells as requests. Where a request [costs](crate::Policy::cost_by) more than one, tell them so.
 //!
-//! Which policies are told, and when, is up to each: see [`Advertise`]. On a refusal the
-//! policies that refused are told, and `Retry-After` is never earlier than their `t`. Items that the service behind has
-//! sent stay, and ours follow. A response of gRPC gets none, for its fields may end up in its trailers.
+//! Which policies are told, and when, is up to each: see [`Advertise`]. On a refusal the policies that refused are told,
+//! and `Retry-After` is never earlier than their `t`. Items that the service behind has sent stay, and ours follow. A
+//! response of gRPC gets none, for its fields may end up in its trailers.
 //!
 //! A script from another origin sees the fields only if the server exposes them:
 //! `Access-Control-Expose-Headers: RateLimit, RateLimit-Policy, Retry-After`, and `X-RateLimit-*` if they are sent.

@@ -67,7 +67,9 @@ enum Enforce {
     Below(u64),
 }
 
-/// What becomes of a key that goes on being refused: it is blocked, longer each time.
+/// What becomes of a key that goes on being refused: it is blocked, longer each time. Whoever shares the key is blocked
+/// with it: the clients behind one address, the requests without a key under
+/// [`Missing::Share`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -183,7 +185,8 @@ impl Policy {
     /// Names the policy. Clients and operators see the name: choose one that says what is counted and does not change
     /// with the numbers.
     ///
-    /// Names are printable ASCII, of 64 bytes at most, and unique within a limiter; the limiter refuses others when it is built.
+    /// Names are printable ASCII, of 64 bytes at most, and unique within a limiter; the limiter refuses others when it is
+    /// built.
     pub fn named(mut self, name: impl AsRef<str>) -> Self {
         self.name = name.as_ref().into();
         self.escaped_name = escaped(&self.name);
@@ -220,8 +223,8 @@ impl Policy {
     /// Says how many cells a request costs; one, unless this is set.
     ///
     /// A cost of zero draws nothing, and this policy grants it whatever its bucket holds: where a client has a say in the
-    /// cost, see that it is at least one. A cost above the burst can
-    /// never be granted: it is refused without a time to come back at.
+    /// cost, see that it is at least one. A cost above the burst can never be granted: it is refused without a time to come
+    /// back at.
     pub fn cost_by(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.cost_by = Some(Arc::new(cost));
         self
@@ -252,7 +255,7 @@ impl Policy {
     /// Enforces the policy for a share of the keys, from 0.0 to 1.0; for the others it is in [shadow mode](Self::shadow).
     /// Which keys these are does not change as the share grows: a key that is enforced stays so. (For keys that are kept as
     /// hashes this holds until the process ends.) A global policy has one key. A request without a key is treated as the
-    /// policy says, as if it were enforced.
+    /// policy says, as if it were enforced. A share of nothing is shadow mode.
     ///
     /// # Panics
     ///
@@ -266,7 +269,11 @@ impl Policy {
             reason = "a share of 2^64, which need not be exact; the cast saturates"
         )]
         let below = (share * u64::MAX as f64) as u64;
-        self.enforce = if share >= 1.0 { Enforce::Always } else { Enforce::Below(below) };
+        self.enforce = match share {
+            1.0.. => Enforce::Always,
+            0.0 => Enforce::Never,
+            _ => Enforce::Below(below),
+        };
         self
     }
 

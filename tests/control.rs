@@ -358,6 +358,9 @@ mod bans {
             let denied = limiter.decide(&from_ip(A)).denied().unwrap();
             assert_eq!((denied.reason(), denied.retry_after()), (Reason::Blocked, Some(60 * MINUTE)));
         }
+        let (costly, _clock) = support::limiter([Policy::per(PeerIp, Quota::per_hour(1)).cost_by(|_| 2)]);
+        costly.block("per-ip", key(&costly, A), MINUTE).unwrap();
+        assert_eq!(wait(&costly, &from_ip(A)), None, "no wait helps, nor does the end of the block");
         clock.advance(60 * MINUTE);
         assert!(admits(&limiter, &from_ip(A)));
         limiter.block("per-ip", key(&limiter, A), Duration::from_secs(5)).unwrap();
@@ -400,6 +403,8 @@ mod shadow {
         let per_key = || Policy::per(Header::new("x-api-key"), Quota::per_hour(1));
         let (limiter, _clock) = limiter([per_key().shadow()]);
         assert_eq!(admitted(&limiter, &Request::new(()), 9), 9);
+        let (limiter, _clock) = support::limiter([per_key().enforce_for(0.0)]);
+        assert_eq!(admitted(&limiter, &Request::new(()), 9), 9, "a share of nothing is the same");
         let (limiter, _clock) = support::limiter([per_key().enforce_for(0.5)]);
         assert!(!admits(&limiter, &Request::new(())));
     }

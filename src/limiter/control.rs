@@ -35,7 +35,8 @@ impl Limiter {
     /// [`Key::GLOBAL`].
     ///
     /// Under the policy's own quota: which one [`quota_by`](Policy::quota_by) would choose is not known here. Of a key
-    /// that is blocked it shows the bucket all the same, see [`blocked_for`](Self::blocked_for); of one that shares an overflow bucket it shows a full bucket of its own.
+    /// that is blocked it shows the bucket all the same, see [`blocked_for`](Self::blocked_for); of one that shares an
+    /// overflow bucket it shows a full bucket of its own.
     ///
     /// # Errors
     ///
@@ -180,8 +181,7 @@ impl Limiter {
     }
 
     /// The keys that were refused most since the limiter was built, for want of cells or because they are blocked, from the
-    /// most refused on. Empty unless the limiter was
-    /// built with [`top_denied`](super::Builder::top_denied).
+    /// most refused on. Empty unless the limiter was built with [`top_denied`](super::Builder::top_denied).
     #[must_use]
     pub fn top_denied(&self) -> Vec<DeniedKey> {
         let entries = self.shared.sketch.as_ref().map(super::Sketch::top).unwrap_or_default();

@@ -295,15 +295,19 @@ impl Shared {
             let mut trial = Trial::of(policy, quota, drawn.clamped, drawn, now);
             trial.shadow = shadow;
             if let Some(until) = until(claimed) {
-                let wait = if drawn.wait == Drawn::NEVER { 0 } else { drawn.wait };
-                trial.outcome = Outcome::Blocked(until.saturating_sub(now).max(wait));
+                // What can never be granted is not after the block either.
+                if drawn.wait != Drawn::NEVER {
+                    trial.outcome = Outcome::Blocked(until.saturating_sub(now).max(drawn.wait));
+                }
                 if let Some(sketch) = &self.sketch {
                     sketch.count(policy, key);
                 }
             }
             trial
         });
-        Some(self.denied(trials.collect(), &[], 0))
+        let trials: Trials = trials.collect();
+        // The block may have ended since the first look.
+        if trials.iter().any(Trial::refuses) { Some(self.denied(trials, &[], 0)) } else { None }
     }
 
     #[cold]

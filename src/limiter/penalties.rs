@@ -3,8 +3,8 @@
 //! Owns how long a block lasts. Knows nothing of the policy's own buckets, which no block touches.
 //!
 //! Stores of numbers that time empties, like every bucket: until when a key is blocked, by hand and otherwise; its strikes,
-//! which a quota of their own counts; and how bad it has been, which is three times the length of its last block at first. So all of it
-//! is bounded, swept, and forgotten as every bucket is.
+//! which a quota of their own counts; and how bad it has been, which is three times the length of its last block at
+//! first. So all of it is bounded, swept, and forgotten as every bucket is.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,12 +36,14 @@ struct Banning {
 const MOST: usize = 65_536;
 
 impl Penalties {
-    /// Swept under the policy's name, if it is given.
+    /// Swept for the policy of this name, if it is given.
     pub(super) fn new(ban: Option<Ban>, clock: &Clock, swept_as: Option<&Arc<str>>) -> Self {
         let mut sweepings = Vec::new();
+        // Not to be taken for the policy's own keys where it is reported that there are many.
+        let swept_as: Option<Arc<str>> = swept_as.map(|name| format!("{name} (blocked keys)").into());
         let mut store = |period| {
             let store = Arc::new(Store::new(MOST, AtCap::Deny, clock.clone()));
-            sweepings.extend(swept_as.map(|name| Sweeping::start(Arc::clone(name), &store, period)));
+            sweepings.extend(swept_as.clone().map(|name| Sweeping::start(name, &store, period)));
             store
         };
         let minute = Duration::from_secs(60);
