@@ -3,7 +3,13 @@
 //! Owns what a verdict means: which policies are violated, how long to wait, what to say. Knows nothing of how it was
 //! reached, nor of how it is written into a response.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    slice,
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
@@ -217,7 +223,7 @@ impl Denied {
         }
     }
 
-    pub(crate) fn trials(&self) -> std::slice::Iter<'_, Trial> {
+    pub(crate) fn trials(&self) -> slice::Iter<'_, Trial> {
         self.trials.iter()
     }
 
@@ -469,7 +475,48 @@ pub(crate) struct Draw {
     pub(crate) from_overflow: bool,
 }
 
-pub(crate) type Draws = SmallVec<[Draw; INLINE]>;
+/// The receipts of a decision, in the policies' order. A single one is written where it stays: to be handed to a collection
+/// it would be copied, and copies were a third of a decision.
+#[derive(Debug, Default)]
+pub(crate) enum Draws {
+    #[default]
+    None,
+    One(Draw),
+    Many(SmallVec<[Draw; INLINE]>),
+}
+
+impl Draws {
+    #[inline(always)]
+    pub(crate) fn push(&mut self, draw: Draw) {
+        match self {
+            Self::None => *self = Self::One(draw),
+            Self::One(first) => *self = Self::Many(SmallVec::from_iter([*first, draw])),
+            Self::Many(draws) => draws.push(draw),
+        }
+    }
+}
+
+impl Deref for Draws {
+    type Target = [Draw];
+
+    fn deref(&self) -> &[Draw] {
+        match self {
+            Self::None => &[],
+            Self::One(draw) => slice::from_ref(draw),
+            Self::Many(draws) => draws,
+        }
+    }
+}
+
+impl DerefMut for Draws {
+    fn deref_mut(&mut self) -> &mut [Draw] {
+        match self {
+            Self::None => &mut [],
+            Self::One(draw) => slice::from_mut(draw),
+            Self::Many(draws) => draws,
+        }
+    }
+}
 
 pub(crate) type Trials = SmallVec<[Trial; INLINE]>;
 

@@ -157,7 +157,7 @@ where
         let Front { limiter, .. } = &*self.front;
         let place = Place::take(&self.queue);
         let patience = if place.is_some() { self.queue.most_delay } else { 0 };
-        let mut draws = Draws::new();
+        let mut draws = Draws::default();
         let parts = limiter.parts(&request);
         let (grant, draws) = match limiter.admit_within(parts.head(), patience, &mut draws) {
             Ok(grant) => (grant, draws),
@@ -218,7 +218,7 @@ impl<T> Turn<T> {
     /// The wait is over.
     fn take<Q>(mut self, request: &mut Request<Q>) -> Option<After> {
         let mut draws = self.draws.take()?;
-        for draw in &mut draws {
+        for draw in &mut *draws {
             // What is told is how things stand now, and not when it came.
             draw.trial.backlog = draw.trial.backlog.saturating_sub(self.grant.wait);
         }
@@ -228,7 +228,7 @@ impl<T> Turn<T> {
 
 impl<T> Drop for Turn<T> {
     fn drop(&mut self) {
-        for draw in self.draws.iter().flatten() {
+        for draw in self.draws.iter().flat_map(|draws| &**draws) {
             self.front.limiter.restore(draw, self.grant.at);
         }
     }

@@ -69,11 +69,12 @@ where
 
     fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         let limiter = &self.front.limiter;
-        let mut draws = Draws::new();
+        let mut draws = Draws::default();
         let parts = limiter.parts(&request);
-        match limiter.admit(parts.head(), self.front.wants_receipts().then_some(&mut draws)) {
+        let wants_receipts = self.front.wants_receipts();
+        match limiter.admit(parts.head(), wants_receipts.then_some(&mut draws)) {
             Ok(grant) => {
-                let after = self.front.admitted(&mut request, grant, draws);
+                let after = if wants_receipts { self.front.admitted(&mut request, grant, draws) } else { None };
                 ResponseFuture::called(self.inner.call(request), after)
             }
             Err(denied) => ResponseFuture::refused(self.front.refused(&self.respond, denied, parts.head())),

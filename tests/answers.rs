@@ -1,9 +1,6 @@
 //! What clients are told: the fields of the policies, the problem, the status of a gRPC call. The ids in the names are those
 //! of the project's list of conformance tests.
 
-#[cfg(feature = "tracing")]
-#[path = "support/events.rs"]
-mod events;
 mod support;
 
 use std::{
@@ -20,7 +17,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use proptest::prelude::*;
 use sfv::{BareItem, FieldType as _, Item, List, ListEntry, Parser};
 use support::with_header;
-use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
+use tower::{Layer as _, Service as _, service_fn};
 use tower_quota::{
     Denied, Limiter, Policy, Quota, RateLimitLayer,
     clock::ManualClock,
@@ -380,25 +377,6 @@ fn c_rl2_items_of_the_service_behind_stay_and_ours_follow() {
     assert_eq!(field(&response, "ratelimit").unwrap(), r#""upstream";r=3;t=1, "per-ip";r=4;t=2"#);
     assert_eq!(field(&response, "x-ratelimit-limit").unwrap(), "9", "a field with one value is its own");
     assert_eq!(field(&response, "x-ratelimit-remaining"), None);
-}
-
-#[cfg(feature = "tracing")]
-#[test]
-fn c_rl2_one_name_in_two_layers_is_reported() {
-    let text = events::Lines::default().collect(|| {
-        let (inner, _clock) = on_manual_clock([everyone(FIVE)]);
-        let (outer, _clock) = on_manual_clock([everyone(FIVE)]);
-        let (other, _clock) = on_manual_clock([everyone(FIVE).named("per-ip-2")]);
-        let served = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::new()))));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(other.layer(inner.layer(served)).oneshot(Request::new(()))).unwrap();
-        for _ in 0..3 {
-            let response = runtime.block_on(outer.layer(inner.layer(served)).oneshot(Request::new(()))).unwrap();
-            assert_eq!(items(&field(&response, "ratelimit").unwrap()).len(), 2, "nothing is lost");
-        }
-    });
-    assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(text.contains("two layers") && text.contains("per-ip") && text.contains("named"), "{text}");
 }
 
 #[test]

@@ -1,8 +1,5 @@
 //! The layer and the service: tower's contract, the default answer, and answers of one's own.
 
-#[cfg(feature = "tracing")]
-#[path = "support/events.rs"]
-mod events;
 mod support;
 
 use std::{
@@ -270,23 +267,4 @@ async fn the_service_composes() {
     assert_eq!(statuses, [201, 201, 201, 429]);
     let twice: RateLimit<RateLimit<_>> = layer.layer(layer.layer(service_fn(echo::<()>)));
     assert!(twice.into_inner().into_inner().oneshot(Request::new(())).await.is_ok());
-}
-
-#[cfg(feature = "tracing")]
-#[test]
-fn id08_a_missing_address_is_one_loud_line_that_says_what_to_call() {
-    let text = events::Lines::default().collect(|| {
-        let (limiter, _clock) = support::limiter([Policy::per(PeerIp, ONE)]);
-        for _ in 0..10_000 {
-            assert!(!limiter.decide(&Request::new(())).is_allowed());
-        }
-        // RSP02: refusals of clients are no lines at this level at all.
-        let (limiter, _clock) = support::limiter([Policy::global(ONE), Policy::per(Header::new("k"), ONE)]);
-        for _ in 0..10_000 {
-            let _ = limiter.decide(&Request::new(()));
-            let _ = limiter.decide(&with_header("k", "S3CR3T"));
-        }
-    });
-    assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(text.contains("ERROR") && text.contains("into_make_service_with_connect_info"), "{text}");
 }

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use http::{Extensions, HeaderMap, StatusCode, header};
@@ -224,11 +224,15 @@ impl ClientNetwork {
     /// of IPv4 into one bucket.
     #[inline]
     pub(super) fn key(self, hasher: &KeyHasher) -> Key {
-        match self.address.to_canonical() {
-            // Whole: its /64 holds addresses that are not the loopback.
-            IpAddr::V6(Ipv6Addr::LOCALHOST) => hasher.ipv6(Ipv6Addr::LOCALHOST),
-            IpAddr::V4(address) => into_key::ipv4_prefix(address, self.prefixes.v4),
-            IpAddr::V6(address) => into_key::ipv6_prefix(address, self.prefixes.v6, hasher),
+        let Prefixes { v4, v6 } = self.prefixes;
+        match self.address {
+            IpAddr::V4(address) => into_key::ipv4_prefix(address, v4),
+            IpAddr::V6(address) => match address.to_ipv4_mapped() {
+                Some(mapped) => into_key::ipv4_prefix(mapped, v4),
+                // Whole: its /64 holds addresses that are not the loopback.
+                None if address.is_loopback() => hasher.ipv6(address),
+                None => into_key::ipv6_prefix(address, v6, hasher),
+            },
         }
     }
 }

@@ -253,6 +253,7 @@ impl Buckets {
 }
 
 /// What [`Buckets::draw_alone`] came to.
+#[derive(Clone, Copy)]
 pub(super) struct Alone {
     pub(super) drawn: Drawn,
     pub(super) now: u64,

@@ -171,9 +171,17 @@ impl Limiter {
 #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
 impl Shared {
     fn decide(&self, head: RequestHead<'_>) -> Decision<'_> {
-        let mut draws = Draws::new();
-        match self.judge(head, Some(&mut draws), 0) {
-            Ok(Grant { at, .. }) => Decision::Allow(Allowed { policies: &self.policies, at, draws }),
+        let policies = &*self.policies;
+        let mut draws = Draws::None;
+        let judged = match self.judge_sole(head, 0) {
+            // Made where it is returned: a decision is large, and copying it took longer than deciding.
+            Sole::Drawn(charge, alone) => {
+                return Decision::Allow(Allowed { policies, at: alone.now, draws: Draws::One(receipt(charge, alone)) });
+            }
+            undecided => self.judge_rest(undecided, head, Some(&mut draws), 0),
+        };
+        match judged {
+            Ok(Grant { at, .. }) => Decision::Allow(Allowed { policies, at, draws }),
             Err(denied) => Decision::Deny(denied),
         }
     }
@@ -185,13 +193,62 @@ impl Shared {
     /// Leaves the receipts where they are asked for.
     #[inline(always)]
     fn judge(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>, patience: u64) -> Result<Grant, Denied> {
-        if let [policy] = &*self.policies {
-            return match policy.charge(head, || self.buckets[0].quota()) {
-                Ok(Some(charge)) => self.judge_one(charge, receipts, patience),
-                Ok(None) => Ok(Grant { at: self.clock.now(), wait: 0 }),
-                Err(status) => Err(self.missing_key(0, status, head)),
-            };
+        match self.judge_sole(head, patience) {
+            Sole::Drawn(charge, alone) => {
+                if let Some(receipts) = receipts {
+                    *receipts = Draws::One(receipt(charge, alone));
+                }
+                Ok(Grant { at: alone.now, wait: 0 })
+            }
+            undecided => self.judge_rest(undecided, head, receipts, patience),
         }
+    }
+
+    /// The short way, for the one policy of a limiter that has one.
+    #[inline(always)]
+    fn judge_sole(&self, head: RequestHead<'_>, patience: u64) -> Sole {
+        let [policy] = &*self.policies else { return Sole::OneOfSeveral };
+        let buckets = &self.buckets[0];
+        let charge = match policy.charge(head, || buckets.quota()) {
+            Ok(Some(charge)) => charge,
+            Ok(None) => return Sole::DoesNotApply,
+            Err(status) => return Sole::Keyless(status),
+        };
+        let usual = !charge.shadow && patience == 0 && buckets.penalties().is_none();
+        match if usual { buckets.draw_alone(&charge, &self.clock) } else { None } {
+            Some(alone) if alone.drawn.is_granted() => Sole::Drawn(charge, alone),
+            Some(alone) => Sole::Short(charge, alone),
+            None => Sole::Unusual(charge),
+        }
+    }
+
+    #[inline(always)]
+    fn judge_rest(
+        &self,
+        sole: Sole,
+        head: RequestHead<'_>,
+        receipts: Option<&mut Draws>,
+        patience: u64,
+    ) -> Result<Grant, Denied> {
+        match sole {
+            Sole::Drawn(_, Alone { now: at, .. }) => Ok(Grant { at, wait: 0 }),
+            Sole::Short(Charge { key, quota, .. }, Alone { drawn, now, .. }) => {
+                let trial = Trial::of(0, quota, drawn.clamped, drawn, now);
+                Err(self.denied(SmallVec::from_iter([trial]), &[(0, key)], now))
+            }
+            Sole::Unusual(charge) => self.judge_all(&[(0, charge)], receipts, patience),
+            Sole::DoesNotApply => Ok(Grant { at: self.clock.now(), wait: 0 }),
+            Sole::Keyless(status) => Err(self.missing_key(0, status, head)),
+            Sole::OneOfSeveral => self.judge_several(head, receipts, patience),
+        }
+    }
+
+    fn judge_several(
+        &self,
+        head: RequestHead<'_>,
+        receipts: Option<&mut Draws>,
+        patience: u64,
+    ) -> Result<Grant, Denied> {
         let mut charges = SmallVec::<[_; 4]>::new();
         for (index, policy) in self.policies.iter().enumerate() {
             match policy.charge(head, || self.buckets[index].quota()) {
@@ -201,25 +258,6 @@ impl Shared {
             }
         }
         self.judge_all(&charges, receipts, patience)
-    }
-
-    #[inline(always)]
-    fn judge_one(&self, charge: Charge, receipts: Option<&mut Draws>, patience: u64) -> Result<Grant, Denied> {
-        let usual = !charge.shadow && patience == 0 && self.buckets[0].penalties().is_none();
-        let alone = if usual { self.buckets[0].draw_alone(&charge, &self.clock) } else { None };
-        let Some(Alone { drawn, now, generation }) = alone else {
-            return self.judge_all(&[(0, charge)], receipts, patience);
-        };
-        let Charge { key, quota, cells, .. } = charge;
-        let trial = Trial::of(0, quota, if drawn.is_granted() { drawn.after } else { drawn.clamped }, drawn, now);
-        if !drawn.is_granted() {
-            return Err(self.denied(SmallVec::from_iter([trial]), &[(0, key)], now));
-        }
-        if let Some(receipts) = receipts {
-            let added = quota.cell_nanos() * u64::from(cells);
-            receipts.push(Draw { trial, key, cells, added, generation, left: drawn.after, from_overflow: false });
-        }
-        Ok(Grant { at: now, wait: 0 })
     }
 
     #[inline(never)]
@@ -239,7 +277,7 @@ impl Shared {
             let mut claims = claims.collect::<SmallVec<[Claim<'_>; 4]>>();
             let result = self.try_all(&mut claims, patience);
             match (result, receipts) {
-                (Ok(grant), Some(receipts)) => receipts.extend(claims.iter().map(|claim| claim.receipt(grant.at))),
+                (Ok(grant), Some(receipts)) => claims.iter().for_each(|claim| receipts.push(claim.receipt(grant.at))),
                 (Ok(_), None) => {}
                 (Err(now), _) => {
                     trials.extend(claims.iter().map(|claim| claim.trial(now, false)));
@@ -338,6 +376,29 @@ impl Shared {
         observe::refused(denied.policy(), || denied.reason());
         denied
     }
+}
+
+/// What the short way comes to, for the one policy of a limiter.
+#[derive(Clone, Copy)]
+enum Sole {
+    DoesNotApply,
+    Drawn(Charge, Alone),
+    Keyless(StatusCode),
+    /// There are several, or none.
+    OneOfSeveral,
+    /// Cells are missing.
+    Short(Charge, Alone),
+    /// More is to be written than the draw, or more to be looked at than the bucket.
+    Unusual(Charge),
+}
+
+#[inline(always)]
+fn receipt(charge: Charge, alone: Alone) -> Draw {
+    let Charge { key, quota, cells, .. } = charge;
+    let Alone { drawn, now, generation } = alone;
+    let trial = Trial::of(0, quota, drawn.after, drawn, now);
+    let added = quota.cell_nanos() * u64::from(cells);
+    Draw { trial, key, cells, added, generation, left: drawn.after, from_overflow: false }
 }
 
 impl From<Policy> for Limiter {

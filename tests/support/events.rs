@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
@@ -14,6 +14,9 @@ pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 impl Lines {
     /// What is said at INFO and above while `work` runs.
     pub(crate) fn collect(&self, work: impl FnOnce()) -> String {
+        // Whether anybody listens is remembered for each event: two threads that begin to listen at once may miss theirs.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _others_wait = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(LevelFilter::INFO)
             .with_ansi(false)

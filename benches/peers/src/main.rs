@@ -1,192 +1,49 @@
-//! What a layer adds to a request, allowed and refused, ours beside tower_governor's.
+//! The budgets of the crate, measured beside its peers in one run.
 //!
 //! ```sh
-//! cargo run --release --manifest-path benches/peers/Cargo.toml
+//! cargo run --release --manifest-path benches/peers/Cargo.toml            # all, and the table of the README
+//! cargo run --release --manifest-path benches/peers/Cargo.toml -- layer   # decisions, layer, memory, growth or http
+//! cargo run --release --manifest-path benches/peers/Cargo.toml -- growth docs/latency.svg
 //! ```
 //!
-//! Rounds are interleaved, so that what disturbs the machine disturbs all; each figure is the median of its rounds less
-//! that of the bare service. Requests are made before the clock starts.
+//! Candidates take turns in rounds, so that what disturbs the machine disturbs all; figures are medians of rounds. What
+//! counts is the ratio: times of one machine say little about another. `http` needs `wrk` and `h2load` (Debian: `wrk`,
+//! `nghttp2-client`).
 
-use std::{
-    convert::Infallible,
-    future::{Ready, ready},
-    hint::black_box,
-    net::{Ipv4Addr, SocketAddr},
-    pin::pin,
-    sync::Arc,
-    task::{Context, Poll, Waker},
-    time::Instant,
-};
+mod budget;
+mod decisions;
+mod growth;
+mod http_load;
+mod layer;
+mod memory;
+mod rounds;
+mod server;
 
-use axum::{body::Body, extract::ConnectInfo};
-use http::{Request, Response, StatusCode};
-use tower::{Layer, Service};
-use tower_governor::{
-    GovernorLayer,
-    governor::GovernorConfigBuilder,
-    key_extractor::{PeerIpKeyExtractor, SmartIpKeyExtractor},
-};
-use tower_quota::{
-    Policy, Quota, RateLimitLayer,
-    key::{ClientIp, KeyExtractor, PeerIp},
-    policy::Advertise,
-};
+use std::{env, path::Path};
 
-/// Few enough to stay in the cache: what a layer adds is the question, not what memory costs.
-const REQUESTS: usize = 100;
-const ROUNDS: usize = 2_001;
-
-/// Answers at once. Not zero-sized, so that no layer around it is optimised away.
-#[derive(Clone)]
-struct Inner(u64);
-
-impl Service<Request<Body>> for Inner {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Ready<Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        self.0 += request.headers().len() as u64;
-        ready(Ok(Response::new(Body::empty())))
-    }
-}
-
-/// A hundred clients behind one proxy, told in both ways.
-fn requests(entry: Entry, count: usize) -> Vec<Request<Body>> {
-    (0..count)
-        .map(|n| {
-            let client = Ipv4Addr::from_bits(0xcb00_7100 + n as u32);
-            let request = Request::builder().header("x-forwarded-for", entry(client));
-            let mut request = request.body(Body::empty()).unwrap();
-            request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([10, 0, 0, 1], 4_711))));
-            request
-        })
-        .collect()
-}
-
-type Entry = fn(Ipv4Addr) -> String;
-
-struct Candidate {
-    name: &'static str,
-    /// With the status to expect, if any.
-    run: Box<dyn FnMut(Vec<Request<Body>>, Option<StatusCode>)>,
-    status: StatusCode,
-    rounds: Vec<f64>,
-    allocations: u64,
-}
-
-fn candidate<S>(name: &'static str, service: S) -> Candidate
-where
-    S: Service<Request<Body>, Response = Response<Body>> + 'static,
-{
-    answering(StatusCode::OK, name, service)
-}
-
-fn answering<S>(status: StatusCode, name: &'static str, mut service: S) -> Candidate
-where
-    S: Service<Request<Body>, Response = Response<Body>> + 'static,
-{
-    let run = move |requests: Vec<Request<Body>>, expected: Option<StatusCode>| {
-        let mut cx = Context::from_waker(Waker::noop());
-        for request in requests {
-            assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))));
-            let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else { panic!("answers at once") };
-            assert!(expected.is_none_or(|expected| response.status() == expected));
-            black_box(response);
-        }
-    };
-    Candidate { name, run: Box::new(run), status, rounds: Vec::new(), allocations: 0 }
-}
-
-fn policy(key: impl KeyExtractor) -> Policy {
-    Policy::per(key, Quota::per_second(100_000_000).burst(100_000_000))
-}
-
-/// Without fields, as tower_governor is by default.
-fn ours(key: impl KeyExtractor) -> RateLimitLayer {
-    RateLimitLayer::new(policy(key).advertise(Advertise::RetryAfter))
-}
+use budget::Budget;
 
 fn main() {
-    let plain: Entry = |client| client.to_string();
-    let forged: Entry = |client| format!("{}{client}", "6.6.6.6, ".repeat(10_000));
-    let behind = || ClientIp::behind(["10.0.0.0/8"]).unwrap();
-    let theirs = || {
-        let mut config = GovernorConfigBuilder::default();
-        config.per_nanosecond(10).burst_size(100_000_000);
-        config
-    };
-    let with_fields = Arc::new(theirs().key_extractor(PeerIpKeyExtractor).use_headers().finish().unwrap());
-    let by_peer = Arc::new(theirs().key_extractor(PeerIpKeyExtractor).finish().unwrap());
-    let by_header = Arc::new(theirs().key_extractor(SmartIpKeyExtractor).finish().unwrap());
-
-    measure("allowed request", plain, REQUESTS, &mut [
-        candidate("bare service", Inner(0)),
-        candidate("PeerIp", ours(PeerIp).layer(Inner(0))),
-        candidate("ClientIp::behind, one proxy", ours(behind()).layer(Inner(0))),
-        candidate("ClientIp::hops(1)", ours(ClientIp::hops(1)).layer(Inner(0))),
-        candidate("tower_governor, peer", GovernorLayer::new(by_peer).layer(Inner(0))),
-        candidate("tower_governor, smart", GovernorLayer::new(by_header).layer(Inner(0))),
-    ]);
-    measure("allowed request, told its limit", plain, REQUESTS, &mut [
-        candidate("bare service", Inner(0)),
-        candidate("RateLimit, RateLimit-Policy", RateLimitLayer::new(policy(PeerIp)).layer(Inner(0))),
-        candidate("tower_governor, use_headers", GovernorLayer::new(with_fields).layer(Inner(0))),
-    ]);
-    let mut once = GovernorConfigBuilder::default();
-    once.per_second(100_000).burst_size(1).key_extractor(PeerIpKeyExtractor);
-    let spent = Arc::new(once.finish().unwrap());
-    let spent_with_fields = Arc::new(once.use_headers().finish().unwrap());
-    let refusing = |advertise| Policy::per(PeerIp, Quota::per_hour(1)).advertise(advertise);
-    let full = RateLimitLayer::new(refusing(Advertise::Everything));
-    let short = RateLimitLayer::new(refusing(Advertise::RetryAfter));
-    const NO: StatusCode = StatusCode::TOO_MANY_REQUESTS;
-    measure("refused request", plain, REQUESTS, &mut [
-        candidate("bare service", Inner(0)),
-        answering(NO, "problem+json and fields", full.layer(Inner(0))),
-        answering(NO, "problem+json", short.clone().layer(Inner(0))),
-        answering(NO, "plain text", short.plain_text().layer(Inner(0))),
-        answering(NO, "tower_governor", GovernorLayer::new(spent).layer(Inner(0))),
-        answering(NO, "tower_governor, use_headers", GovernorLayer::new(spent_with_fields).layer(Inner(0))),
-    ]);
-    // Fields of 90 kB: few of them stay in the cache.
-    measure("with 10,000 forged entries", forged, 4, &mut [
-        candidate("bare service", Inner(0)),
-        candidate("PeerIp", ours(PeerIp).layer(Inner(0))),
-        candidate("ClientIp::behind, one proxy", ours(behind()).layer(Inner(0))),
-    ]);
-}
-
-fn measure(what: &str, entry: Entry, count: usize, candidates: &mut [Candidate]) {
-    for candidate in &mut *candidates {
-        // Keys are made in a first pass, and bursts of one are spent. What remains is the cost of a request.
-        (candidate.run)(requests(entry, count), None);
-        let again = requests(entry, count);
-        let counted = allocation_counter::measure(|| (candidate.run)(again, Some(candidate.status)));
-        candidate.allocations = counted.count_total.div_ceil(count as u64);
-    }
-    for _round in 0..ROUNDS {
-        for candidate in &mut *candidates {
-            let requests = requests(entry, count);
-            let start = Instant::now();
-            (candidate.run)(requests, Some(candidate.status));
-            candidate.rounds.push(start.elapsed().as_nanos() as f64 / count as f64);
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let plot = |file: Option<&&str>| file.map(|file| Path::new(*file).to_owned());
+    let budgets: Vec<Budget> = match arguments.as_slice() {
+        [] | ["all", ..] => {
+            let mut all = decisions::measure();
+            all.extend(layer::measure());
+            all.extend(memory::measure());
+            all.extend(growth::measure(plot(arguments.get(1)).as_deref()));
+            all.extend(http_load::measure());
+            all
         }
-    }
-    println!("{what:<34}{:>12}{:>14}", "added ns", "allocations");
-    let mut bare = None;
-    for candidate in candidates {
-        candidate.rounds.sort_by(f64::total_cmp);
-        let median = candidate.rounds[ROUNDS / 2];
-        let added = match bare {
-            None => format!("({median:.0})"),
-            Some(bare) => format!("{:.0}", median - bare),
-        };
-        println!("{:<34}{added:>12}{:>14}", candidate.name, candidate.allocations);
-        bare.get_or_insert(median);
-    }
+        ["decisions"] => decisions::measure(),
+        ["layer"] => layer::measure(),
+        ["memory"] => memory::measure(),
+        ["growth", ..] => growth::measure(plot(arguments.get(1)).as_deref()),
+        ["http"] => http_load::measure(),
+        // What `http` starts.
+        ["serve", which, traffic] => return server::run(which, traffic),
+        unknown => panic!("what is {unknown:?}? See the head of this file"),
+    };
+    budget::print(&budgets);
 }

@@ -1,0 +1,78 @@
+//! A call through the layer: without it, with it, and with what it tells clients.
+//!
+//! ```sh
+//! cargo bench --bench layer
+//! ```
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    hint::black_box,
+    net::SocketAddr,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion};
+use http::{Request, Response};
+use http_body_util::Full;
+use tower::{Layer as _, Service};
+use tower_quota::{Policy, Quota, RateLimitLayer, key::PeerIp, policy::Advertise};
+
+const MANY: Quota = Quota::per_second(100_000_000).burst(100_000_000);
+const NONE: Quota = Quota::per_hour(1);
+
+/// Not zero-sized, so that nothing around it is optimised away.
+struct Inner(u64);
+
+impl Service<Request<()>> for Inner {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<()>) -> Self::Future {
+        self.0 += request.headers().len() as u64;
+        ready(Ok(Response::new(Full::default())))
+    }
+}
+
+fn request() -> Request<()> {
+    let mut request = Request::new(());
+    request.extensions_mut().insert(SocketAddr::from(([192, 0, 2, 1], 4_711)));
+    request
+}
+
+fn calls(
+    criterion: &mut Criterion,
+    name: &str,
+    mut service: impl Service<Request<()>, Response = Response<Full<Bytes>>>,
+) {
+    let mut cx = Context::from_waker(Waker::noop());
+    criterion.bench_function(name, |bencher| {
+        bencher.iter_batched(
+            request,
+            |request| black_box(pin!(service.call(request)).poll(&mut cx).is_ready()),
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+fn layers(criterion: &mut Criterion) {
+    let layer = |quota, advertise| RateLimitLayer::new(Policy::per(PeerIp, quota).advertise(advertise));
+    calls(criterion, "no layer", Inner(0));
+    calls(criterion, "the layer", layer(MANY, Advertise::RetryAfter).layer(Inner(0)));
+    calls(criterion, "the layer with fields", layer(MANY, Advertise::Everything).layer(Inner(0)));
+    calls(criterion, "a refusal", layer(NONE, Advertise::RetryAfter).layer(Inner(0)));
+    calls(criterion, "a refusal with fields", layer(NONE, Advertise::Everything).layer(Inner(0)));
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    layers(&mut criterion);
+    criterion.final_summary();
+}

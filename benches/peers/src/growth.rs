@@ -1,0 +1,207 @@
+//! P7: the slowest decision while the map grows to four million keys, and while they are swept; with a plot.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use governor::RateLimiter;
+use http::Request;
+use plotters::prelude::*;
+use tower_quota::{Limiter, Policy, Quota, key::PeerIp, limiter::Sweep};
+
+use crate::{
+    budget::{Bound, Budget},
+    decisions::address,
+    rounds::Random,
+};
+
+const KEYS: u64 = 4_000_000;
+/// A shared machine of two cores stops one of two busy threads for milliseconds now and then ([`stops`] shows how long):
+/// what counts is the round that it disturbed least, for ours and theirs alike.
+const ROUNDS: usize = 9;
+/// Decisions of which the slowest is a point of the plot.
+const POINT: u64 = 10_000;
+/// So short that all keys may be swept by the time they are there.
+const CELL: Duration = Duration::from_nanos(100);
+
+/// Milliseconds since the start of a phase, and the slowest decision since the point before, in microseconds.
+type Points = Vec<(f64, f64)>;
+
+struct Round {
+    growth: Points,
+    sweep: Points,
+}
+
+fn calmest(rounds: &[Round]) -> &Round {
+    let disturbed = |round: &&Round| slowest(&round.sweep);
+    rounds.iter().min_by(|a, b| disturbed(a).total_cmp(&disturbed(b))).expect("there are rounds")
+}
+
+fn slowest(points: &Points) -> f64 {
+    points.iter().map(|(_, slowest)| *slowest).fold(0.0, f64::max)
+}
+
+pub fn measure(plot: Option<&Path>) -> Vec<Budget> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(of_ours());
+        theirs.push(of_governor());
+    }
+    let stops: Vec<_> = (0..ROUNDS).map(|_| format!("{:.0}", stops())).collect();
+    println!("{:<14}{:<10} slowest µs: {}", "this machine", "idle", stops.join(" "));
+    for (name, rounds) in [("tower-quota", &ours), ("governor", &theirs)] {
+        for (phase, of) in [("growing", (|round| &round.growth) as fn(&Round) -> &Points), ("sweeping", |round| &round.sweep)] {
+            let slowest: Vec<_> = rounds.iter().map(|round| format!("{:.0}", slowest(of(round)))).collect();
+            let took = rounds.iter().map(|round| of(round).last().unwrap().0).fold(0.0, f64::max);
+            println!("{name:<14}{phase:<10} slowest µs: {:<40} at most {took:.0} ms in all", slowest.join(" "));
+        }
+    }
+    if let Some(file) = plot {
+        draw(file, calmest(&ours), calmest(&theirs)).expect("the plot is written");
+        println!("the plot is in {}", file.display());
+    }
+    let least = |rounds: &[Round], of: fn(&Round) -> &Points| {
+        rounds.iter().map(|round| slowest(of(round))).fold(f64::INFINITY, f64::min)
+    };
+    let budget = |what, of: fn(&Round) -> &Points, most| {
+        let (ours, theirs) = (least(&ours, of), least(&theirs, of));
+        Budget {
+            id: "P7",
+            what,
+            ours: format!("{ours:.0}"),
+            peer: "governor keyed",
+            theirs: format!("{theirs:.0}"),
+            ratio: ours / theirs,
+            bound: Bound::AtMost(most),
+        }
+    };
+    vec![
+        budget("slowest decision, growing to 4,000,000 keys (µs)", |round| &round.growth, 0.1),
+        budget("slowest decision beside their sweep (µs)", |round| &round.sweep, 0.2),
+    ]
+}
+
+/// The longest that one of two threads which only read the clock is stopped in 100 ms, in microseconds.
+fn stops() -> f64 {
+    let longest = || {
+        let start = Instant::now();
+        let (mut last, mut longest) = (start, Duration::ZERO);
+        while last - start < Duration::from_millis(100) {
+            let now = Instant::now();
+            longest = longest.max(now - last);
+            last = now;
+        }
+        longest.as_secs_f64() * 1e6
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(longest);
+        longest().max(other.join().unwrap())
+    })
+}
+
+fn of_ours() -> Round {
+    let quota = Quota::every(CELL).burst(10_000_000);
+    let policy = Policy::per(PeerIp, quota).max_keys(KEYS as usize + 100_000);
+    let limiter = Limiter::builder().policy(policy).sweep(Sweep::Manual).build().unwrap();
+    let mut request = Request::new(());
+    request.extensions_mut().insert(SocketAddr::from(([0, 0, 0, 0], 4_711)));
+    let decide = move |limiter: &Limiter, key| {
+        request.extensions_mut().get_mut::<SocketAddr>().unwrap().set_ip(key);
+        let start = Instant::now();
+        assert!(limiter.decide(&request).is_allowed());
+        start.elapsed()
+    };
+    round(&limiter, decide, |limiter| assert!(limiter.sweep() > KEYS as usize / 2))
+}
+
+fn of_governor() -> Round {
+    type Keyed = governor::DefaultKeyedRateLimiter<IpAddr>;
+    let quota = governor::Quota::with_period(CELL).unwrap().allow_burst(NonZeroU32::new(10_000_000).unwrap());
+    let decide = |limiter: &Keyed, key: IpAddr| {
+        let start = Instant::now();
+        assert!(limiter.check_key(&key).is_ok());
+        start.elapsed()
+    };
+    round(&RateLimiter::dashmap(quota), decide, |limiter| {
+        limiter.retain_recent();
+        assert!(limiter.len() < KEYS as usize / 2);
+        limiter.shrink_to_fit();
+    })
+}
+
+fn round<L: Sync>(limiter: &L, mut decide: impl FnMut(&L, IpAddr) -> Duration, sweep: impl Fn(&L) + Sync) -> Round {
+    let mut keys = 0..KEYS;
+    let growth = points(|| keys.next().map(|n| decide(limiter, IpAddr::V4(address(n)))));
+    // Long enough for a bucket to be empty again.
+    thread::sleep(Duration::from_millis(10));
+    let done = AtomicBool::new(false);
+    let sweep = thread::scope(|scope| {
+        scope.spawn(|| {
+            sweep(limiter);
+            done.store(true, Ordering::Release);
+        });
+        let mut random = Random::new();
+        // A few old clients go on.
+        points(|| {
+            let goes_on = !done.load(Ordering::Acquire);
+            goes_on.then(|| decide(limiter, IpAddr::V4(address(random.below(KEYS)))))
+        })
+    });
+    Round { growth, sweep }
+}
+
+fn points(mut decisions: impl FnMut() -> Option<Duration>) -> Points {
+    let start = Instant::now();
+    let (mut points, mut slowest, mut count) = (Points::new(), Duration::ZERO, 0);
+    while let Some(took) = decisions() {
+        slowest = slowest.max(took);
+        count += 1;
+        if count % POINT == 0 {
+            points.push((start.elapsed().as_secs_f64() * 1e3, slowest.as_secs_f64() * 1e6));
+            slowest = Duration::ZERO;
+        }
+    }
+    points.push((start.elapsed().as_secs_f64() * 1e3, slowest.as_secs_f64() * 1e6));
+    points
+}
+
+fn draw(file: &Path, ours: &Round, theirs: &Round) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::new(file, (960, 400)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let phases = [
+        ("Growing to 4,000,000 keys", &ours.growth, &theirs.growth),
+        ("Decisions beside the sweep of 4,000,000 keys", &ours.sweep, &theirs.sweep),
+    ];
+    for (area, (title, ours, theirs)) in root.split_evenly((1, 2)).iter().zip(phases) {
+        let end = ours.iter().chain(theirs).map(|(at, _)| *at).fold(0.0, f64::max);
+        let mut chart = ChartBuilder::on(area)
+            .caption(title, ("sans-serif", 16))
+            .margin(10)
+            .x_label_area_size(36)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..end, (0.1..100_000.0).log_scale())?;
+        chart
+            .configure_mesh()
+            .x_desc("milliseconds")
+            .y_desc("slowest of 10,000 decisions (µs)")
+            .y_label_formatter(&|value| format!("{value}"))
+            .light_line_style(WHITE)
+            .draw()?;
+        for (name, points, color) in
+            [("governor", theirs, RGBColor(0xd5, 0x5e, 0x00)), ("tower-quota", ours, RGBColor(0x00, 0x72, 0xb2))]
+        {
+            chart
+                .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
+        }
+        chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    }
+    root.present()?;
+    Ok(())
+}

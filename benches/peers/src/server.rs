@@ -1,0 +1,44 @@
+//! The servers that `http_load` drives: axum's hello, bare and behind a layer, on one thread.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{Router, routing::get};
+use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder, key_extractor::PeerIpKeyExtractor};
+use tower_quota::{Quota, RateLimitLayer};
+
+pub const CRATES: [&str; 4] = ["bare", "tower-quota", "tower_governor", "axum-governor"];
+
+/// Prints its address and serves until it is killed.
+pub fn run(which: &str, traffic: &str) {
+    let all = traffic == "allowed";
+    let hello = Router::new().route("/", get(|| async { "Hello!" }));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    runtime.block_on(async {
+        let app = match which {
+            "bare" => hello,
+            "tower-quota" => {
+                let quota = if all { Quota::per_second(100_000_000) } else { Quota::per_hour(1) };
+                hello.layer(RateLimitLayer::per_ip(quota))
+            }
+            "tower_governor" => {
+                let mut config = GovernorConfigBuilder::default();
+                if all {
+                    config.per_nanosecond(10).burst_size(100_000_000);
+                } else {
+                    config.per_second(3_600).burst_size(1);
+                }
+                let config = config.key_extractor(PeerIpKeyExtractor).finish().unwrap();
+                hello.layer(GovernorLayer::new(Arc::new(config)))
+            }
+            "axum-governor" => {
+                let rate = axum_governor::Quota::requests_per_second;
+                let quota = if all { rate(100_000_000.try_into().unwrap()) } else { crate::layer::once_an_hour() };
+                hello.layer(crate::layer::axum_governor(quota))
+            }
+            unknown => panic!("there is no server {unknown:?}"),
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        println!("{}", listener.local_addr().unwrap());
+        axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await.unwrap();
+    });
+}
