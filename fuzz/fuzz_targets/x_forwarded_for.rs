@@ -54,10 +54,13 @@ impl Entry {
 
 fn naive_entries(headers: &HeaderMap) -> Vec<Entry> {
     let lines = headers.get_all("x-forwarded-for").into_iter();
-    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',').enumerate()).map(|(n, entry)| {
-        // 128 bytes are looked at, of which one is the comma, unless the entry begins the line.
-        if entry.len() > 128 - usize::from(n > 0) { Entry::TooLong } else { naive_entry(entry) }
-    }).collect()
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b',').enumerate())
+        .map(|(n, entry)| {
+            // 128 bytes are looked at, of which one is the comma, unless the entry begins the line.
+            if entry.len() > 128 - usize::from(n > 0) { Entry::TooLong } else { naive_entry(entry) }
+        })
+        .collect()
 }
 
 fn naive_entry(entry: &[u8]) -> Entry {
@@ -71,7 +74,11 @@ fn naive_entry(entry: &[u8]) -> Entry {
     let v6 = |text: &str| -> Option<IpAddr> {
         let (address, zone) = text.split_once('%').unwrap_or((text, "none"));
         // A bracket within brackets belongs to no zone.
-        if zone.is_empty() || bracketed && zone.contains(']') { None } else { address.parse::<Ipv6Addr>().ok().map(IpAddr::V6) }
+        if zone.is_empty() || bracketed && zone.contains(']') {
+            None
+        } else {
+            address.parse::<Ipv6Addr>().ok().map(IpAddr::V6)
+        }
     };
     let address = if let Some(inside) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
         v6(inside)

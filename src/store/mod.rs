@@ -202,11 +202,11 @@ impl Drop for Place<'_> {
     }
 }
 
-/// At most 256 keys a shard at the cap: what a growing or a swept shard makes others wait for, a few microseconds. Refused:
-/// sixteen times as many, which makes a decision among a million keys a fifth faster, for tables that take up less of the
-/// cache; but then requests waited up to 10 ms for the tables that a sweep gives back.
+/// 4,096 to 8,192 keys a shard at the cap: what a growing or a swept shard makes others wait for, some 100 µs. Refused: fewer,
+/// for the shards themselves then take up the cache that the buckets need, and for small tables are what an allocator keeps
+/// when they are freed; more, for the waits.
 fn shards(max_keys: usize) -> usize {
-    (max_keys / 256).next_power_of_two().max(64)
+    (max_keys / 8_192).next_power_of_two().max(64)
 }
 
 #[cfg(test)]

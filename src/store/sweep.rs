@@ -61,9 +61,9 @@ mod tests {
     }
 
     #[test]
-    fn swp04_a_shard_holds_at_most_256_keys_at_the_cap() {
+    fn swp04_a_shard_holds_4096_to_8192_keys_at_the_cap() {
         for max_keys in [1_000_000, 4_000_000, 100_000_000] {
-            assert!((128..=256).contains(&(max_keys / shards(max_keys))), "{max_keys}");
+            assert!((4_096..=8_192).contains(&(max_keys / shards(max_keys))), "{max_keys}");
         }
     }
 }

@@ -56,9 +56,12 @@ pub fn measure() -> Vec<Budget> {
             Candidate::new("tower-quota, the key being ready", ready),
             Candidate::new("governor keyed, std clock", batches(keys, |key| assert!(std.check_key(&key).is_ok()))),
             Candidate::new("governor keyed, as shipped", batches(keys, |key| assert!(shipped.check_key(&key).is_ok()))),
-            Candidate::new("axum_gcra's map, std clock", batches(keys, |key| {
-                assert!(gcra.req_sync(key, gcra_quota, Instant::now()).is_ok());
-            })),
+            Candidate::new(
+                "axum_gcra's map, std clock",
+                batches(keys, |key| {
+                    assert!(gcra.req_sync(key, gcra_quota, Instant::now()).is_ok());
+                }),
+            ),
             Candidate::new("the std clock alone", batches(keys, |_| _ = black_box(MonotonicClock.now()))),
         ];
         // Keys are made in a first pass. What remains is the cost of a decision.

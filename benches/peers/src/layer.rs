@@ -94,7 +94,9 @@ where
         let mut cx = Context::from_waker(Waker::noop());
         for request in requests {
             assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))));
-            let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else { panic!("answers at once") };
+            let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else {
+                panic!("answers at once")
+            };
             assert!(expected.is_none_or(|expected| response.status() == expected));
             black_box(response);
         }
@@ -138,20 +140,34 @@ pub fn measure() -> Vec<Budget> {
     let by_peer = Arc::new(theirs().key_extractor(PeerIpKeyExtractor).finish().unwrap());
     let by_header = Arc::new(theirs().key_extractor(SmartIpKeyExtractor).finish().unwrap());
 
-    let allowed = table("allowed request", plain, REQUESTS, &mut [
-        candidate("bare service", Inner(0)),
-        candidate("PeerIp", ours(PeerIp).layer(Inner(0))),
-        candidate("ClientIp::behind, one proxy", ours(behind()).layer(Inner(0))),
-        candidate("ClientIp::hops(1)", ours(ClientIp::hops(1)).layer(Inner(0))),
-        candidate("tower_governor, peer", GovernorLayer::new(by_peer).layer(Inner(0))),
-        candidate("tower_governor, smart", GovernorLayer::new(by_header).layer(Inner(0))),
-    ]);
-    let told = table("allowed request, told its limit", plain, REQUESTS, &mut [
-        candidate("bare service", Inner(0)),
-        candidate("RateLimit, RateLimit-Policy", RateLimitLayer::new(policy(PeerIp)).layer(Inner(0))),
-        candidate("tower_governor, use_headers", GovernorLayer::new(with_fields).layer(Inner(0))),
-        candidate("axum-governor", axum_governor(axum_governor::Quota::requests_per_second(100_000_000.try_into().unwrap())).layer(Inner(0))),
-    ]);
+    let allowed = table(
+        "allowed request",
+        plain,
+        REQUESTS,
+        &mut [
+            candidate("bare service", Inner(0)),
+            candidate("PeerIp", ours(PeerIp).layer(Inner(0))),
+            candidate("ClientIp::behind, one proxy", ours(behind()).layer(Inner(0))),
+            candidate("ClientIp::hops(1)", ours(ClientIp::hops(1)).layer(Inner(0))),
+            candidate("tower_governor, peer", GovernorLayer::new(by_peer).layer(Inner(0))),
+            candidate("tower_governor, smart", GovernorLayer::new(by_header).layer(Inner(0))),
+        ],
+    );
+    let told = table(
+        "allowed request, told its limit",
+        plain,
+        REQUESTS,
+        &mut [
+            candidate("bare service", Inner(0)),
+            candidate("RateLimit, RateLimit-Policy", RateLimitLayer::new(policy(PeerIp)).layer(Inner(0))),
+            candidate("tower_governor, use_headers", GovernorLayer::new(with_fields).layer(Inner(0))),
+            candidate(
+                "axum-governor",
+                axum_governor(axum_governor::Quota::requests_per_second(100_000_000.try_into().unwrap()))
+                    .layer(Inner(0)),
+            ),
+        ],
+    );
     let mut once = GovernorConfigBuilder::default();
     once.per_second(100_000).burst_size(1).key_extractor(PeerIpKeyExtractor);
     let spent = Arc::new(once.finish().unwrap());
@@ -160,21 +176,31 @@ pub fn measure() -> Vec<Budget> {
     let full = RateLimitLayer::new(refusing(Advertise::Everything));
     let short = RateLimitLayer::new(refusing(Advertise::RetryAfter));
     const NO: StatusCode = StatusCode::TOO_MANY_REQUESTS;
-    let refused = table("refused request", plain, REQUESTS, &mut [
-        candidate("bare service", Inner(0)),
-        answering(NO, "problem+json and fields", full.layer(Inner(0))),
-        answering(NO, "problem+json", short.clone().layer(Inner(0))),
-        answering(NO, "plain text", short.plain_text().layer(Inner(0))),
-        answering(NO, "tower_governor", GovernorLayer::new(spent).layer(Inner(0))),
-        answering(NO, "tower_governor, use_headers", GovernorLayer::new(spent_with_fields).layer(Inner(0))),
-        answering(NO, "axum-governor", axum_governor(once_an_hour()).layer(Inner(0))),
-    ]);
+    let refused = table(
+        "refused request",
+        plain,
+        REQUESTS,
+        &mut [
+            candidate("bare service", Inner(0)),
+            answering(NO, "problem+json and fields", full.layer(Inner(0))),
+            answering(NO, "problem+json", short.clone().layer(Inner(0))),
+            answering(NO, "plain text", short.plain_text().layer(Inner(0))),
+            answering(NO, "tower_governor", GovernorLayer::new(spent).layer(Inner(0))),
+            answering(NO, "tower_governor, use_headers", GovernorLayer::new(spent_with_fields).layer(Inner(0))),
+            answering(NO, "axum-governor", axum_governor(once_an_hour()).layer(Inner(0))),
+        ],
+    );
     // Fields of 90 kB: few of them stay in the cache.
-    table("with 10,000 forged entries", forged, 4, &mut [
-        candidate("bare service", Inner(0)),
-        candidate("PeerIp", ours(PeerIp).layer(Inner(0))),
-        candidate("ClientIp::behind, one proxy", ours(behind()).layer(Inner(0))),
-    ]);
+    table(
+        "with 10,000 forged entries",
+        forged,
+        4,
+        &mut [
+            candidate("bare service", Inner(0)),
+            candidate("PeerIp", ours(PeerIp).layer(Inner(0))),
+            candidate("ClientIp::behind, one proxy", ours(behind()).layer(Inner(0))),
+        ],
+    );
 
     let budget = |id, what, (ours, allocations): Added, peer, (theirs, their_allocations): Added, bound| Budget {
         id,
@@ -187,7 +213,14 @@ pub fn measure() -> Vec<Budget> {
     };
     let most = Bound::AtMost;
     vec![
-        budget("P3", "added to an allowed request, ns (allocations)", allowed[1], "tower_governor", allowed[4], most(0.9)),
+        budget(
+            "P3",
+            "added to an allowed request, ns (allocations)",
+            allowed[1],
+            "tower_governor",
+            allowed[4],
+            most(0.9),
+        ),
         budget("", "… behind a proxy", allowed[2], "tower_governor, smart", allowed[5], Bound::None),
         budget("P4", "… with the fields", told[1], "tower_governor, use_headers", told[2], most(0.5)),
         budget("", "…", told[1], "axum-governor", told[3], Bound::None),

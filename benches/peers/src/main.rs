@@ -41,7 +41,8 @@ fn main() {
         ["memory"] => memory::measure(),
         ["growth", ..] => growth::measure(plot(arguments.get(1)).as_deref()),
         ["http"] => http_load::measure(),
-        // What `http` starts.
+        // What `growth` and `http` start.
+        ["round", which] => return growth::round_of(which),
         ["serve", which, traffic] => return server::run(which, traffic),
         unknown => panic!("what is {unknown:?}? See the head of this file"),
     };

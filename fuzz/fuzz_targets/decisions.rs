@@ -1,0 +1,44 @@
+//! Decisions over several policies, with put-backs, charges, plans and sweeps: as the exact model decides, to the nanosecond.
+#![no_main]
+
+#[path = "../../tests/support/exact.rs"]
+mod exact;
+
+use exact::{Asked, Step, agree};
+use libfuzzer_sys::{
+    arbitrary::{self, Arbitrary},
+    fuzz_target,
+};
+
+/// A [`Step`], of bytes. Few keys, so that they meet, and costs around the bursts.
+#[derive(Arbitrary, Debug)]
+enum Op {
+    Advance(u32),
+    AdvanceFar(u32),
+    Ask { user: Option<u8>, team: bool, cost: u8, pro: bool, write: bool },
+    PutBack,
+    Charge { user: u8, cells: u8 },
+    Sweep,
+}
+
+impl From<Op> for Step {
+    fn from(op: Op) -> Self {
+        match op {
+            Op::Advance(nanos) => Self::Advance(u64::from(nanos) % 400_000_000),
+            Op::AdvanceFar(nanos) => Self::Advance(u64::from(nanos) * 5),
+            Op::Ask { user, team, cost, pro, write } => {
+                let user = user.map(|user| user % 3);
+                Self::Ask(Asked { user, team: team.into(), cost: u32::from(cost) % 17, pro, write })
+            }
+            Op::PutBack => Self::PutBack,
+            Op::Charge { user, cells } => Self::Charge { user: user % 3, cells: u32::from(cells) % 17 },
+            Op::Sweep => Self::Sweep,
+        }
+    }
+}
+
+fuzz_target!(|input: (Vec<Op>, bool, bool)| {
+    let (steps, slow_plan, sweeping) = input;
+    let steps: Vec<Step> = steps.into_iter().take(256).map(Step::from).collect();
+    agree(&steps, slow_plan, sweeping);
+});
