@@ -172,7 +172,7 @@ impl Writer {
         }
         let told = || denied.refusals().filter(|trial| ON_REFUSAL(self.items[trial.policy].advertise));
         // Where the answer has the field, whoever made the answer knew better.
-        if !headers.contains_key("ratelimit") {
+        if !headers.contains_key(name!("ratelimit")) {
             if let Some(limits) = self.render_limits(told()) {
                 let changed = self.changed_policies(denied.trials(), ON_REFUSAL);
                 self.append(headers, changed.as_ref().or(self.on_refusal.as_ref()).cloned(), limits);
@@ -187,7 +187,7 @@ impl Writer {
         match self.style.draft {
             Draft::V11 => observe::same_name_twice(|| self.name_in(headers)),
             // One dictionary: of a second one, the keys would replace those of the first.
-            Draft::V7 if headers.contains_key("ratelimit") => return,
+            Draft::V7 if headers.contains_key(name!("ratelimit")) => return,
             Draft::V7 => {}
         }
         // Where a response has as many fields as can be, there is no room for more.
@@ -199,7 +199,7 @@ impl Writer {
 
     /// A policy of ours whose name is taken by an item that is there already.
     fn name_in(&self, headers: &HeaderMap) -> Option<&str> {
-        let lines = || headers.get_all("ratelimit").into_iter().map(HeaderValue::as_bytes);
+        let lines = || headers.get_all(name!("ratelimit")).into_iter().map(HeaderValue::as_bytes);
         let mut items = self.items.iter().filter(|item| item.advertise.names_the_policy());
         let taken = items
             .find(|item| lines().any(|line| line.windows(item.name.len()).any(|part| part == item.name.as_bytes())));
@@ -342,8 +342,8 @@ struct Legacy {
 impl Legacy {
     /// These fields hold one value each: what the service behind has sent stays alone.
     fn write(self, headers: &mut HeaderMap) {
-        let names = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
-        if !names.iter().any(|name| headers.contains_key(*name)) {
+        let names = [name!("x-ratelimit-limit"), name!("x-ratelimit-remaining"), name!("x-ratelimit-reset")];
+        if !names.iter().any(|name| headers.contains_key(name)) {
             headers.insert(name!("x-ratelimit-limit"), self.limit);
             headers.insert(name!("x-ratelimit-remaining"), self.remaining);
             headers.insert(name!("x-ratelimit-reset"), self.reset);

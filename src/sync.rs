@@ -1,10 +1,16 @@
-//! The atomics whose orderings matter: the standard library's, or loom's where every interleaving of them is tried.
+//! The locks and atomics that decisions go through: the standard library's, or loom's where every interleaving of them is tried.
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg tower_quota_loom" cargo test --release --lib loom_
 //! ```
 
 #[cfg(tower_quota_loom)]
-pub(crate) use loom::{hint, sync::Mutex, sync::atomic};
+pub(crate) use loom::{
+    hint,
+    sync::{Mutex, MutexGuard, atomic},
+};
 #[cfg(not(tower_quota_loom))]
-pub(crate) use std::{hint, sync::Mutex, sync::atomic};
+pub(crate) use std::{
+    hint,
+    sync::{Mutex, MutexGuard, atomic},
+};

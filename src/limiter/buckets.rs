@@ -3,7 +3,7 @@
 //! Owns the choice between a map, a lock and an atomic, and the generation that makes receipts void. Knows nothing of
 //! decisions over several policies.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::{live::LiveQuota, penalties::Penalties};
 use crate::{
@@ -15,7 +15,10 @@ use crate::{
     quota::Quota,
     store::{Hold, Room, Store},
     sweeper::Sweeping,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 pub(super) struct Buckets {
@@ -47,7 +50,10 @@ impl Buckets {
     }
 
     pub(super) fn global(policy: &Policy, lone: bool) -> Self {
-        Self::new(policy, if lone { Kept::Lone(AtomicU64::new(0)) } else { Kept::Locked(Mutex::default()) })
+        Self::new(
+            policy,
+            if lone { Kept::Lone(AtomicU64::new(0)) } else { Kept::Locked(Mutex::new(Bucket::default())) },
+        )
     }
 
     fn new(policy: &Policy, kept: Kept) -> Self {

@@ -11,10 +11,11 @@
 //! runs under one. The clock is read after the holds are taken: so every bucket sees time go forward.
 
 mod capacity;
+#[cfg(tower_quota_loom)]
+mod model;
 mod sweep;
 
-use std::sync::MutexGuard;
-
+#[cfg(not(tower_quota_loom))]
 use dashmap::{
     DashMap,
     mapref::{
@@ -26,10 +27,13 @@ use foldhash::{SharedSeed, fast::SeedableRandomState};
 
 pub use self::capacity::AtCap;
 use self::capacity::{Capacity, Overflow};
+#[cfg(tower_quota_loom)]
+use self::model::{DashMap, Entry, RefMut, VacantEntry};
 use crate::{
     bucket::Bucket,
     clock::Clock,
     key::{Key, entropy},
+    sync::MutexGuard,
 };
 
 pub(crate) struct Store {
@@ -209,7 +213,7 @@ fn shards(max_keys: usize) -> usize {
     (max_keys / 8_192).next_power_of_two().max(64)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(tower_quota_loom)))]
 mod tests {
     use super::*;
     use crate::{

@@ -32,7 +32,7 @@ impl Store {
 /// Room that is not worth giving back.
 const SMALL: usize = 1_024;
 
-#[cfg(test)]
+#[cfg(all(test, not(tower_quota_loom)))]
 mod tests {
     use std::time::Duration;
 

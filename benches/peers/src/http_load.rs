@@ -24,11 +24,11 @@ type Rate = (f64, f64);
 pub fn measure() -> Vec<Budget> {
     let mut budgets = Vec::new();
     for (protocol, load) in [("HTTP/1.1", wrk as fn(&str) -> (f64, f64)), ("HTTP/2", h2load)] {
-        // The bare server refuses nothing; it stands beside both.
+        // The first two refuse nothing; they stand beside both.
         let kinds: Vec<(&str, &str)> = CRATES
             .iter()
             .flat_map(|which| ["allowed", "refused"].map(|traffic| (*which, traffic)))
-            .filter(|(which, traffic)| *which != "bare" || *traffic == "allowed")
+            .filter(|(which, traffic)| !CRATES[..2].contains(which) || *traffic == "allowed")
             .collect();
         let mut servers: Vec<Server> = kinds.iter().map(|(which, traffic)| Server::start(which, traffic)).collect();
         let mut rates: Vec<Vec<Rate>> = vec![Vec::new(); servers.len()];
@@ -54,7 +54,7 @@ pub fn measure() -> Vec<Budget> {
         let rate = |name: (&str, &str)| medians[kinds.iter().position(|kind| *kind == name).unwrap()].0;
         for (traffic, what, least) in [
             ("allowed", format!("requests a second of a server, {protocol}, allowed"), 0.97),
-            ("refused", format!("… refused"), 0.95),
+            ("refused", "… refused".to_owned(), 0.95),
         ] {
             let ours = rate(("tower-quota", traffic));
             budgets.push(Budget {
@@ -66,13 +66,19 @@ pub fn measure() -> Vec<Budget> {
                 ratio: ours / bare.0,
                 bound: Bound::AtLeast(least),
             });
-            for peer in &CRATES[2..] {
-                let theirs = rate((peer, traffic));
+            let quiet = rate(("tower-quota, quiet", traffic));
+            for (what, ours, peer) in [
+                ("… told no fields", quiet, "bare"),
+                ("…", ours, "tower_governor"),
+                ("… told no fields", quiet, "tower_governor"),
+                ("…", ours, "axum-governor"),
+            ] {
+                let theirs = if peer == "bare" { bare.0 } else { rate((peer, traffic)) };
                 budgets.push(Budget {
                     id: "",
-                    what: "…",
+                    what,
                     ours: format!("{ours:.0}"),
-                    peer,
+                    peer: if peer == "bare" { "no layer" } else { peer },
                     theirs: format!("{theirs:.0}"),
                     ratio: ours / theirs,
                     bound: Bound::None,

@@ -4,9 +4,10 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, routing::get};
 use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder, key_extractor::PeerIpKeyExtractor};
-use tower_quota::{Quota, RateLimitLayer};
+use tower_quota::{Policy, Quota, RateLimitLayer, key::PeerIp, policy::Advertise};
 
-pub const CRATES: [&str; 4] = ["bare", "tower-quota", "tower_governor", "axum-governor"];
+pub const CRATES: [&str; 6] =
+    ["bare", "a layer that does nothing", "tower-quota", "tower-quota, quiet", "tower_governor", "axum-governor"];
 
 /// Prints its address and serves until it is killed.
 pub fn run(which: &str, traffic: &str) {
@@ -16,9 +17,17 @@ pub fn run(which: &str, traffic: &str) {
     runtime.block_on(async {
         let app = match which {
             "bare" => hello,
-            "tower-quota" => {
+            // axum boxes what is layered, whatever it does.
+            "a layer that does nothing" => hello.layer(tower::layer::layer_fn(|service: axum::routing::Route| service)),
+            "tower-quota" | "tower-quota, quiet" => {
                 let quota = if all { Quota::per_second(100_000_000) } else { Quota::per_hour(1) };
-                hello.layer(RateLimitLayer::per_ip(quota))
+                if which == "tower-quota" {
+                    hello.layer(RateLimitLayer::per_ip(quota))
+                } else {
+                    // As little as the others tell.
+                    let policy = Policy::per(PeerIp, quota).advertise(Advertise::RetryAfter);
+                    hello.layer(RateLimitLayer::new(policy).plain_text())
+                }
             }
             "tower_governor" => {
                 let mut config = GovernorConfigBuilder::default();
