@@ -86,8 +86,16 @@ pub struct Denied {
 
 #[derive(Clone)]
 enum Cause {
-    MissingKey { policy: usize, status: StatusCode, challenge: Option<HeaderValue> },
+    MissingKey {
+        policy: usize,
+        status: StatusCode,
+        challenge: Option<HeaderValue>,
+    },
     Tried,
+    #[cfg(feature = "redis")]
+    Unavailable {
+        policy: usize,
+    },
 }
 
 /// Why a request was refused.
@@ -105,6 +113,8 @@ pub enum Reason {
     Exceeded,
     /// The request has no key for a policy that needs one.
     MissingKey,
+    /// A policy whose buckets are elsewhere cannot look at them now, and does not admit without.
+    Unavailable,
 }
 
 impl Denied {
@@ -115,6 +125,11 @@ impl Denied {
         challenge: Option<HeaderValue>,
     ) -> Self {
         Self { policies, cause: Cause::MissingKey { policy, status, challenge }, trials: SmallVec::new(), jitter: 0 }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn unavailable(policies: Arc<[Policy]>, policy: usize) -> Self {
+        Self { policies, cause: Cause::Unavailable { policy }, trials: SmallVec::new(), jitter: 0 }
     }
 
     pub(crate) fn tried(policies: Arc<[Policy]>, trials: Trials) -> Self {
@@ -133,6 +148,8 @@ impl Denied {
         let blocked = || self.trials.iter().any(|trial| matches!(trial.outcome, Outcome::Blocked(_)));
         match self.cause {
             Cause::MissingKey { .. } => Reason::MissingKey,
+            #[cfg(feature = "redis")]
+            Cause::Unavailable { .. } => Reason::Unavailable,
             Cause::Tried if any(Outcome::Never) => Reason::CostAboveBurst,
             Cause::Tried if any(Outcome::AtCapacity) => Reason::AtCapacity,
             Cause::Tried if blocked() => Reason::Blocked,
@@ -145,6 +162,8 @@ impl Denied {
     pub fn status(&self) -> StatusCode {
         match self.cause {
             Cause::MissingKey { status, .. } => status,
+            #[cfg(feature = "redis")]
+            Cause::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Cause::Tried => StatusCode::TOO_MANY_REQUESTS,
         }
     }
@@ -157,7 +176,7 @@ impl Denied {
             Reason::Blocked | Reason::Exceeded => {
                 self.trials.iter().filter(|trial| trial.refuses()).filter_map(|trial| trial.outcome.wait()).max()
             }
-            Reason::AtCapacity | Reason::CostAboveBurst | Reason::MissingKey => None,
+            Reason::AtCapacity | Reason::CostAboveBurst | Reason::MissingKey | Reason::Unavailable => None,
         }
     }
 
@@ -211,6 +230,8 @@ impl Denied {
     pub fn policy(&self) -> &str {
         match self.cause {
             Cause::MissingKey { policy, .. } => self.policies[policy].name(),
+            #[cfg(feature = "redis")]
+            Cause::Unavailable { policy } => self.policies[policy].name(),
             Cause::Tried => self.violated_policies().next().map_or("", Policy::name),
         }
     }
@@ -219,7 +240,7 @@ impl Denied {
     pub(crate) fn challenge(&self) -> Option<&HeaderValue> {
         match &self.cause {
             Cause::MissingKey { status: StatusCode::UNAUTHORIZED, challenge, .. } => challenge.as_ref(),
-            Cause::MissingKey { .. } | Cause::Tried => None,
+            _ => None,
         }
     }
 
@@ -302,9 +323,12 @@ impl Denied {
             Reason::AtCapacity => ("No new clients are taken now", " by the policy ", "."),
             Reason::Blocked => ("Requests are blocked for a time", " by the policy ", "."),
             Reason::Exceeded => ("Too many requests", " for the policy ", "."),
+            Reason::Unavailable => ("The limit cannot be checked now", " for the policy ", "."),
         };
         let policy = match self.cause {
             Cause::MissingKey { policy, .. } => Some(policy),
+            #[cfg(feature = "redis")]
+            Cause::Unavailable { policy } => Some(policy),
             Cause::Tried => self.culprit(reason),
         };
         let policy = policy.map(|policy| &self.policies[policy]);

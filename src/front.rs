@@ -42,6 +42,11 @@ impl Front {
         Self { admissions: true, ..self.clone() }
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn gives_admissions(&self) -> bool {
+        self.admissions
+    }
+
     /// Whether [`admitted`](Self::admitted) does anything with receipts.
     #[inline]
     pub(crate) fn wants_receipts(&self) -> bool {

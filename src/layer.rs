@@ -129,6 +129,11 @@ impl<R> RateLimitLayer<R> {
         &self.front.limiter
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn into_parts(self) -> (Arc<Front>, R) {
+        (self.front, self.respond)
+    }
+
     fn styled(self, change: impl FnOnce(Style) -> Style) -> Self {
         Self { front: Arc::new(self.front.styled(change)), ..self }
     }

@@ -43,6 +43,7 @@
 //! None is on by default, and none changes what the others do.
 //!
 //! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default answer in axum's body.
+//! - `redis`: one limit for many processes, see `redis`. Needs tokio, and Rust 1.88.
 //! - `serde`: quotas and policies from configuration, see [`Quota`] and `config`.
 //! - `tonic`: reads the peer of tonic's TCP connections; the default answer in tonic's body.
 //! - `tracing`: events for refusals, missing keys, and policies near their cap.
@@ -62,6 +63,8 @@ pub mod limiter;
 mod observe;
 pub mod policy;
 pub mod quota;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod response;
 mod service;
 mod store;

@@ -7,10 +7,14 @@
 pub(crate) use self::events::{
     Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
 };
+#[cfg(all(feature = "redis", feature = "tracing"))]
+pub(crate) use self::events::{redis_found, redis_lost};
 #[cfg(not(feature = "tracing"))]
 pub(crate) use self::silence::{
     Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
 };
+#[cfg(all(feature = "redis", not(feature = "tracing")))]
+pub(crate) use self::silence::{redis_found, redis_lost};
 
 #[cfg(feature = "tracing")]
 mod events {
@@ -95,6 +99,16 @@ mod events {
         }
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_found() {
+        debug!("Redis answers; limits are shared");
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_lost(why: &str) {
+        warn!(why, "Redis does not answer; limits are decided without it until it does");
+    }
+
     pub(crate) fn no_sweeper(error: &io::Error) {
         error!(%error, "no thread for the sweeper: idle keys are kept until the next limiter is built");
     }
@@ -117,6 +131,10 @@ mod silence {
     pub(crate) fn unread_address(_from_a_proxy: impl FnOnce() -> bool, _names_a_client: impl FnOnce() -> bool) {}
     pub(crate) fn banned(_policy: &str, _nanos: u64) {}
     pub(crate) fn same_name_twice<'a>(_name: impl FnOnce() -> Option<&'a str>) {}
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_found() {}
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_lost(_why: &str) {}
     pub(crate) fn no_sweeper(_error: &io::Error) {}
     pub(crate) fn sweep_panicked() {}
 }

@@ -182,6 +182,26 @@ impl Quota {
     }
 
     /// `T` in nanoseconds, at least 1.
+    /// `share` of the rate and of the burst, at least a burst of one. More where that would be slower than a quota can be.
+    #[cfg(feature = "redis")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "bounded before"
+    )]
+    pub(crate) fn scaled(self, share: f64) -> Self {
+        let burst = ((f64::from(self.burst) * share) as u32).max(1);
+        let longest = MAX_NANOS / u64::from(burst);
+        let slower = |nanos: u64| ((nanos as f64 / share).ceil() as u64).max(nanos);
+        Self {
+            cells: self.cells,
+            burst,
+            period: slower(self.period),
+            cell_period: slower(self.cell_period).min(longest).max(self.cell_period),
+        }
+    }
+
     pub(crate) const fn cell_nanos(self) -> u64 {
         self.cell_period
     }

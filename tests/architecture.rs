@@ -3,9 +3,9 @@
 use std::{fs, path::Path};
 
 /// From the top. `docs/architecture.md` shows the same order.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "sync", "quota", "clock", "observe", "key", "bucket", "store", "sweeper", "policy", "config", "decision",
-    "limiter", "headers", "response", "front", "future", "service", "delay", "layer",
+    "limiter", "headers", "response", "front", "future", "service", "delay", "layer", "redis",
 ];
 
 fn rank(module: &str) -> usize {

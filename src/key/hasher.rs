@@ -3,6 +3,7 @@
 //! Owns the secret of a limiter's keys and the separation of what is hashed. Knows nothing of requests.
 
 use std::{
+    fmt,
     hash::{BuildHasher, Hasher, RandomState},
     net::Ipv6Addr,
 };
@@ -18,9 +19,39 @@ pub(crate) struct KeyHasher {
     keyed: SipHasher13,
 }
 
+/// Shows nothing: what is in it is a secret.
+impl fmt::Debug for KeyHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyHasher").finish_non_exhaustive()
+    }
+}
+
 impl KeyHasher {
     pub(crate) fn random() -> Self {
         Self { keyed: SipHasher13::new_with_keys(entropy(), entropy()) }
+    }
+
+    /// Under a secret of one's own: see [`secret`](Self::secret).
+    #[cfg(feature = "redis")]
+    pub(crate) fn keyed([first, second]: [u64; 2]) -> Self {
+        Self { keyed: SipHasher13::new_with_keys(first, second) }
+    }
+
+    /// The secret of a deployment, of any length, in the length that is needed.
+    #[cfg(feature = "redis")]
+    pub(crate) fn secret(bytes: &[u8]) -> [u64; 2] {
+        let hash = siphasher::sip128::SipHasher24::new().hash(bytes);
+        [hash.h1, hash.h2]
+    }
+
+    /// A key in 128 bits of which nobody can tell whose it is.
+    #[cfg(feature = "redis")]
+    pub(crate) fn opaque(&self, key: Key) -> u128 {
+        let mut hasher = self.keyed;
+        // No kind: no key of a limiter is hashed like it.
+        hasher.write_u8(u8::MAX);
+        hasher.write_u128(key.bits());
+        hasher.finish128().as_u128()
     }
 
     pub(super) fn bytes(&self, bytes: &[u8]) -> Key {

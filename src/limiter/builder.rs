@@ -20,6 +20,8 @@ pub struct Builder {
     clock: Clock,
     sweep: Sweep,
     top_denied: usize,
+    /// Random unless set.
+    hasher: Option<KeyHasher>,
 }
 
 /// Who removes the keys that owe nothing.
@@ -56,6 +58,13 @@ impl Builder {
     /// Says who removes the keys that owe nothing; a thread in the background unless this is set.
     pub fn sweep(mut self, sweep: Sweep) -> Self {
         self.sweep = sweep;
+        self
+    }
+
+    /// Makes keys under a secret that other processes have, too.
+    #[cfg(feature = "redis")]
+    pub(crate) fn hasher(mut self, hasher: KeyHasher) -> Self {
+        self.hasher = Some(hasher);
         self
     }
 
@@ -106,7 +115,7 @@ impl Builder {
             policies: policies.into(),
             buckets,
             clock: self.clock,
-            hasher: KeyHasher::random(),
+            hasher: self.hasher.unwrap_or_else(KeyHasher::random),
             missing_keys: observe::Throttle::default(),
             sketch: (self.top_denied > 0).then(|| Sketch::new(self.top_denied)),
             sweep: self.sweep,

@@ -39,6 +39,8 @@ mod claim;
 mod control;
 mod live;
 mod penalties;
+#[cfg(feature = "redis")]
+mod remote;
 mod sketch;
 
 use std::{fmt, sync::Arc};
@@ -46,6 +48,8 @@ use std::{fmt, sync::Arc};
 use http::{Request, StatusCode};
 use smallvec::SmallVec;
 
+#[cfg(feature = "redis")]
+pub(crate) use self::remote::Charges;
 pub use self::{
     admission::Admission,
     builder::{Builder, ConfigError, Sweep},

@@ -33,7 +33,7 @@ impl Code {
             | (Reason::AtCapacity | Reason::Blocked | Reason::CostAboveBurst | Reason::Exceeded, _) => {
                 Self::ResourceExhausted
             }
-            (Reason::MissingKey, StatusCode::SERVICE_UNAVAILABLE) => Self::Unavailable,
+            (Reason::MissingKey, StatusCode::SERVICE_UNAVAILABLE) | (Reason::Unavailable, _) => Self::Unavailable,
             (Reason::MissingKey, status) if status.is_server_error() => Self::Internal,
             (Reason::MissingKey, _) => Self::InvalidArgument,
         }

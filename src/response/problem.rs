@@ -29,7 +29,7 @@ pub(super) fn json(denied: &Denied) -> Response<Bytes> {
         Reason::CostAboveBurst | Reason::Exceeded => parts.push(QUOTA_EXCEEDED),
         Reason::Blocked => parts.push(ABNORMAL_USAGE),
         // No type says more than the status does (RFC 9457 §4.2.1).
-        Reason::AtCapacity | Reason::MissingKey => {
+        Reason::AtCapacity | Reason::MissingKey | Reason::Unavailable => {
             parts.extend(["{\"title\":\"", status.canonical_reason().unwrap_or("Refused")]);
         }
     }

@@ -25,8 +25,8 @@ use crate::{
 const KEYS: u64 = 4_000_000;
 /// Each in a process of its own: an allocator that has been through a flood behaves otherwise in the next one.
 const ROUNDS: usize = 9;
-/// Decisions of which the slowest is a point of the plot.
-const POINT: u64 = 10_000;
+/// Of the decisions that end in it, the slowest is a point of the plot.
+const SLOT: Duration = Duration::from_millis(5);
 /// So short that all keys may be swept by the time they are there.
 const CELL: Duration = Duration::from_nanos(100);
 
@@ -183,16 +183,21 @@ fn round<L: Sync>(limiter: &L, mut decide: impl FnMut(&L, IpAddr) -> Duration, s
 
 fn points(mut decisions: impl FnMut() -> Option<Duration>) -> Points {
     let start = Instant::now();
-    let (mut points, mut slowest, mut count) = (Points::new(), Duration::ZERO, 0);
+    let (mut points, mut slowest, mut slot) = (Points::new(), Duration::ZERO, SLOT);
+    let mut point =
+        |at: Duration, slowest: Duration| points.push((at.as_secs_f64() * 1e3, slowest.as_secs_f64() * 1e6));
     while let Some(took) = decisions() {
         slowest = slowest.max(took);
-        count += 1;
-        if count % POINT == 0 {
-            points.push((start.elapsed().as_secs_f64() * 1e3, slowest.as_secs_f64() * 1e6));
+        let now = start.elapsed();
+        if now >= slot {
+            point(now, slowest);
             slowest = Duration::ZERO;
+            slot = now + SLOT;
         }
     }
-    points.push((start.elapsed().as_secs_f64() * 1e3, slowest.as_secs_f64() * 1e6));
+    if !slowest.is_zero() {
+        point(start.elapsed(), slowest);
+    }
     points
 }
 
@@ -214,7 +219,7 @@ fn draw(file: &Path, ours: &Round, theirs: &Round) -> Result<(), Box<dyn std::er
         chart
             .configure_mesh()
             .x_desc("milliseconds")
-            .y_desc("slowest of 10,000 decisions (µs)")
+            .y_desc("slowest decision of 5 ms (µs)")
             .y_label_formatter(&|value| format!("{value}"))
             .light_line_style(WHITE)
             .draw()?;
@@ -226,7 +231,12 @@ fn draw(file: &Path, ours: &Round, theirs: &Round) -> Result<(), Box<dyn std::er
                 .label(name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
         }
-        chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .background_style(WHITE)
+            .border_style(BLACK)
+            .draw()?;
     }
     root.present()?;
     Ok(())

@@ -1,0 +1,135 @@
+//! What a limiter does for one whose buckets are elsewhere: it makes the charges, knows what is known of the buckets, and
+//! decides alone where the store does not answer.
+//!
+//! A bucket here is then a lower bound of the one there: what was owed when it was last seen can only have become less with
+//! time and more with the draws of others. So a refusal from here is a refusal there, and what is known is not forgotten when
+//! the store is.
+
+use smallvec::SmallVec;
+
+use super::{Grant, Limiter, buckets::Held};
+use crate::{
+    bucket::{Bucket, Drawn},
+    decision::{Denied, Draw, Draws, Outcome, Trial, Trials},
+    key::RequestHead,
+    policy::Charge,
+    store::Room,
+};
+
+/// What a request asks of each policy that applies, by the policy's index.
+pub(crate) type Charges = SmallVec<[(usize, Charge); 4]>;
+
+impl Limiter {
+    /// # Errors
+    ///
+    /// The refusal of a request that lacks a key.
+    #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+    pub(crate) fn charges(&self, head: RequestHead<'_>) -> Result<Charges, Denied> {
+        let mut charges = Charges::new();
+        for (index, policy) in self.shared.policies.iter().enumerate() {
+            match policy.charge(head, || self.shared.buckets[index].quota()) {
+                Ok(Some(charge)) => charges.push((index, charge)),
+                Ok(None) => {}
+                Err(status) => return Err(self.shared.missing_key(index, status, head)),
+            }
+        }
+        Ok(charges)
+    }
+
+    /// The refusal that is certain already: a key is blocked, or owes too much as far as is known here.
+    pub(crate) fn foresee(&self, charges: &Charges) -> Option<Denied> {
+        if let Some(denied) = self.shared.blocked(charges) {
+            return Some(denied);
+        }
+        let trials = charges.iter().map(|(policy, charge)| {
+            let (bucket, now) = self.shared.buckets[*policy].peek(charge.key, &self.shared.clock);
+            trial(*policy, charge, bucket, now)
+        });
+        let trials: Trials = trials.collect();
+        self.refusal(trials, charges)
+    }
+
+    /// What the store has said of these buckets: what each owed before the request, and whether that was granted. `at` is when
+    /// it was asked, or before.
+    #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+    pub(crate) fn learn(
+        &self,
+        charges: &Charges,
+        owed: &[u64],
+        granted: bool,
+        at: u64,
+        draws: &mut Draws,
+    ) -> Result<Grant, Denied> {
+        let mut trials = Trials::new();
+        for ((policy, charge), owed) in charges.iter().zip(owed) {
+            let trial = trial(*policy, charge, Bucket::from_bits(*owed), 0);
+            let after = if granted { trial.backlog } else { *owed };
+            self.raise(*policy, charge, Bucket::from_bits(at.saturating_add(after)));
+            if granted {
+                // Nothing of it can be returned from here.
+                let left = Bucket::from_bits(after);
+                let Charge { key, cells, .. } = *charge;
+                draws.push(Draw { trial, key, cells, added: 0, generation: 0, left, from_overflow: false });
+            }
+            trials.push(trial);
+        }
+        if granted {
+            return Ok(Grant { at, wait: 0 });
+        }
+        // Where the server's arithmetic, which is in doubles, refuses what ours would not: by nanoseconds, in bursts of months.
+        if !trials.iter().any(Trial::refuses) {
+            if let Some(enforced) = trials.iter_mut().find(|trial| !trial.shadow) {
+                enforced.outcome = Outcome::Wait(1);
+            }
+        }
+        self.refusal(trials, charges).map_or(Ok(Grant { at, wait: 0 }), Err)
+    }
+
+    /// Decides alone, in the buckets here.
+    #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+    pub(crate) fn decide_here(&self, charges: &Charges, draws: &mut Draws) -> Result<Grant, Denied> {
+        self.shared.judge_all(charges, Some(draws), 0)
+    }
+
+    /// The refusal of a policy that will not decide without its store.
+    pub(crate) fn unavailable(&self, policy: usize) -> Denied {
+        Denied::unavailable(std::sync::Arc::clone(&self.shared.policies), policy)
+    }
+
+    fn refusal(&self, trials: Trials, charges: &Charges) -> Option<Denied> {
+        if !trials.iter().any(Trial::refuses) {
+            return None;
+        }
+        let short = |(trial, (_, charge)): (&Trial, &(usize, Charge))| {
+            matches!(trial.outcome, Outcome::Wait(_)).then_some((trial.policy, charge.key)).filter(|_| !trial.shadow)
+        };
+        let refused: SmallVec<[_; 4]> = trials.iter().zip(charges).filter_map(short).collect();
+        Some(self.shared.denied(trials, &refused, self.now()))
+    }
+
+    /// A bucket owes at least so much. One without a place of its own is not told apart from others, and learns nothing.
+    fn raise(&self, policy: usize, charge: &Charge, least: Bucket) {
+        let buckets = &self.shared.buckets[policy];
+        if least.is_idle(self.now()) {
+            return;
+        }
+        let mut held: Held<'_> = buckets.hold(charge.key);
+        if held.room() != Room::Own {
+            return;
+        }
+        loop {
+            let found = held.bucket();
+            if found.to_bits() >= least.to_bits() || held.write(found, least) {
+                return;
+            }
+        }
+    }
+}
+
+/// How a policy answers out of this bucket.
+fn trial(policy: usize, charge: &Charge, bucket: Bucket, now: u64) -> Trial {
+    let Charge { quota, cells, shadow, .. } = *charge;
+    let drawn: Drawn = bucket.draw(now, quota, cells, 0);
+    let after = if drawn.is_granted() { drawn.after } else { drawn.clamped };
+    Trial { shadow, ..Trial::of(policy, quota, after, drawn, now) }
+}

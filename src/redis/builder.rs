@@ -1,0 +1,173 @@
+//! How a limiter over Redis is put together, and what is refused.
+
+use std::{error, fmt, sync::Arc, sync::Mutex, time::Duration};
+
+use super::{RedisLimiter, Shared, dispatch::Health, link::Server, script::Names};
+use crate::{
+    key::KeyHasher,
+    limiter::{ConfigError, Limiter},
+    policy::Policy,
+};
+
+/// What becomes of requests where Redis does not answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum OnFailure {
+    /// They are refused: 503. For limits that guard something, such as logins, where no other instance may be guessed at.
+    Closed,
+    /// This process decides alone, by a share of each quota: one over the number of processes admits no more together than the
+    /// whole, but for one more burst when it begins. What was known of a key when Redis was lost still counts.
+    Local {
+        /// Above 0 and at most 1.
+        share: f64,
+    },
+    /// They pass, uncounted. For limits that are about fairness and not about safety.
+    Open,
+}
+
+/// Puts a [`RedisLimiter`] together. Made by [`RedisLimiter::builder`].
+#[must_use]
+pub struct Builder {
+    url: String,
+    sentinel: Option<(Vec<String>, String)>,
+    secret: [u64; 2],
+    prefix: String,
+    on_failure: OnFailure,
+    exceptions: Vec<(String, OnFailure)>,
+    policies: Vec<Policy>,
+    timeout: Duration,
+}
+
+impl Builder {
+    pub(super) fn new(url: String, secret: &[u8], on_failure: OnFailure) -> Self {
+        Self {
+            url,
+            sentinel: None,
+            secret: KeyHasher::secret(secret),
+            prefix: "tower-quota".to_owned(),
+            on_failure,
+            exceptions: Vec::new(),
+            policies: Vec::new(),
+            timeout: Duration::from_millis(50),
+        }
+    }
+
+    /// Adds a policy.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policies.push(policy);
+        self
+    }
+
+    /// Adds policies.
+    pub fn policies(mut self, policies: impl IntoIterator<Item = Policy>) -> Self {
+        self.policies.extend(policies);
+        self
+    }
+
+    /// Says otherwise for the policy of this name.
+    pub fn on_failure_of(mut self, policy: impl Into<String>, on_failure: OnFailure) -> Self {
+        self.exceptions.push((policy.into(), on_failure));
+        self
+    }
+
+    /// The beginning of all names in Redis; `tower-quota` unless set. Limiters with the same prefix, secret, policy and quota
+    /// share their buckets.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// How long a request waits for Redis at most; 50 ms unless set.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Asks these sentinels (`redis://host:26379`) for the primary of this name, instead of connecting to the address that the
+    /// builder began with; they are asked anew whenever the connection is lost.
+    pub fn sentinels<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>, primary: impl Into<String>) -> Self {
+        self.sentinel = Some((urls.into_iter().map(Into::into).collect(), primary.into()));
+        self
+    }
+
+    /// Builds the limiter. Connects to nothing: that begins with the first decision, in the background.
+    ///
+    /// # Errors
+    ///
+    /// What [`limiter::Builder::build`](crate::limiter::Builder::build) refuses; an address that is none; a prefix that is
+    /// empty, not printable ASCII, or has a brace in it; a share that is not above 0 and at most 1; a timeout of zero; an exception for
+    /// a policy that there is not; and a policy that [counts by the response](Policy::count_if), which is not built yet.
+    pub fn build(self) -> Result<RedisLimiter, RedisConfigError> {
+        let fault = |text: String| Err(RedisConfigError(text));
+        let visible = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
+        if self.prefix.is_empty() || !self.prefix.bytes().all(visible) {
+            return fault(format!("the prefix {:?} is empty, not printable ASCII, or has a brace in it", self.prefix));
+        }
+        if self.timeout.is_zero() {
+            return fault("with a timeout of zero Redis is never asked: give it some milliseconds".to_owned());
+        }
+        for on_failure in self.exceptions.iter().map(|(_, on_failure)| on_failure).chain([&self.on_failure]) {
+            if let OnFailure::Local { share } = on_failure {
+                if !(*share > 0.0 && *share <= 1.0) {
+                    return fault(format!("a share of {share} is not above 0 and at most 1"));
+                }
+            }
+        }
+        if let Some(policy) = self.policies.iter().find(|policy| policy.asks_the_response()) {
+            let name = policy.name();
+            return fault(format!("the policy {name:?} counts by the response, which over Redis is not built yet"));
+        }
+        let local = Limiter::builder().policies(self.policies).hasher(KeyHasher::keyed(self.secret)).build()?;
+        let mut on_failure: Box<[_]> = local.policies().iter().map(|_| self.on_failure).collect();
+        for (name, exception) in self.exceptions {
+            let Some(policy) = local.policies().iter().position(|policy| policy.name() == name) else {
+                return fault(format!("there is no policy {name:?} to make an exception for"));
+            };
+            on_failure[policy] = exception;
+        }
+        let server = match &self.sentinel {
+            None => Server::single(&self.url),
+            Some((urls, primary)) => Server::sentinel(&urls.iter().map(String::as_str).collect::<Vec<_>>(), primary),
+        };
+        let shared = Shared {
+            local,
+            on_failure,
+            names: Names { prefix: self.prefix, hasher: KeyHasher::keyed(self.secret) },
+            server: server.map_err(RedisConfigError)?,
+            patience: self.timeout,
+            health: Arc::new(Health::new()),
+            asks: Mutex::new(None),
+        };
+        Ok(RedisLimiter { shared: Arc::new(shared) })
+    }
+}
+
+/// Shows neither the secret nor the address, which may have a password in it.
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("prefix", &self.prefix)
+            .field("on_failure", &self.on_failure)
+            .field("policies", &self.policies)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a [`RedisLimiter`] was refused. Its text says what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConfigError(String);
+
+impl From<ConfigError> for RedisConfigError {
+    fn from(error: ConfigError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl fmt::Display for RedisConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl error::Error for RedisConfigError {}

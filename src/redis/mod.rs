@@ -1,0 +1,262 @@
+//! One limit for many processes: the same policies over Redis or Valkey.
+//!
+//! [`RedisLimiter`] decides as [`Limiter`] does, with its buckets in Redis: GCRA to the nanosecond on the
+//! server's clock, over all policies or none, in one round trip. Needs tokio, and Rust 1.88.
+//!
+//! ```no_run
+//! use tower_quota::{Policy, Quota, key::Header, redis::{OnFailure, RedisLimiter}};
+//!
+//! # fn app() -> axum::Router { axum::Router::new() }
+//! // Four processes share the limit; without Redis each decides alone, by a quarter of it.
+//! let limiter = RedisLimiter::builder("redis://127.0.0.1", b"the secret of this deployment", OnFailure::Local { share: 0.25 })
+//!     .policy(Policy::per(Header::new("x-api-key"), Quota::per_second(10)))
+//!     .build()?;
+//! let app = app().layer(limiter.layer());
+//! # Ok::<(), tower_quota::redis::RedisConfigError>(())
+//! ```
+//!
+//! # Without Redis
+//!
+//! Nothing is slower or less available for Redis: building never connects, a request waits 50 ms at most
+//! ([`timeout`](Builder::timeout)), none is sent while an answer is overdue by 10 ms, and with the connection lost none waits
+//! at all. What becomes of requests then is said when the limiter is built: [`OnFailure`]. The connection is dialled in the
+//! background, proved with the script itself, and used again.
+//!
+//! # What needs no Redis
+//!
+//! A refusal is remembered: until the cells are there the key is refused here, which is exact, for nobody can owe less than
+//! time has returned. Requests for the same keys that come while a call is under way are asked for together with the next
+//! one.
+//!
+//! # What stands in Redis
+//!
+//! `{prefix:principal}:policy:quota` → an arrival time, which expires when nothing is owed. The principal is a hash under the
+//! deployment's secret: no address and no key of an API is in there. See `docs/redis.md` for operations.
+
+mod builder;
+mod dispatch;
+mod layer;
+mod link;
+mod script;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use http::Request;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+pub use self::{
+    builder::{Builder, OnFailure, RedisConfigError},
+    layer::{RedisRateLimit, RedisRateLimitLayer},
+};
+use self::{
+    dispatch::{Answer, Ask, Dispatcher, Health, MOST_CALLS},
+    link::Server,
+    script::{Limit, Limits, Names},
+};
+use crate::{
+    RateLimitLayer,
+    decision::{Allowed, Decision, Denied, Draws},
+    key::{Key, RequestHead},
+    limiter::{Charges, Grant, Limiter},
+    policy::Policy,
+};
+
+/// A limiter whose buckets are in Redis or Valkey. Clones share everything.
+///
+/// Made by [`builder`](Self::builder); put in front of services by [`layer`](Self::layer).
+#[derive(Clone)]
+pub struct RedisLimiter {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Policies, keys, what is known of the buckets, and the decision without Redis.
+    local: Limiter,
+    /// By the policy's index.
+    on_failure: Box<[OnFailure]>,
+    names: Names,
+    server: Server,
+    patience: Duration,
+    health: Arc<Health>,
+    /// To the task, where one runs.
+    asks: Mutex<Option<mpsc::Sender<Ask>>>,
+}
+
+/// What is asked, made while the request is at hand.
+type Asked = Result<Charges, Denied>;
+
+impl RedisLimiter {
+    /// Begins with the server's address (`redis://[user:password@]host[:port][/db]`), the secret that this deployment's keys
+    /// are hashed under, and what becomes of requests where Redis does not answer.
+    ///
+    /// Processes that share buckets need the same secret. Whoever knows it can tell which keys are whose.
+    pub fn builder(url: impl Into<String>, secret: impl AsRef<[u8]>, on_failure: OnFailure) -> Builder {
+        Builder::new(url.into(), secret.as_ref(), on_failure)
+    }
+
+    /// Puts this limiter in front of services.
+    pub fn layer(&self) -> RedisRateLimitLayer {
+        self.layer_with(|layer| layer)
+    }
+
+    /// Puts this limiter in front of services, with the answers and fields that a [`RateLimitLayer`] is set to.
+    ///
+    /// ```no_run
+    /// # let limiter: tower_quota::redis::RedisLimiter = unimplemented!();
+    /// let layer = limiter.layer_with(|layer| layer.plain_text());
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it is set to [`admissions`](RateLimitLayer::admissions), which put back here and not there.
+    pub fn layer_with<R>(&self, set: impl FnOnce(RateLimitLayer) -> RateLimitLayer<R>) -> RedisRateLimitLayer<R> {
+        let (front, respond) = set(RateLimitLayer::new(&self.shared.local)).into_parts();
+        RedisRateLimitLayer::new(self.clone(), front, respond)
+    }
+
+    /// Decides whether a request is admitted, and draws its cells if it is. See [`Limiter::decide`].
+    ///
+    /// Keys, quotas and costs are found at once; the future does not hold the request. Dropped before its end, it may
+    /// have drawn.
+    pub fn decide<'a, B>(&'a self, request: &Request<B>) -> impl Future<Output = Decision<'a>> + Send + use<'a, B> {
+        let asked = self.asked(self.shared.local.parts(request).head());
+        async move {
+            let mut draws = Draws::default();
+            match self.answered(asked, &mut draws).await {
+                Ok(grant) => Decision::Allow(Allowed { policies: self.shared.local.policies(), at: grant.at, draws }),
+                Err(denied) => Decision::Deny(denied),
+            }
+        }
+    }
+
+    /// The policies, in the limiter's order.
+    pub fn policies(&self) -> &[Policy] {
+        self.shared.local.policies()
+    }
+
+    /// The key of a value, as a request has it that carries the value. See [`Limiter::key_of`].
+    #[must_use]
+    pub fn key_of(&self, value: impl crate::key::IntoKey) -> Key {
+        self.shared.local.key_of(value)
+    }
+
+    /// Whether there is a connection that has proved itself. Without one, [`OnFailure`] decides.
+    ///
+    /// There is none before the first decision.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.shared.health.is_up()
+    }
+
+    /// How many decisions were left to Redis, and how many calls that took, since the limiter was built.
+    #[must_use]
+    pub fn calls(&self) -> Calls {
+        Calls { decisions: self.shared.health.asked(), calls: self.shared.health.calls() }
+    }
+
+    #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+    pub(crate) fn asked(&self, head: RequestHead<'_>) -> Asked {
+        self.shared.local.charges(head)
+    }
+
+    pub(crate) async fn answered(&self, asked: Asked, draws: &mut Draws) -> Result<Grant, Denied> {
+        let charges = asked?;
+        let local = &self.shared.local;
+        if let Some(denied) = local.foresee(&charges) {
+            return Err(denied);
+        }
+        let limits = self.limits(&charges);
+        if limits.is_empty() {
+            return Ok(Grant { at: local.now(), wait: 0 });
+        }
+        // Before it is asked: then what is learnt is no more than what is true.
+        let at = local.now();
+        match self.ask(limits).await {
+            Some(Answer { granted, owed }) => local.learn(&charges, &owed, granted, at, draws),
+            None => self.without_redis(&charges, draws),
+        }
+    }
+
+    fn limits(&self, charges: &Charges) -> Limits {
+        let limit =
+            |(policy, charge): &(usize, _)| Limit::new(&self.shared.names, self.policies()[*policy].name(), charge);
+        charges.iter().map(limit).collect()
+    }
+
+    /// `None` where Redis does not answer in time, or not to this.
+    async fn ask(&self, limits: Limits) -> Option<Answer> {
+        let (answer, answered) = oneshot::channel();
+        let asks = self.task();
+        if !self.shared.health.answers() {
+            return None;
+        }
+        asks?.try_send(Ask { limits, answer }).ok()?;
+        timeout(self.shared.patience, answered).await.ok()?.ok()
+    }
+
+    /// The way to the task, which is started where none runs.
+    fn task(&self) -> Option<mpsc::Sender<Ask>> {
+        let mut asks = self.shared.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        if asks.as_ref().is_none_or(mpsc::Sender::is_closed) {
+            // Where there is no runtime, there is no Redis.
+            let runtime = tokio::runtime::Handle::try_current().ok()?;
+            let (sender, receiver) = mpsc::channel(MOST_CALLS);
+            let Shared { server, names, patience, health, .. } = &*self.shared;
+            let task = Dispatcher {
+                server: server.clone(),
+                probe: Limit::probe(names),
+                patience: *patience,
+                health: Arc::clone(health),
+            };
+            drop(runtime.spawn(task.run(receiver)));
+            *asks = Some(sender);
+        }
+        asks.clone()
+    }
+
+    #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+    fn without_redis(&self, charges: &Charges, draws: &mut Draws) -> Result<Grant, Denied> {
+        let mut here = Charges::new();
+        for (policy, charge) in charges {
+            match self.shared.on_failure[*policy] {
+                OnFailure::Open => {}
+                OnFailure::Closed if charge.shadow => {}
+                OnFailure::Closed => return Err(self.shared.local.unavailable(*policy)),
+                OnFailure::Local { share } => {
+                    let mut charge = *charge;
+                    charge.quota = charge.quota.scaled(share);
+                    // What the whole limit could pay, the share pays with all that it has.
+                    charge.cells = charge.cells.min(charge.quota.burst_size());
+                    here.push((*policy, charge));
+                }
+            }
+        }
+        self.shared.local.decide_here(&here, draws)
+    }
+}
+
+/// How many calls decisions took: see [`RedisLimiter::calls`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Calls {
+    /// Decisions that were left to Redis. Refusals that were certain without it are not among them.
+    pub decisions: u64,
+    /// Calls of the script.
+    pub calls: u64,
+}
+
+impl fmt::Debug for RedisLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisLimiter")
+            .field("policies", &self.policies())
+            .field("connected", &self.is_connected())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,526 @@
+//! The same policies over Redis and Valkey: real servers, started and ended by the tests.
+#![cfg(feature = "redis")]
+
+#[path = "support/redis.rs"]
+mod servers;
+mod support;
+
+use std::{
+    convert::Infallible,
+    future::ready,
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use http::{Request, Response, StatusCode};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use servers::{ENGINES, Engine, Server, eventually, free_port, within_a_minute};
+use support::{from_ip, with_header};
+use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower_quota::{
+    Decision, Limiter, Policy, Quota, RateLimitLayer,
+    clock::ManualClock,
+    decision::Reason,
+    key::{Header, PeerIp, key_fn},
+    limiter::Sweep,
+    redis::{Builder, OnFailure, RedisLimiter},
+};
+
+const SECRET: &[u8] = b"of these tests";
+const FIVE: Quota = Quota::per_hour(5);
+
+fn builder(url: &str, on_failure: OnFailure) -> Builder {
+    // Long, so that a slow machine is no failure; where the time matters, it is set.
+    RedisLimiter::builder(url, SECRET, on_failure).timeout(Duration::from_secs(5))
+}
+
+async fn connected(builder: Builder) -> RedisLimiter {
+    let limiter = builder.build().unwrap();
+    connect(&limiter).await;
+    limiter
+}
+
+/// The first decision starts the task. It is for a key that nobody else has.
+async fn connect(limiter: &RedisLimiter) {
+    let mut first = from_ip(Ipv4Addr::new(10, 255, 255, 255));
+    first.headers_mut().insert("k", "the first".parse().unwrap());
+    eventually(|| async {
+        let _ = limiter.decide(&first).await;
+        limiter.is_connected()
+    })
+    .await;
+}
+
+fn by_header(quota: Quota) -> Policy {
+    Policy::per(Header::new("k"), quota)
+}
+
+async fn admits(limiter: &RedisLimiter, key: &str) -> bool {
+    limiter.decide(&with_header("k", key)).await.is_allowed()
+}
+
+async fn admitted(limiter: &RedisLimiter, key: &str, tries: usize) -> usize {
+    let mut admitted = 0;
+    for _ in 0..tries {
+        admitted += usize::from(admits(limiter, key).await);
+    }
+    admitted
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_processes_share_one_bucket_and_admit_exactly_the_quota() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let processes =
+            [0; 3].map(|_| builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_hour(500))));
+        let processes = join_all(processes.map(connected)).await;
+        let total: usize =
+            join_all(processes.iter().flat_map(|limiter| (0..20).map(move |_| admitted(limiter, "a", 30))))
+                .await
+                .into_iter()
+                .sum();
+        assert_eq!(total, 500, "{engine:?}");
+        // And another key has its own.
+        assert!(admits(&processes[0], "b").await);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_tells_how_the_bucket_stands_and_when_to_come_back() {
+    let server = Server::start(Engine::Redis);
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
+    for left in (0..5).rev() {
+        let request = with_header("k", "a");
+        let Decision::Allow(allowed) = limiter.decide(&request).await else { panic!("it has five") };
+        assert_eq!(allowed.standings().next().unwrap().remaining(), left);
+    }
+    let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
+    assert_eq!(denied.reason(), Reason::Exceeded);
+    let wait = denied.retry_after().unwrap();
+    assert!(wait <= Duration::from_secs(720) && wait > Duration::from_secs(700), "{wait:?}");
+}
+
+/// Grants and remainders of random requests over several policies, beside a limiter in memory. In hours nothing comes back.
+#[test]
+fn rds08_the_script_decides_as_the_limiter_in_memory_does() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let mut runner = TestRunner::new(Config::with_cases(40));
+        let asks = prop::collection::vec((0_u64..3, 0_u64..2, 0_u32..7), 1..60);
+        let quotas = (1_u32..12, 1_u32..30, 1_u32..40);
+        runner
+            .run(&(quotas, asks, any::<u64>()), |((user, team, all), asks, salt)| {
+                let policies = || {
+                    type Asked = (u64, u64, u32);
+                    let asked = |head: tower_quota::key::RequestHead<'_>| *head.extensions().get::<Asked>().unwrap();
+                    let hourly = |cells: u32| Quota::per(7, Duration::from_secs(3 * 3_600)).burst(cells);
+                    [
+                        Policy::per(key_fn(move |head| Some(asked(head).0)), hourly(user))
+                            .named("user")
+                            .cost_by(move |head| asked(head).2),
+                        Policy::per(key_fn(move |head| Some(asked(head).1)), hourly(team)).named("team"),
+                        Policy::global(hourly(all)).cost_by(move |head| asked(head).2.min(2)),
+                    ]
+                };
+                let here = Limiter::builder().policies(policies()).clock(ManualClock::new()).sweep(Sweep::Manual);
+                let here = here.build().unwrap();
+                // A prefix of its own, so that cases do not meet.
+                let there =
+                    builder(&server.url(), OnFailure::Closed).prefix(format!("case-{salt}")).policies(policies());
+                let there = there.build().unwrap();
+                runtime.block_on(async {
+                    let mut request = Request::new(());
+                    request.extensions_mut().insert((9_u64, 9_u64, 0_u32));
+                    eventually(|| async {
+                        let _ = there.decide(&request).await;
+                        there.is_connected()
+                    })
+                    .await;
+                    let _ = here.decide(&request);
+                    // What the first decisions there may have drawn of the team and of all is drawn here as well.
+                    for (index, asked) in asks.into_iter().enumerate() {
+                        request.extensions_mut().insert(asked);
+                        match (here.decide(&request), there.decide(&request).await) {
+                            (Decision::Allow(a), Decision::Allow(b)) => {
+                                let remaining = |allowed: &tower_quota::decision::Allowed<'_>| {
+                                    allowed.standings().map(|standing| standing.remaining()).collect::<Vec<_>>()
+                                };
+                                prop_assert_eq!(remaining(&a), remaining(&b), "{}: {:?}", index, asked);
+                            }
+                            (Decision::Deny(a), Decision::Deny(b)) => prop_assert_eq!(a.reason(), b.reason()),
+                            (a, b) => prop_assert!(false, "{index}: {asked:?}: {a:?}, and there {b:?}"),
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn all_or_nothing_holds_over_several_policies() {
+    let server = Server::start(Engine::Valkey);
+    let policies = [by_header(Quota::per_hour(100)).named("wide"), by_header(Quota::per_hour(3)).named("narrow")];
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policies(policies)).await;
+    assert_eq!(admitted(&limiter, "a", 10).await, 3);
+    // Another handle, which knows nothing of the refusals, finds what is left.
+    let other =
+        connected(builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_hour(100)).named("wide")))
+            .await;
+    let request = with_header("k", "a");
+    let Decision::Allow(allowed) = other.decide(&request).await else { panic!("it has 97") };
+    assert_eq!(allowed.standings().next().unwrap().remaining(), 96);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_for_one_key_are_asked_for_together() {
+    let server = Server::start(Engine::Redis);
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_hour(2_000)))).await;
+    let before = limiter.calls();
+    let admitted: usize = join_all((0..100).map(|_| admitted(&limiter, "a", 30))).await.into_iter().sum();
+    assert_eq!(admitted, 2_000);
+    let (decisions, calls) = (limiter.calls().decisions - before.decisions, limiter.calls().calls - before.calls);
+    assert!(decisions >= 2_000 && calls * 4 < decisions, "{calls} calls for {decisions} decisions");
+}
+
+#[tokio::test]
+async fn rds11_a_refusal_is_remembered_until_it_ends_and_for_its_key_alone() {
+    let server = Server::start(Engine::Redis);
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
+    assert_eq!(admitted(&limiter, "a", 6).await, 5);
+    let before = limiter.calls();
+    assert_eq!(admitted(&limiter, "a", 1_000).await, 0);
+    assert_eq!(limiter.calls(), before, "Redis was asked what was known");
+    assert!(admits(&limiter, "b").await);
+    // Until it ends: 20 ms a cell.
+    let short =
+        connected(builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_second(50).burst(1)))).await;
+    assert!(admits(&short, "c").await);
+    let wait = short.decide(&with_header("k", "c")).await.denied().unwrap().retry_after().unwrap();
+    #[expect(clippy::disallowed_methods, reason = "the server's clock is the one that counts")]
+    let start = Instant::now();
+    eventually(|| admits(&short, "c")).await;
+    #[expect(clippy::disallowed_methods, reason = "the server's clock is the one that counts")]
+    let took = start.elapsed();
+    assert!(wait <= Duration::from_millis(20) && took + Duration::from_millis(20) >= wait);
+}
+
+#[tokio::test]
+async fn rds07_every_key_expires_when_nothing_is_owed() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
+        assert!(admits(&limiter, "a").await && admits(&limiter, "a").await);
+        let keys = server.keys();
+        assert_eq!(keys.len(), 2, "{keys:?}");
+        let ttls: Vec<u64> = keys.iter().map(|key| server.cli(&["PTTL", key]).parse().unwrap()).collect();
+        let most = *ttls.iter().max().unwrap();
+        assert!((1_430_000..=1_440_001).contains(&most), "two cells of 720 s: {ttls:?}");
+    }
+}
+
+#[tokio::test]
+async fn i11_i14_no_key_stands_in_redis_and_none_chooses_its_slot() {
+    let server = Server::start(Engine::Redis);
+    let policies = [Policy::per(PeerIp, FIVE), by_header(FIVE).named("{evil}:\"policy\"")];
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policies(policies)).await;
+    let mut request = from_ip(Ipv4Addr::new(203, 0, 113, 7));
+    let of_the_first = server.keys().len();
+    for key in ["S3CR3T", "}{", "a}b{c", "{tag}"] {
+        request.headers_mut().insert("k", key.parse().unwrap());
+        assert!(limiter.decide(&request).await.is_allowed());
+    }
+    let keys = server.keys();
+    assert_eq!(keys.len(), of_the_first + 1 + 4, "{keys:?}");
+    for key in keys {
+        assert!(!key.contains("S3CR3T") && !key.contains("203") && !key.contains("cb007107"), "{key}");
+        // The first pair of braces is ours: it holds the prefix and 32 hexadecimal digits.
+        let tag = key.strip_prefix("{tower-quota:").unwrap().split('}').next().unwrap();
+        assert!(tag.len() == 32 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()), "{key}");
+    }
+    let other_secret =
+        RedisLimiter::builder(server.url(), b"another", OnFailure::Closed).policy(Policy::per(PeerIp, FIVE));
+    let other = connected(other_secret).await;
+    let before = server.keys().len();
+    assert!(other.decide(&request).await.is_allowed());
+    assert_eq!(server.keys().len(), before + 1, "under another secret it is another bucket");
+}
+
+#[tokio::test]
+async fn s3_building_never_connects_and_without_a_server_the_builder_s_word_counts() {
+    let nowhere = format!("redis://127.0.0.1:{}", free_port());
+    let build = |on_failure| builder(&nowhere, on_failure).policy(by_header(Quota::per_hour(8))).build().unwrap();
+    let closed = build(OnFailure::Closed);
+    let denied = closed.decide(&with_header("k", "a")).await.denied().unwrap();
+    assert_eq!(
+        (denied.reason(), denied.status(), denied.retry_after()),
+        (Reason::Unavailable, StatusCode::SERVICE_UNAVAILABLE, None)
+    );
+    assert_eq!(admitted(&build(OnFailure::Open), "a", 100).await, 100);
+    assert_eq!(admitted(&build(OnFailure::Local { share: 1.0 }), "a", 100).await, 8);
+    let half = build(OnFailure::Local { share: 0.5 });
+    assert_eq!(admitted(&half, "a", 100).await, 4);
+    assert_eq!(admitted(&half, "b", 100).await, 4);
+    assert!(!half.is_connected());
+
+    let mixed = builder(&nowhere, OnFailure::Open).policies([
+        by_header(FIVE).named("fair"),
+        Policy::per(PeerIp, FIVE).named("login").when(|head| head.uri().path() == "/login"),
+    ]);
+    let mixed = mixed.on_failure_of("login", OnFailure::Closed).build().unwrap();
+    let mut request = from_ip(Ipv4Addr::LOCALHOST);
+    request.headers_mut().insert("k", "a".parse().unwrap());
+    assert!(mixed.decide(&request).await.is_allowed());
+    *request.uri_mut() = "/login".parse().unwrap();
+    let denied = mixed.decide(&request).await.denied().unwrap();
+    assert_eq!((denied.policy(), denied.reason()), ("login", Reason::Unavailable));
+}
+
+#[test]
+fn outside_of_a_runtime_it_builds_and_says_what_is_wrong() {
+    let build = |builder: Builder| builder.policy(by_header(FIVE)).build().map(|_| ()).unwrap_err().to_string();
+    let fine = || builder("redis://127.0.0.1", OnFailure::Open);
+    fine().policy(by_header(FIVE)).build().unwrap();
+    for (builder, word) in [
+        (RedisLimiter::builder("no address", SECRET, OnFailure::Open), "address"),
+        (fine().prefix("a{b"), "brace"),
+        (fine().prefix(""), "prefix"),
+        (fine().timeout(Duration::ZERO), "timeout"),
+        (RedisLimiter::builder("redis://127.0.0.1", SECRET, OnFailure::Local { share: 0.0 }), "share"),
+        (fine().on_failure_of("api-key", OnFailure::Local { share: f64::NAN }), "share"),
+        (fine().on_failure_of("nobody", OnFailure::Open), "nobody"),
+        (fine().policy(Policy::global(FIVE).count_if(|_| true)), "response"),
+        (fine().policy(Policy::global(FIVE).named("")), "name"),
+        (fine().sentinels(Vec::<String>::new(), "primary"), "sentinel"),
+    ] {
+        let error = build(builder);
+        assert!(error.contains(word), "{error}");
+    }
+    let secret = RedisLimiter::builder("redis://user:pa55word@h", b"S3CR3T", OnFailure::Open);
+    assert!(!format!("{secret:?}").contains("pa55word"));
+    let error = build(RedisLimiter::builder("redis//user:pa55word@h", SECRET, OnFailure::Open));
+    assert!(!error.contains("pa55word"), "{error}");
+}
+
+/// A bucket that was spent there stays spent here, and what comes back is shared again.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds01_a_killed_server_is_done_without_and_found_again() {
+    for engine in ENGINES {
+        let mut server = Server::start(engine);
+        let limiter =
+            connected(builder(&server.url(), OnFailure::Local { share: 0.5 }).policy(by_header(Quota::per_hour(8))))
+                .await;
+        assert_eq!(admitted(&limiter, "spent", 20).await, 8);
+        server.kill();
+        eventually(|| async {
+            admits(&limiter, "x").await;
+            !limiter.is_connected()
+        })
+        .await;
+        assert_eq!(admitted(&limiter, "spent", 20).await, 0, "what was known is forgotten");
+        assert_eq!(admitted(&limiter, "new", 20).await, 4, "the share of a new key");
+        server.run();
+        eventually(|| async { limiter.is_connected() }).await;
+        // The server has forgotten; what is known here has not.
+        assert_eq!(admitted(&limiter, "spent", 20).await, 0);
+        assert_eq!(admitted(&limiter, "fresh", 20).await, 8);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rds02_a_frozen_server_delays_few_and_is_found_again() {
+    let server = Server::start(Engine::Redis);
+    let policy = by_header(Quota::per_hour(1_000_000));
+    let limiter = RedisLimiter::builder(server.url(), SECRET, OnFailure::Open).policy(policy);
+    let limiter = connected(limiter.timeout(Duration::from_millis(50))).await;
+    server.signal("-STOP");
+    // All of them together are over in a few time-outs, however many there are.
+    for _ in 0..50 {
+        let all = join_all((0..100).map(|n| async move { n })).await;
+        let decided = join_all(all.iter().map(|n| limiter.decide(&with_header("k", format!("{n}"))))).await;
+        assert!(decided.iter().all(Decision::is_allowed), "open means open");
+    }
+    eventually(|| async {
+        admits(&limiter, "x").await;
+        !limiter.is_connected()
+    })
+    .await;
+    server.signal("-CONT");
+    eventually(|| async { limiter.is_connected() }).await;
+    let before = limiter.calls();
+    assert!(admits(&limiter, "x").await);
+    assert_eq!(limiter.calls().calls, before.calls + 1, "asked again");
+}
+
+#[tokio::test]
+async fn rds03_a_flushed_script_is_sent_again_and_nobody_notices() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
+        assert!(admits(&limiter, "a").await);
+        assert_eq!(server.cli(&["SCRIPT", "FLUSH"]), "OK");
+        assert_eq!(admitted(&limiter, "a", 10).await, 4);
+        assert!(limiter.is_connected());
+    }
+}
+
+/// Errors that every key would meet end the connection until the script runs again.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds09_a_server_that_cannot_write_is_done_without_until_it_can() {
+    for engine in ENGINES {
+        for (fault, mend) in [
+            (&["REPLICAOF", "127.0.0.1", "1"][..], &["REPLICAOF", "NO", "ONE"][..]),
+            (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
+            (&["CONFIG", "SET", "min-replicas-to-write", "1"], &["CONFIG", "SET", "min-replicas-to-write", "0"]),
+            (&["ACL", "SETUSER", "default", "-evalsha"], &["ACL", "SETUSER", "default", "+evalsha"]),
+        ] {
+            let server = Server::start(engine);
+            let limiter = connected(builder(&server.url(), OnFailure::Open).policy(by_header(FIVE))).await;
+            assert_eq!(admitted(&limiter, "a", 10).await, 5);
+            assert_eq!(server.cli(fault), "OK", "{fault:?}");
+            assert_eq!(admitted(&limiter, "b", 10).await, 10, "{engine:?}, {fault:?}: open means open");
+            eventually(|| async {
+                admits(&limiter, "x").await;
+                !limiter.is_connected()
+            })
+            .await;
+            assert_eq!(server.cli(mend), "OK", "{mend:?}");
+            eventually(|| async { limiter.is_connected() }).await;
+            assert_eq!(admitted(&limiter, "c", 10).await, 5, "{engine:?}, {fault:?}: shared again");
+        }
+    }
+}
+
+/// What stands where a bucket should be: garbage is healed, another type harms its own key alone.
+#[tokio::test]
+async fn rds09_a_strange_value_harms_nobody_else() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let fresh = || connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE)));
+        assert!(admits(&fresh().await, "a").await);
+        let key =
+            server.keys().into_iter().max_by_key(|key| server.cli(&["PTTL", key]).parse::<u64>().unwrap()).unwrap();
+        let ours: Vec<String> = server.keys();
+        for garbage in ["", "x", "12", "-1790000000000000000", "1e18", "99999999999999999999999999"] {
+            for key in &ours {
+                server.cli(&["SET", key, garbage]);
+            }
+            assert_eq!(admitted(&fresh().await, "a", 10).await, 5, "{engine:?}: {garbage:?}");
+        }
+        // Years ahead, as after a step of the clock: no more than one burst is owed.
+        for key in &ours {
+            server.cli(&["SET", key, "9000000000000000000"]);
+        }
+        let limiter = fresh().await;
+        let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
+        assert!(denied.retry_after().unwrap() <= Duration::from_secs(720), "{denied:?}");
+        let ttl: u64 = server.cli(&["PTTL", &key]).parse().unwrap();
+        assert!(ttl <= 3_600_001, "and what was cut is written: {ttl}");
+        for key in &ours {
+            server.cli(&["DEL", key]);
+            server.cli(&["LPUSH", key, "a list"]);
+        }
+        let limiter = fresh().await;
+        let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
+        assert_eq!(denied.reason(), Reason::Unavailable, "{engine:?}");
+        assert!(limiter.is_connected(), "one key is no reason to give up");
+        assert!(admits(&limiter, "b").await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rds10_a_request_that_is_dropped_shifts_nobody_s_answer() {
+    let server = Server::start(Engine::Redis);
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_hour(1_000)))).await;
+    // Keys with different remainders, so that an answer of another one would show.
+    for n in 0..10 {
+        assert_eq!(admitted(&limiter, &format!("{n}"), n * 10).await, n * 10);
+    }
+    for _ in 0..200 {
+        for n in 0..10 {
+            let key = format!("{n}");
+            let dropped = with_header("k", "dropped");
+            let _ = futures_util::poll!(std::pin::pin!(limiter.decide(&dropped)));
+            if n % 3 == 0 {
+                let request = with_header("k", &key);
+                let Decision::Allow(allowed) = limiter.decide(&request).await else { panic!("{key} has more") };
+                let spent = 1_000 - allowed.standings().next().unwrap().remaining() as usize;
+                assert!((n * 10 + 1..=n * 10 + 200).contains(&spent), "{key}: {spent}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_task_and_its_connection_end_with_the_last_handle() {
+    let server = Server::start(Engine::Redis);
+    let clients = || server.cli(&["CLIENT", "LIST"]).lines().count() - 1;
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
+    let clone = limiter.clone();
+    assert_eq!(clients(), 1);
+    drop(limiter);
+    assert!(admits(&clone, "a").await);
+    drop(clone);
+    eventually(|| async { clients() == 0 }).await;
+}
+
+/// The runtime that ran the task ends before the limiter: the next one starts another.
+#[test]
+fn another_runtime_takes_over() {
+    let server = Server::start(Engine::Redis);
+    let limiter = builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE)).build().unwrap();
+    for round in 0..3 {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            connect(&limiter).await;
+            assert!(admits(&limiter, &format!("{round}")).await);
+        });
+        drop(runtime);
+        within_a_minute(|| !limiter.is_connected());
+    }
+}
+
+#[tokio::test]
+async fn the_layer_answers_as_the_one_in_memory_does() {
+    let server = Server::start(Engine::Redis);
+    let limiter =
+        connected(builder(&server.url(), OnFailure::Closed).policy(Policy::per(PeerIp, Quota::per_hour(2)))).await;
+    let service = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::from("served")))));
+    let ask = |layer: tower_quota::redis::RedisRateLimitLayer, address: [u8; 4]| async move {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(SocketAddr::from((address, 1)));
+        layer.layer(service).oneshot(request).await.unwrap()
+    };
+    let field = |response: &Response<String>, name: &str| {
+        response.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+    };
+    let first = ask(limiter.layer(), [192, 0, 2, 1]).await;
+    assert_eq!((first.status(), first.body().as_str()), (StatusCode::OK, "served"));
+    assert_eq!(field(&first, "ratelimit").unwrap(), r#""per-ip";r=1;t=1800"#);
+    ask(limiter.layer(), [192, 0, 2, 1]).await;
+    let refused = ask(limiter.layer(), [192, 0, 2, 1]).await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(field(&refused, "retry-after").unwrap(), "1800");
+    assert!(refused.body().contains("violated-policies"), "{}", refused.body());
+    let plain = ask(limiter.layer_with(RateLimitLayer::plain_text), [192, 0, 2, 1]).await;
+    assert!(plain.body().starts_with("Too many requests"), "{}", plain.body());
+    drop(server);
+    eventually(|| async {
+        let gone = ask(limiter.layer(), [192, 0, 2, 9]).await;
+        gone.status() == StatusCode::SERVICE_UNAVAILABLE && gone.body().contains("cannot be checked")
+    })
+    .await;
+}
+
+#[test]
+#[should_panic(expected = "Admission")]
+fn admissions_are_refused() {
+    let limiter = builder("redis://127.0.0.1", OnFailure::Open).policy(by_header(FIVE)).build().unwrap();
+    let _ = limiter.layer_with(RateLimitLayer::admissions);
+}

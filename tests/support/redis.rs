@@ -1,0 +1,122 @@
+//! Servers of the tests' own: Redis and Valkey, started on a free port in a directory of their own, and ended with the test.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    env, fs,
+    future::Future,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Redis,
+    Valkey,
+}
+
+pub(crate) const ENGINES: [Engine; 2] = [Engine::Redis, Engine::Valkey];
+
+pub(crate) struct Server {
+    engine: Engine,
+    process: Option<Child>,
+    directory: PathBuf,
+    pub(crate) port: u16,
+    more: Vec<String>,
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Server {
+    pub(crate) fn start(engine: Engine) -> Self {
+        Self::start_with(engine, &[])
+    }
+
+    pub(crate) fn start_with(engine: Engine, more: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let directory = env::temp_dir().join(format!("tower-quota-redis-{}-{number}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let more = more.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut server = Self { engine, process: None, directory, port: free_port(), more };
+        server.run();
+        server
+    }
+
+    /// Starts it, on the port that it had.
+    pub(crate) fn run(&mut self) {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/redis.sh");
+        let name = if self.engine == Engine::Redis { "redis" } else { "valkey" };
+        let output = Command::new("sh").args([script, name]).output().unwrap();
+        assert!(output.status.success(), "no server: {}", String::from_utf8_lossy(&output.stderr));
+        let binary = String::from_utf8(output.stdout).unwrap();
+        let port = self.port.to_string();
+        let settings =
+            ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"];
+        let mut command = Command::new(binary.trim());
+        command.args(settings).args(&self.more).current_dir(&self.directory).stdout(Stdio::null());
+        self.process = Some(command.spawn().unwrap());
+        within_a_minute(|| self.cli(&["PING"]).contains("PONG"));
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// What the server answers, as `redis-cli` prints it.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
+        let port = self.port.to_string();
+        let output = Command::new("redis-cli").args(["-p", &port]).args(arguments).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&said).trim().to_owned()
+    }
+
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.cli(&["KEYS", "*"])
+            .lines()
+            .filter(|key| !key.is_empty() && !key.contains(":probe"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let id = self.process.as_ref().expect("it runs").id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a condition of another process is polled")]
+pub(crate) fn within_a_minute(mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it does not come true");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a condition of another process is polled")]
+pub(crate) async fn eventually<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < Duration::from_secs(60), "it does not come true");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
