@@ -8,13 +8,13 @@ pub(crate) use self::events::{
     Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
 };
 #[cfg(all(feature = "redis", feature = "tracing"))]
-pub(crate) use self::events::{redis_found, redis_lost};
+pub(crate) use self::events::{redis_found, redis_lost, redis_strange};
 #[cfg(not(feature = "tracing"))]
 pub(crate) use self::silence::{
     Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
 };
 #[cfg(all(feature = "redis", not(feature = "tracing")))]
-pub(crate) use self::silence::{redis_found, redis_lost};
+pub(crate) use self::silence::{redis_found, redis_lost, redis_strange};
 
 #[cfg(feature = "tracing")]
 mod events {
@@ -104,6 +104,14 @@ mod events {
         debug!("Redis answers; limits are shared");
     }
 
+    /// Said once a minute at most: with strange values in place of buckets it may be true of every request.
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_strange(why: &str, throttle: &Throttle, now: u64) {
+        if throttle.opens(now) {
+            warn!(why, "Redis cannot decide over some keys; they are decided without it");
+        }
+    }
+
     #[cfg(feature = "redis")]
     pub(crate) fn redis_lost(why: &str) {
         warn!(why, "Redis does not answer; limits are decided without it until it does");
@@ -135,6 +143,8 @@ mod silence {
     pub(crate) fn redis_found() {}
     #[cfg(feature = "redis")]
     pub(crate) fn redis_lost(_why: &str) {}
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_strange(_why: &str, _throttle: &Throttle, _now: u64) {}
     pub(crate) fn no_sweeper(_error: &io::Error) {}
     pub(crate) fn sweep_panicked() {}
 }

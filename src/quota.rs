@@ -181,7 +181,6 @@ impl Quota {
         Duration::from_nanos(self.burst_nanos())
     }
 
-    /// `T` in nanoseconds, at least 1.
     /// `share` of the rate and of the burst, at least a burst of one. More where that would be slower than a quota can be.
     #[cfg(feature = "redis")]
     #[allow(
@@ -202,6 +201,7 @@ impl Quota {
         }
     }
 
+    /// `T` in nanoseconds, at least 1.
     pub(crate) const fn cell_nanos(self) -> u64 {
         self.cell_period
     }

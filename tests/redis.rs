@@ -1,9 +1,13 @@
 //! The same policies over Redis and Valkey: real servers, started and ended by the tests.
 #![cfg(feature = "redis")]
 
+#[path = "support/example.rs"]
+mod example;
 #[path = "support/redis.rs"]
 mod servers;
 mod support;
+#[path = "support/wire.rs"]
+mod wire;
 
 use std::{
     convert::Infallible,
@@ -12,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use example::Example;
 use futures_util::future::join_all;
 use http::{Request, Response, StatusCode};
 use proptest::{
@@ -29,8 +34,9 @@ use tower_quota::{
     limiter::Sweep,
     redis::{Builder, OnFailure, RedisLimiter},
 };
+use wire::Connection;
 
-const SECRET: &[u8] = b"of these tests";
+const SECRET: &[u8] = b"the secret of these tests";
 const FIVE: Quota = Quota::per_hour(5);
 
 fn builder(url: &str, on_failure: OnFailure) -> Builder {
@@ -44,15 +50,8 @@ async fn connected(builder: Builder) -> RedisLimiter {
     limiter
 }
 
-/// The first decision starts the task. It is for a key that nobody else has.
 async fn connect(limiter: &RedisLimiter) {
-    let mut first = from_ip(Ipv4Addr::new(10, 255, 255, 255));
-    first.headers_mut().insert("k", "the first".parse().unwrap());
-    eventually(|| async {
-        let _ = limiter.decide(&first).await;
-        limiter.is_connected()
-    })
-    .await;
+    assert!(limiter.connect(Duration::from_secs(30)).await, "no connection");
 }
 
 fn by_header(quota: Quota) -> Policy {
@@ -135,14 +134,7 @@ fn rds08_the_script_decides_as_the_limiter_in_memory_does() {
                 let there = there.build().unwrap();
                 runtime.block_on(async {
                     let mut request = Request::new(());
-                    request.extensions_mut().insert((9_u64, 9_u64, 0_u32));
-                    eventually(|| async {
-                        let _ = there.decide(&request).await;
-                        there.is_connected()
-                    })
-                    .await;
-                    let _ = here.decide(&request);
-                    // What the first decisions there may have drawn of the team and of all is drawn here as well.
+                    connect(&there).await;
                     for (index, asked) in asks.into_iter().enumerate() {
                         request.extensions_mut().insert(asked);
                         match (here.decide(&request), there.decide(&request).await) {
@@ -218,7 +210,7 @@ async fn rds07_every_key_expires_when_nothing_is_owed() {
         let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
         assert!(admits(&limiter, "a").await && admits(&limiter, "a").await);
         let keys = server.keys();
-        assert_eq!(keys.len(), 2, "{keys:?}");
+        assert_eq!(keys.len(), 1, "{keys:?}");
         let ttls: Vec<u64> = keys.iter().map(|key| server.cli(&["PTTL", key]).parse().unwrap()).collect();
         let most = *ttls.iter().max().unwrap();
         assert!((1_430_000..=1_440_001).contains(&most), "two cells of 720 s: {ttls:?}");
@@ -231,21 +223,20 @@ async fn i11_i14_no_key_stands_in_redis_and_none_chooses_its_slot() {
     let policies = [Policy::per(PeerIp, FIVE), by_header(FIVE).named("{evil}:\"policy\"")];
     let limiter = connected(builder(&server.url(), OnFailure::Closed).policies(policies)).await;
     let mut request = from_ip(Ipv4Addr::new(203, 0, 113, 7));
-    let of_the_first = server.keys().len();
     for key in ["S3CR3T", "}{", "a}b{c", "{tag}"] {
         request.headers_mut().insert("k", key.parse().unwrap());
         assert!(limiter.decide(&request).await.is_allowed());
     }
     let keys = server.keys();
-    assert_eq!(keys.len(), of_the_first + 1 + 4, "{keys:?}");
+    assert_eq!(keys.len(), 1 + 4, "{keys:?}");
     for key in keys {
         assert!(!key.contains("S3CR3T") && !key.contains("203") && !key.contains("cb007107"), "{key}");
         // The first pair of braces is ours: it holds the prefix and 32 hexadecimal digits.
         let tag = key.strip_prefix("{tower-quota:").unwrap().split('}').next().unwrap();
         assert!(tag.len() == 32 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()), "{key}");
     }
-    let other_secret =
-        RedisLimiter::builder(server.url(), b"another", OnFailure::Closed).policy(Policy::per(PeerIp, FIVE));
+    let other_secret = RedisLimiter::builder(server.url(), b"another secret, as long", OnFailure::Closed)
+        .policy(Policy::per(PeerIp, FIVE));
     let other = connected(other_secret).await;
     let before = server.keys().len();
     assert!(other.decide(&request).await.is_allowed());
@@ -292,6 +283,8 @@ fn outside_of_a_runtime_it_builds_and_says_what_is_wrong() {
         (fine().prefix("a{b"), "brace"),
         (fine().prefix(""), "prefix"),
         (fine().timeout(Duration::ZERO), "timeout"),
+        (fine().timeout(Duration::MAX), "timeout"),
+        (RedisLimiter::builder("redis://127.0.0.1", b"", OnFailure::Open), "secret"),
         (RedisLimiter::builder("redis://127.0.0.1", SECRET, OnFailure::Local { share: 0.0 }), "share"),
         (fine().on_failure_of("api-key", OnFailure::Local { share: f64::NAN }), "share"),
         (fine().on_failure_of("nobody", OnFailure::Open), "nobody"),
@@ -302,7 +295,7 @@ fn outside_of_a_runtime_it_builds_and_says_what_is_wrong() {
         let error = build(builder);
         assert!(error.contains(word), "{error}");
     }
-    let secret = RedisLimiter::builder("redis://user:pa55word@h", b"S3CR3T", OnFailure::Open);
+    let secret = RedisLimiter::builder("redis://user:pa55word@h", b"S3CR3T S3CR3T S3CR3T", OnFailure::Open);
     assert!(!format!("{secret:?}").contains("pa55word"));
     let error = build(RedisLimiter::builder("redis//user:pa55word@h", SECRET, OnFailure::Open));
     assert!(!error.contains("pa55word"), "{error}");
@@ -404,9 +397,9 @@ async fn rds09_a_strange_value_harms_nobody_else() {
         let server = Server::start(engine);
         let fresh = || connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE)));
         assert!(admits(&fresh().await, "a").await);
-        let key =
-            server.keys().into_iter().max_by_key(|key| server.cli(&["PTTL", key]).parse::<u64>().unwrap()).unwrap();
         let ours: Vec<String> = server.keys();
+        assert_eq!(ours.len(), 1, "{ours:?}");
+        let key = &ours[0];
         for garbage in ["", "x", "12", "-1790000000000000000", "1e18", "99999999999999999999999999"] {
             for key in &ours {
                 server.cli(&["SET", key, garbage]);
@@ -420,7 +413,7 @@ async fn rds09_a_strange_value_harms_nobody_else() {
         let limiter = fresh().await;
         let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
         assert!(denied.retry_after().unwrap() <= Duration::from_secs(720), "{denied:?}");
-        let ttl: u64 = server.cli(&["PTTL", &key]).parse().unwrap();
+        let ttl: u64 = server.cli(&["PTTL", key]).parse().unwrap();
         assert!(ttl <= 3_600_001, "and what was cut is written: {ttl}");
         for key in &ours {
             server.cli(&["DEL", key]);
@@ -516,6 +509,239 @@ async fn the_layer_answers_as_the_one_in_memory_does() {
         gone.status() == StatusCode::SERVICE_UNAVAILABLE && gone.body().contains("cannot be checked")
     })
     .await;
+}
+
+/// What is lost in Redis is at most one burst more; what a process has seen refused, it remembers.
+#[tokio::test]
+async fn s5_an_evicted_key_and_a_changed_quota_begin_anew_and_once() {
+    let server = Server::start(Engine::Redis);
+    let fresh = |quota| connected(builder(&server.url(), OnFailure::Closed).policy(by_header(quota)));
+    let limiter = fresh(FIVE).await;
+    assert_eq!(admitted(&limiter, "a", 10).await, 5);
+    server.cli(&["FLUSHALL"]);
+    assert_eq!(admitted(&limiter, "a", 10).await, 0, "this process remembers");
+    assert_eq!(admitted(&fresh(FIVE).await, "a", 10).await, 5, "another has seen nothing: one burst");
+    assert_eq!(admitted(&fresh(FIVE).await, "a", 10).await, 0);
+    assert_eq!(admitted(&fresh(Quota::per_hour(7)).await, "a", 10).await, 7);
+    assert_eq!(admitted(&fresh(FIVE).await, "a", 10).await, 0, "the former quota has its bucket still");
+}
+
+/// The primary dies, the sentinel makes the replica the primary, and the limiter asks where it is now.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds06_after_a_failover_the_new_primary_is_asked() {
+    let mut primary = Server::start(Engine::Redis);
+    let port = primary.port.to_string();
+    let replica = Server::start_with(Engine::Redis, &["--replicaof", "127.0.0.1", &port]);
+    within_a_minute(|| replica.cli(&["INFO", "replication"]).contains("master_link_status:up"));
+    let sentinel = Server::sentinel("limits", primary.port);
+    within_a_minute(|| sentinel.cli(&["SENTINEL", "REPLICAS", "limits"]).contains(&replica.port.to_string()));
+    let on_failure = OnFailure::Local { share: 1.0 };
+    let limiter =
+        builder("redis://127.0.0.1", on_failure).sentinels([sentinel.url()], "limits").policy(by_header(FIVE));
+    let limiter = connected(limiter).await;
+    assert_eq!(admitted(&limiter, "a", 10).await, 5);
+    within_a_minute(|| replica.keys().len() == 1);
+    primary.kill();
+    eventually(|| async {
+        let _ = admits(&limiter, "x").await;
+        replica.cli(&["ROLE"]).starts_with("master") && limiter.is_connected()
+    })
+    .await;
+    assert_eq!(admitted(&limiter, "b", 10).await, 5);
+    within_a_minute(|| replica.keys().len() >= 2);
+    // What was replicated is owed there, whoever asks.
+    let other =
+        builder("redis://127.0.0.1", OnFailure::Closed).sentinels([sentinel.url()], "limits").policy(by_header(FIVE));
+    assert_eq!(admitted(&connected(other).await, "a", 10).await, 0);
+}
+
+/// A runtime ends with a request under way: nothing of it is left that would keep the next one from asking.
+#[test]
+fn a_runtime_that_ends_in_the_middle_of_a_call_leaves_no_gate_shut() {
+    let server = Server::start(Engine::Redis);
+    let limiter = builder(&server.url(), OnFailure::Open).policy(by_header(FIVE)).build().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        connect(&limiter).await;
+        server.signal("-STOP");
+        for n in 0..5 {
+            let limiter = limiter.clone();
+            tokio::spawn(async move { admits(&limiter, &format!("{n}")).await });
+        }
+        eventually(|| async { limiter.calls().calls >= 5 }).await;
+    });
+    drop(runtime);
+    server.signal("-CONT");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        connect(&limiter).await;
+        assert_eq!(admitted(&limiter, "a", 50).await, 5);
+    });
+}
+
+/// More requests at once than any queue holds are no way past the limit.
+#[tokio::test]
+async fn a_crowd_is_limited_like_anybody_else() {
+    let server = Server::start(Engine::Redis);
+    for (keys, expected) in [(1, 5), (4_000, 4_000)] {
+        let limiter = connected(builder(&server.url(), OnFailure::Open).policy(by_header(FIVE))).await;
+        let limiter = &limiter;
+        let crowd = (0..4_000).map(|n| async move { admits(limiter, &format!("{keys} {}", n % keys)).await });
+        let admitted = join_all(crowd).await.into_iter().filter(|admitted| *admitted).count();
+        assert_eq!(admitted, expected, "of {keys} keys");
+        assert_eq!(limiter.calls().decisions, 4_000, "all were left to Redis");
+    }
+}
+
+/// What is drawn from a share takes longer to come back than the whole, and only where the share counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_drawn_without_redis_locks_nobody_out_with_it() {
+    let mut server = Server::start(Engine::Redis);
+    let share = OnFailure::Local { share: 0.05 };
+    let limiter = connected(builder(&server.url(), share).policy(by_header(FIVE))).await;
+    server.kill();
+    eventually(|| async {
+        let _ = admits(&limiter, "x").await;
+        !limiter.is_connected()
+    })
+    .await;
+    assert_eq!(admitted(&limiter, "a", 10).await, 1, "a share is at least one cell");
+    server.run();
+    connect(&limiter).await;
+    assert_eq!(admitted(&limiter, "a", 10).await, 5);
+}
+
+#[tokio::test]
+async fn a_cost_that_no_share_can_pay_is_refused_and_not_sold_at_a_discount() {
+    let nowhere = format!("redis://127.0.0.1:{}", free_port());
+    let policy = by_header(Quota::per_hour(100)).cost_by(|head| if head.uri().path() == "/dear" { 100 } else { 25 });
+    let limiter = builder(&nowhere, OnFailure::Local { share: 0.25 }).policy(policy).build().unwrap();
+    let mut dear = with_header("k", "a");
+    *dear.uri_mut() = "/dear".parse().unwrap();
+    assert_eq!(limiter.decide(&dear).await.denied().unwrap().reason(), Reason::Unavailable);
+    assert_eq!(admitted(&limiter, "a", 10).await, 1);
+}
+
+/// There each quota has its bucket; what is known of one says nothing of another.
+#[tokio::test]
+async fn a_refusal_is_remembered_under_its_quota_alone() {
+    let server = Server::start(Engine::Redis);
+    let by_plan = by_header(FIVE).quota_by(|head| head.headers().contains_key("pro").then_some(Quota::per_hour(9)));
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_plan)).await;
+    let mut pro = with_header("k", "a");
+    pro.headers_mut().insert("pro", "1".parse().unwrap());
+    for _ in 0..9 {
+        assert!(limiter.decide(&pro).await.is_allowed());
+    }
+    assert!(!limiter.decide(&pro).await.is_allowed());
+    assert_eq!(admitted(&limiter, "a", 10).await, 5);
+}
+
+/// The first runtime is not driven any more: after one time-out the second one has a task of its own.
+#[test]
+fn a_task_that_nobody_drives_is_replaced() {
+    let server = Server::start(Engine::Redis);
+    let limiter = builder(&server.url(), OnFailure::Open).timeout(Duration::from_millis(50)).policy(by_header(FIVE));
+    let limiter = limiter.build().unwrap();
+    let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    idle.block_on(connect(&limiter));
+    let driven = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    driven.block_on(async {
+        eventually(|| async {
+            let before = limiter.calls().calls;
+            let _ = admits(&limiter, "x").await;
+            limiter.calls().calls > before
+        })
+        .await;
+        assert_eq!(admitted(&limiter, "a", 50).await, 5);
+    });
+    // The first task sees that it was left, and ends: the second is none the worse for it.
+    idle.block_on(async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    });
+    driven.block_on(async { assert_eq!(admitted(&limiter, "b", 50).await, 5) });
+    assert!(limiter.is_connected());
+}
+
+#[test]
+fn outside_of_a_runtime_there_is_no_redis_and_no_panic() {
+    let server = Server::start(Engine::Redis);
+    let limiter = builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE)).build().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(connect(&limiter));
+    let request = with_header("k", "a");
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let std::task::Poll::Ready(decision) = std::pin::pin!(limiter.decide(&request)).poll(&mut cx) else {
+        panic!("there is nothing to wait for")
+    };
+    assert_eq!(decision.denied().unwrap().reason(), Reason::Unavailable);
+}
+
+/// A slow way to the server is no stall.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_far_away_is_asked_all_the_same() {
+    let server = Server::start(Engine::Redis);
+    let far = slow_way(server.port, Duration::from_millis(15)).await;
+    let limiter =
+        connected(builder(&format!("redis://127.0.0.1:{far}"), OnFailure::Open).policy(by_header(FIVE))).await;
+    // One after the other, from many at once: some come when the answer before is 15 ms away.
+    let limiter = &limiter;
+    let crowd = (0..40_u64).map(|n| async move {
+        #[expect(clippy::disallowed_methods, reason = "requests come one after the other")]
+        tokio::time::sleep(Duration::from_millis(n * 3)).await;
+        admits(limiter, "a").await
+    });
+    assert_eq!(join_all(crowd).await.into_iter().filter(|admitted| *admitted).count(), 5);
+}
+
+/// Hands bytes on, later. The port that it listens on.
+async fn slow_way(to: u16, delay: Duration) -> u16 {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((here, _)) = listener.accept().await {
+            let there = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+            let ((here_in, here_out), (there_in, there_out)) = (here.into_split(), there.into_split());
+            for (mut from, mut into) in [(here_in, there_out), (there_in, here_out)] {
+                tokio::spawn(async move {
+                    let mut bytes = vec![0; 65_536];
+                    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+                        #[expect(clippy::disallowed_methods, reason = "that it is late is what it is for")]
+                        tokio::time::sleep(delay).await;
+                        if into.write_all(&bytes[..count]).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        }
+    });
+    port
+}
+
+/// In cluster mode, which is not supported, the builder's word counts: some keys are elsewhere.
+#[tokio::test]
+async fn rds04_a_server_in_cluster_mode_is_done_without() {
+    let server = Server::start_with(Engine::Redis, &["--cluster-enabled", "yes"]);
+    let limiter = builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE)).build().unwrap();
+    assert!(!limiter.connect(Duration::from_millis(300)).await);
+    assert_eq!(limiter.decide(&with_header("k", "a")).await.denied().unwrap().reason(), Reason::Unavailable);
+}
+
+#[test]
+fn the_example_shares_one_limit_between_two_servers() {
+    let server = Server::start(Engine::Redis);
+    let mut example = Example::run_with("redis", &[("REDIS_URL", &server.url())]);
+    let second = example.line();
+    let second = second.strip_prefix("listening on http://").unwrap().parse().unwrap();
+    let statuses = (0..8).map(|n| {
+        let address = if n % 2 == 0 { example.address } else { second };
+        Connection::open(address).send("GET", "/", &[]).status
+    });
+    assert_eq!(statuses.collect::<Vec<_>>(), [200, 200, 200, 200, 200, 429, 429, 429]);
 }
 
 #[test]

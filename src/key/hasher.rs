@@ -44,6 +44,20 @@ impl KeyHasher {
         [hash.h1, hash.h2]
     }
 
+    /// The key of what is known of `key` under one quota.
+    #[cfg(feature = "redis")]
+    pub(crate) fn under(&self, key: Key, cell_nanos: u64, burst: u32) -> Key {
+        let digest = self.digest(Kind::Composite, |hasher| {
+            hasher.write_u128(key.bits());
+            hasher.write_u64(cell_nanos);
+            hasher.write_u32(burst);
+        });
+        match key.network() {
+            Some(network) => within(network, digest),
+            None => Key::exact(Kind::Composite, digest),
+        }
+    }
+
     /// A key in 128 bits of which nobody can tell whose it is.
     #[cfg(feature = "redis")]
     pub(crate) fn opaque(&self, key: Key) -> u128 {

@@ -1,9 +1,8 @@
-//! What a limiter does for one whose buckets are elsewhere: it makes the charges, knows what is known of the buckets, and
-//! decides alone where the store does not answer.
+//! What a limiter does for one whose buckets are elsewhere: it makes the charges, and keeps what is known of the buckets.
 //!
-//! A bucket here is then a lower bound of the one there: what was owed when it was last seen can only have become less with
-//! time and more with the draws of others. So a refusal from here is a refusal there, and what is known is not forgotten when
-//! the store is.
+//! A bucket here is a lower bound of the one there, under the same quota: what was owed when it was last seen can only have
+//! become less with time and more with the draws of others. So a refusal from here is a refusal there, and what is known is
+//! not forgotten when the store is.
 
 use smallvec::SmallVec;
 
@@ -11,7 +10,7 @@ use super::{Grant, Limiter, buckets::Held};
 use crate::{
     bucket::{Bucket, Drawn},
     decision::{Denied, Draw, Draws, Outcome, Trial, Trials},
-    key::RequestHead,
+    key::{Key, RequestHead},
     policy::Charge,
     store::Room,
 };
@@ -42,7 +41,7 @@ impl Limiter {
             return Some(denied);
         }
         let trials = charges.iter().map(|(policy, charge)| {
-            let (bucket, now) = self.shared.buckets[*policy].peek(charge.key, &self.shared.clock);
+            let (bucket, now) = self.known(*policy, charge);
             trial(*policy, charge, bucket, now)
         });
         let trials: Trials = trials.collect();
@@ -85,7 +84,7 @@ impl Limiter {
         self.refusal(trials, charges).map_or(Ok(Grant { at, wait: 0 }), Err)
     }
 
-    /// Decides alone, in the buckets here.
+    /// Decides in the buckets here, as if there were no others.
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
     pub(crate) fn decide_here(&self, charges: &Charges, draws: &mut Draws) -> Result<Grant, Denied> {
         self.shared.judge_all(charges, Some(draws), 0)
@@ -107,13 +106,31 @@ impl Limiter {
         Some(self.shared.denied(trials, &refused, self.now()))
     }
 
+    fn known(&self, policy: usize, charge: &Charge) -> (Bucket, u64) {
+        match self.key_under(policy, charge) {
+            Some(key) => self.shared.buckets[policy].peek(key, &self.shared.clock),
+            None => (Bucket::default(), self.now()),
+        }
+    }
+
+    /// There each quota has a bucket of its own, and so it is here. The one bucket of a global policy is that of its own quota;
+    /// of others nothing is known.
+    fn key_under(&self, policy: usize, charge: &Charge) -> Option<Key> {
+        let Charge { key, quota, .. } = *charge;
+        if self.shared.policies[policy].is_global() {
+            return (quota == self.shared.buckets[policy].quota()).then_some(key);
+        }
+        Some(self.shared.hasher.under(key, quota.cell_nanos(), quota.burst_size()))
+    }
+
     /// A bucket owes at least so much. One without a place of its own is not told apart from others, and learns nothing.
     fn raise(&self, policy: usize, charge: &Charge, least: Bucket) {
         let buckets = &self.shared.buckets[policy];
         if least.is_idle(self.now()) {
             return;
         }
-        let mut held: Held<'_> = buckets.hold(charge.key);
+        let Some(key) = self.key_under(policy, charge) else { return };
+        let mut held: Held<'_> = buckets.hold(key);
         if held.room() != Room::Own {
             return;
         }

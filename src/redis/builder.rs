@@ -2,7 +2,7 @@
 
 use std::{error, fmt, sync::Arc, sync::Mutex, time::Duration};
 
-use super::{RedisLimiter, Shared, dispatch::Health, link::Server, script::Names};
+use super::{RedisLimiter, Shared, link::Server, script::Names};
 use crate::{
     key::KeyHasher,
     limiter::{ConfigError, Limiter},
@@ -15,8 +15,9 @@ use crate::{
 pub enum OnFailure {
     /// They are refused: 503. For limits that guard something, such as logins, where no other instance may be guessed at.
     Closed,
-    /// This process decides alone, by a share of each quota: one over the number of processes admits no more together than the
-    /// whole, but for one more burst when it begins. What was known of a key when Redis was lost still counts.
+    /// This process decides alone, by a share of each quota. With one over the number of processes, all together admit no more
+    /// than the whole, but for one more burst when it begins; where a share of the burst is less than one cell, each has one. What
+    /// was known of a key when Redis was lost still counts. A request that costs more than the share of the burst is answered 503.
     Local {
         /// Above 0 and at most 1.
         share: f64,
@@ -31,6 +32,7 @@ pub struct Builder {
     url: String,
     sentinel: Option<(Vec<String>, String)>,
     secret: [u64; 2],
+    short_secret: bool,
     prefix: String,
     on_failure: OnFailure,
     exceptions: Vec<(String, OnFailure)>,
@@ -44,6 +46,7 @@ impl Builder {
             url,
             sentinel: None,
             secret: KeyHasher::secret(secret),
+            short_secret: secret.len() < 16,
             prefix: "tower-quota".to_owned(),
             on_failure,
             exceptions: Vec::new(),
@@ -83,8 +86,9 @@ impl Builder {
         self
     }
 
-    /// Asks these sentinels (`redis://host:26379`) for the primary of this name, instead of connecting to the address that the
-    /// builder began with; they are asked anew whenever the connection is lost.
+    /// Asks these sentinels (`redis://host:26379`) for the primary of this name, instead of connecting to the host that the
+    /// builder began with; user, password and database of that address are the primary's. They are asked one after the other,
+    /// and anew whenever the connection is lost.
     pub fn sentinels<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>, primary: impl Into<String>) -> Self {
         self.sentinel = Some((urls.into_iter().map(Into::into).collect(), primary.into()));
         self
@@ -95,7 +99,8 @@ impl Builder {
     /// # Errors
     ///
     /// What [`limiter::Builder::build`](crate::limiter::Builder::build) refuses; an address that is none; a prefix that is
-    /// empty, not printable ASCII, or has a brace in it; a share that is not above 0 and at most 1; a timeout of zero; an exception for
+    /// empty, not printable ASCII, or has a brace in it; a secret shorter than 16 bytes; a share that is not above 0 and at most 1; a
+    /// timeout of zero or above a minute; an exception for
     /// a policy that there is not; and a policy that [counts by the response](Policy::count_if), which is not built yet.
     pub fn build(self) -> Result<RedisLimiter, RedisConfigError> {
         let fault = |text: String| Err(RedisConfigError(text));
@@ -103,8 +108,13 @@ impl Builder {
         if self.prefix.is_empty() || !self.prefix.bytes().all(visible) {
             return fault(format!("the prefix {:?} is empty, not printable ASCII, or has a brace in it", self.prefix));
         }
-        if self.timeout.is_zero() {
-            return fault("with a timeout of zero Redis is never asked: give it some milliseconds".to_owned());
+        if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
+            return fault(format!("a timeout of {:?} is not above zero and at most a minute", self.timeout));
+        }
+        if self.short_secret {
+            return fault(
+                "the secret is shorter than 16 bytes: whoever guesses it can tell whose keys are whose".to_owned(),
+            );
         }
         for on_failure in self.exceptions.iter().map(|(_, on_failure)| on_failure).chain([&self.on_failure]) {
             if let OnFailure::Local { share } = on_failure {
@@ -117,7 +127,8 @@ impl Builder {
             let name = policy.name();
             return fault(format!("the policy {name:?} counts by the response, which over Redis is not built yet"));
         }
-        let local = Limiter::builder().policies(self.policies).hasher(KeyHasher::keyed(self.secret)).build()?;
+        let build = |policies| Limiter::builder().policies(policies).hasher(KeyHasher::keyed(self.secret)).build();
+        let (local, alone) = (build(self.policies.clone())?, build(self.policies)?);
         let mut on_failure: Box<[_]> = local.policies().iter().map(|_| self.on_failure).collect();
         for (name, exception) in self.exceptions {
             let Some(policy) = local.policies().iter().position(|policy| policy.name() == name) else {
@@ -125,18 +136,17 @@ impl Builder {
             };
             on_failure[policy] = exception;
         }
-        let server = match &self.sentinel {
-            None => Server::single(&self.url),
-            Some((urls, primary)) => Server::sentinel(&urls.iter().map(String::as_str).collect::<Vec<_>>(), primary),
-        };
+        let sentinels = self.sentinel.as_ref().map(|(urls, primary)| (&urls[..], &primary[..]));
+        let server = Server::new(&self.url, sentinels);
         let shared = Shared {
             local,
+            alone,
             on_failure,
             names: Names { prefix: self.prefix, hasher: KeyHasher::keyed(self.secret) },
             server: server.map_err(RedisConfigError)?,
             patience: self.timeout,
-            health: Arc::new(Health::new()),
-            asks: Mutex::new(None),
+            counts: Arc::default(),
+            way: Mutex::new(None),
         };
         Ok(RedisLimiter { shared: Arc::new(shared) })
     }

@@ -7,9 +7,9 @@
 //! the next: nobody waits for a timer, and what is granted is what would have been granted one by one.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     future::pending,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -19,7 +19,7 @@ use std::{
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::{sleep, timeout},
 };
 
@@ -44,7 +44,17 @@ pub(super) struct Answer {
     pub(super) owed: Owed,
 }
 
-/// What handles see of the task: a few atomics, read before anything is asked.
+/// Over all tasks that a limiter has had.
+#[derive(Default)]
+pub(super) struct Counts {
+    /// Requests that were handed over.
+    pub(super) asked: AtomicU64,
+    /// Calls that went out.
+    pub(super) calls: AtomicU64,
+}
+
+/// What handles see of one task: a few atomics, read before anything is asked. Each task has its own: one that nobody drives
+/// any more may end long after the next has begun.
 pub(super) struct Health {
     clock: Clock,
     /// Whether there is a connection that has proved itself.
@@ -53,26 +63,47 @@ pub(super) struct Health {
     under_way: AtomicUsize,
     /// When the last answer came, or the first call after a pause went out.
     progress: AtomicU64,
-    /// Requests that were handed over.
-    asked: AtomicU64,
-    /// Calls that went out.
-    calls: AtomicU64,
+    /// Nanoseconds without any answer after which none is expected.
+    stall: AtomicU64,
+    /// Requests that were handed to this task.
+    handed: AtomicU64,
+    /// Of those, the ones that it has seen.
+    taken: AtomicU64,
+    counts: Arc<Counts>,
+    /// Told when there is a connection.
+    changed: Notify,
 }
 
 impl Health {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(counts: Arc<Counts>) -> Self {
         Self {
             clock: Clock::system(),
             up: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
             progress: AtomicU64::new(0),
-            asked: AtomicU64::new(0),
-            calls: AtomicU64::new(0),
+            stall: AtomicU64::new(nanos(STALL)),
+            handed: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            counts,
+            changed: Notify::new(),
         }
     }
 
     pub(super) fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
+    }
+
+    /// Ends when there is a connection.
+    pub(super) async fn found(&self) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // Before it is looked at: what changes from here on is told.
+            changed.as_mut().enable();
+            if self.is_up() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Whether it is worth asking: there is a connection, and it is answering.
@@ -82,26 +113,34 @@ impl Health {
 
     fn is_stalled(&self) -> bool {
         self.under_way.load(Ordering::Acquire) > 0
-            && self.clock.now().saturating_sub(self.progress.load(Ordering::Acquire)) > nanos(STALL)
+            && self.clock.now().saturating_sub(self.progress.load(Ordering::Acquire))
+                > self.stall.load(Ordering::Relaxed)
     }
 
-    pub(super) fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
+    /// A request is about to be handed over.
+    pub(super) fn begin(&self) -> Waiting<'_> {
+        self.counts.asked.fetch_add(1, Ordering::Relaxed);
+        Waiting { health: self, ticket: self.handed.fetch_add(1, Ordering::AcqRel) }
     }
 
-    pub(super) fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
-    }
-
+    /// A call goes out.
     fn sent(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        if self.under_way.fetch_add(1, Ordering::AcqRel) == 0 {
-            self.progress.store(self.clock.now(), Ordering::Release);
+        self.counts.calls.fetch_add(1, Ordering::Relaxed);
+        // Before the count, or a request would take the pause for a stall. Nobody else counts: there is one task.
+        if self.under_way.load(Ordering::Acquire) == 0 {
+            self.progressed();
         }
+        self.under_way.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn answered(&self) {
+    fn returned(&self) {
         self.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Nothing is under way: so it is where a connection or a task ends.
+    fn nothing_is_sent(&self) {
+        self.up.store(false, Ordering::Release);
+        self.under_way.store(0, Ordering::Release);
     }
 
     fn progressed(&self) {
@@ -109,14 +148,26 @@ impl Health {
     }
 }
 
-/// Without any answer for so long, new requests are decided without Redis; those that wait already go on waiting.
+/// A request that was handed over.
+pub(super) struct Waiting<'a> {
+    health: &'a Health,
+    ticket: u64,
+}
+
+impl Waiting<'_> {
+    /// Whether the task has not even seen it.
+    pub(super) fn is_ignored(&self) -> bool {
+        self.health.taken.load(Ordering::Acquire) <= self.ticket
+    }
+}
+
+/// Without any answer for so long, or for four times what an answer takes, new requests are decided without Redis; those that
+/// wait already go on waiting.
 const STALL: Duration = Duration::from_millis(10);
-/// Calls under way at once. Beyond, requests are decided without Redis.
-pub(super) const MOST_CALLS: usize = 1_024;
-/// Requests that are asked for together.
-const MOST_TOGETHER: usize = 1_024;
 /// Answers in a row that did not come, until the connection is given up.
 const MOST_LATE: u32 = 3;
+/// After such a pause, one is enough: what stands between may have forgotten the connection.
+const IDLE: Duration = Duration::from_secs(5);
 /// Between attempts to dial: doubled each time, up to the second.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(250)];
 
@@ -125,10 +176,13 @@ pub(super) struct Dispatcher {
     pub(super) probe: Limit,
     pub(super) patience: Duration,
     pub(super) health: Arc<Health>,
+    pub(super) throttle: observe::Throttle,
 }
 
 /// A call that has ended.
 struct Done {
+    /// Whether the connection had been idle before it.
+    after_a_pause: bool,
     limits: Limits,
     asks: Vec<Ask>,
     reply: Result<Reply, Fault>,
@@ -140,21 +194,24 @@ struct State {
     task: Dispatcher,
     link: Option<Link>,
     late: u32,
-    /// How often in a row dialling has failed.
+    /// When the last answer came.
+    answered: u64,
+    /// How often in a row dialling has brought no answer to a request.
     attempt: u32,
     dialling: Option<Boxed<Result<Link, Fault>>>,
     under_way: FuturesUnordered<Boxed<Done>>,
     /// Who waits for a call for the same limits.
-    waiting: HashMap<Limits, VecDeque<Ask>>,
+    waiting: HashMap<Limits, Vec<Ask>>,
 }
 
 impl Dispatcher {
     /// Runs until the last handle is gone.
-    pub(super) async fn run(self, mut asks: mpsc::Receiver<Ask>) {
+    pub(super) async fn run(self, mut asks: mpsc::UnboundedReceiver<Ask>) {
         let mut state = State {
             task: self,
             link: None,
             late: 0,
+            answered: 0,
             attempt: 0,
             dialling: None,
             under_way: FuturesUnordered::new(),
@@ -178,31 +235,29 @@ impl Dispatcher {
                 link = dialled => state.dialled(link),
             }
         }
-        state.task.health.up.store(false, Ordering::Release);
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
-        // Also where the runtime ends first: nobody asks what is gone.
-        self.task.health.up.store(false, Ordering::Release);
+        // Also where the runtime ends first, or a panic does: nobody asks what is gone.
+        self.task.health.nothing_is_sent();
     }
 }
 
 impl State {
+    /// No bound on how many wait: each is a request that is in memory anyhow, and waits no longer than its patience. A full
+    /// queue would be a way to switch the limit off.
     fn take(&mut self, ask: Ask) {
-        if self.link.is_none() {
+        self.task.health.taken.fetch_add(1, Ordering::AcqRel);
+        if self.link.is_none() || ask.answer.is_closed() {
             return;
         }
-        self.task.health.asked.fetch_add(1, Ordering::Relaxed);
-        // Where too many wait already, the sender ends here: decided without Redis.
         if let Some(waiting) = self.waiting.get_mut(&ask.limits) {
-            if waiting.len() < MOST_TOGETHER {
-                waiting.push_back(ask);
-            }
-        } else if self.under_way.len() < MOST_CALLS {
+            waiting.push(ask);
+        } else {
             let limits = Arc::clone(&ask.limits);
-            self.waiting.insert(Arc::clone(&limits), VecDeque::new());
+            self.waiting.insert(Arc::clone(&limits), Vec::new());
             self.call(limits, vec![ask]);
         }
     }
@@ -211,32 +266,35 @@ impl State {
         let Some(mut link) = self.link.clone() else { return };
         let patience = self.task.patience;
         let want = u32::try_from(asks.len()).unwrap_or(u32::MAX);
-        self.task.health.sent();
+        let health = &self.task.health;
+        let after_a_pause = health.clock.now().saturating_sub(self.answered) > nanos(IDLE);
+        health.sent();
         self.under_way.push(Box::pin(async move {
             let reply = timeout(patience, link.acquire(&limits, 1, want)).await.unwrap_or(Err(Fault::Late));
-            Done { limits, asks, reply }
+            Done { after_a_pause, limits, asks, reply }
         }));
     }
 
     fn settle(&mut self, done: Done) {
-        let Done { limits, asks, reply } = done;
-        self.task.health.answered();
+        let Done { after_a_pause, limits, asks, reply } = done;
+        self.task.health.returned();
+        if let Ok(_) | Err(Fault::Key(_)) = reply {
+            self.late = 0;
+            self.attempt = 0;
+            self.answered = self.task.health.clock.now();
+            self.task.health.progressed();
+        }
         match reply {
             Ok(reply) => {
-                self.late = 0;
-                self.task.health.progressed();
                 for (index, ask) in (0..).zip(asks) {
                     let owed = reply.owed_before(index, &limits);
                     // Who no longer waits has been charged all the same.
                     let _ = ask.answer.send(Answer { granted: index < reply.granted, owed });
                 }
             }
-            Err(Fault::Key) => {
-                self.late = 0;
-                self.task.health.progressed();
-            }
-            Err(Fault::Late) if self.late + 1 < MOST_LATE => self.late += 1,
-            Err(fault) => return self.give_up(fault),
+            Err(Fault::Key(why)) => observe::redis_strange(&why, &self.task.throttle, self.answered),
+            Err(Fault::Late) if self.late + 1 < MOST_LATE && !after_a_pause => self.late += 1,
+            Err(fault) => return self.give_up(&fault),
         }
         // Those that came meanwhile, and still wait.
         let Some(waiting) = self.waiting.get_mut(&limits) else { return };
@@ -249,21 +307,14 @@ impl State {
     }
 
     /// The connection is of no use: nobody waits for it any longer, and another one is dialled.
-    fn give_up(&mut self, fault: Fault) {
-        self.task.health.up.store(false, Ordering::Release);
-        observe::redis_lost(match fault {
-            Fault::Late => "no answer in time",
-            Fault::Key | Fault::Link => "an error of the connection or the server",
-        });
+    fn give_up(&mut self, fault: &Fault) {
+        self.task.health.nothing_is_sent();
+        observe::redis_lost(fault.why());
         self.link = None;
         self.late = 0;
-        self.waiting.clear();
         // Whoever waits for one of these is told at once, by its end.
-        for _ in 0..self.under_way.len() {
-            self.task.health.answered();
-        }
+        self.waiting.clear();
         self.under_way.clear();
-        self.attempt = 0;
         self.dial();
     }
 
@@ -279,17 +330,32 @@ impl State {
 
     fn dialled(&mut self, link: Result<Link, Fault>) {
         self.dialling = None;
-        if let Ok(link) = link {
-            self.link = Some(link);
-            self.attempt = 0;
-            self.task.health.up.store(true, Ordering::Release);
-            observe::redis_found();
-        } else {
-            self.attempt += 1;
-            self.dial();
+        match link {
+            Ok(link) => {
+                let stall = link.took.saturating_mul(4).max(STALL).min(self.task.patience);
+                self.task.health.stall.store(nanos(stall), Ordering::Relaxed);
+                self.link = Some(link);
+                self.answered = self.task.health.clock.now();
+                self.task.health.up.store(true, Ordering::Release);
+                self.task.health.changed.notify_waiters();
+                observe::redis_found();
+                // Until a request was answered, the next redial waits.
+                self.attempt += 1;
+            }
+            Err(fault) => {
+                if self.attempt == FIRST_REPORT {
+                    observe::redis_lost(fault.why());
+                }
+                self.attempt = self.attempt.saturating_add(1);
+                self.dial();
+            }
         }
     }
 }
+
+/// Of the attempts to dial, the one that is reported when it fails: so that a wrong password or address is not silent, and a
+/// server that is just being started is.
+const FIRST_REPORT: u32 = 3;
 
 /// None before the first attempt; then with a random half more or less, so that a fleet does not return together.
 fn pause(attempt: u32) -> Duration {

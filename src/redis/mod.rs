@@ -8,7 +8,7 @@
 //!
 //! # fn app() -> axum::Router { axum::Router::new() }
 //! // Four processes share the limit; without Redis each decides alone, by a quarter of it.
-//! let limiter = RedisLimiter::builder("redis://127.0.0.1", b"the secret of this deployment", OnFailure::Local { share: 0.25 })
+//! let limiter = RedisLimiter::builder("redis://127.0.0.1", b"32 random bytes of this deployment", OnFailure::Local { share: 0.25 })
 //!     .policy(Policy::per(Header::new("x-api-key"), Quota::per_second(10)))
 //!     .build()?;
 //! let app = app().layer(limiter.layer());
@@ -18,20 +18,25 @@
 //! # Without Redis
 //!
 //! Nothing is slower or less available for Redis: building never connects, a request waits 50 ms at most
-//! ([`timeout`](Builder::timeout)), none is sent while an answer is overdue by 10 ms, and with the connection lost none waits
-//! at all. What becomes of requests then is said when the limiter is built: [`OnFailure`]. The connection is dialled in the
-//! background, proved with the script itself, and used again.
+//! ([`timeout`](Builder::timeout)), none is sent when no answer has come for 10 ms (or four times what an answer took when the
+//! connection was made), and with the connection lost none waits at all. What becomes of requests then is said when the
+//! limiter is built: [`OnFailure`]. The connection is dialled in the background, proved with the script itself, and used again.
 //!
 //! # What needs no Redis
 //!
 //! A refusal is remembered: until the cells are there the key is refused here, which is exact, for nobody can owe less than
-//! time has returned. Requests for the same keys that come while a call is under way are asked for together with the next
+//! time has returned. (A key that is deleted in Redis by hand stays refused where it was, until then.) Requests for the same keys that come while a call is under way are asked for together with the next
 //! one.
 //!
 //! # What stands in Redis
 //!
 //! `{prefix:principal}:policy:quota` → an arrival time, which expires when nothing is owed. The principal is a hash under the
 //! deployment's secret: no address and no key of an API is in there. See `docs/redis.md` for operations.
+//!
+//! # Not over Redis
+//!
+//! Redis Cluster; what decides after the response ([`count_if`](crate::Policy::count_if), `Admission`); waiting. Bans and blocks
+//! are kept by each process alone.
 
 mod builder;
 mod dispatch;
@@ -41,7 +46,7 @@ mod script;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -56,7 +61,7 @@ pub use self::{
     layer::{RedisRateLimit, RedisRateLimitLayer},
 };
 use self::{
-    dispatch::{Answer, Ask, Dispatcher, Health, MOST_CALLS},
+    dispatch::{Answer, Ask, Counts, Dispatcher, Health},
     link::Server,
     script::{Limit, Limits, Names},
 };
@@ -65,6 +70,7 @@ use crate::{
     decision::{Allowed, Decision, Denied, Draws},
     key::{Key, RequestHead},
     limiter::{Charges, Grant, Limiter},
+    observe,
     policy::Policy,
 };
 
@@ -77,16 +83,26 @@ pub struct RedisLimiter {
 }
 
 struct Shared {
-    /// Policies, keys, what is known of the buckets, and the decision without Redis.
+    /// Policies, keys, and what is known of the buckets in Redis.
     local: Limiter,
+    /// The same policies with buckets of their own, for decisions without Redis. Apart from what is known: a share of a quota
+    /// takes longer to come back than the whole.
+    alone: Limiter,
     /// By the policy's index.
     on_failure: Box<[OnFailure]>,
     names: Names,
     server: Server,
     patience: Duration,
-    health: Arc<Health>,
+    counts: Arc<Counts>,
     /// To the task, where one runs.
-    asks: Mutex<Option<mpsc::Sender<Ask>>>,
+    way: Mutex<Option<Way>>,
+}
+
+/// The way to a task, and how it fares.
+#[derive(Clone)]
+struct Way {
+    asks: mpsc::UnboundedSender<Ask>,
+    health: Arc<Health>,
 }
 
 /// What is asked, made while the request is at hand.
@@ -147,18 +163,27 @@ impl RedisLimiter {
         self.shared.local.key_of(value)
     }
 
+    /// Connects in advance, and waits for it so long at most: true where there is a connection then. For the start of a
+    /// process whose first requests are not to be decided without Redis. Needs a runtime of tokio.
+    pub async fn connect(&self, within: Duration) -> bool {
+        let Some(way) = self.way() else { return false };
+        timeout(within, way.health.found()).await.is_ok()
+    }
+
     /// Whether there is a connection that has proved itself. Without one, [`OnFailure`] decides.
     ///
-    /// There is none before the first decision.
+    /// There is none before the first decision, or [`connect`](Self::connect).
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.shared.health.is_up()
+        let way = self.shared.way.lock().unwrap_or_else(PoisonError::into_inner);
+        way.as_ref().is_some_and(|way| way.health.is_up())
     }
 
     /// How many decisions were left to Redis, and how many calls that took, since the limiter was built.
     #[must_use]
     pub fn calls(&self) -> Calls {
-        Calls { decisions: self.shared.health.asked(), calls: self.shared.health.calls() }
+        let Counts { asked, calls } = &*self.shared.counts;
+        Calls { decisions: asked.load(Ordering::Relaxed), calls: calls.load(Ordering::Relaxed) }
     }
 
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
@@ -174,6 +199,7 @@ impl RedisLimiter {
         }
         let limits = self.limits(&charges);
         if limits.is_empty() {
+            // No policy applies.
             return Ok(Grant { at: local.now(), wait: 0 });
         }
         // Before it is asked: then what is learnt is no more than what is true.
@@ -192,53 +218,73 @@ impl RedisLimiter {
 
     /// `None` where Redis does not answer in time, or not to this.
     async fn ask(&self, limits: Limits) -> Option<Answer> {
-        let (answer, answered) = oneshot::channel();
-        let asks = self.task();
-        if !self.shared.health.answers() {
+        let way = self.way()?;
+        if !way.health.answers() {
             return None;
         }
-        asks?.try_send(Ask { limits, answer }).ok()?;
-        timeout(self.shared.patience, answered).await.ok()?.ok()
+        let (answer, answered) = oneshot::channel();
+        let waiting = way.health.begin();
+        way.asks.send(Ask { limits, answer }).ok()?;
+        if let Ok(answer) = timeout(self.shared.patience, answered).await {
+            return answer.ok();
+        }
+        if waiting.is_ignored() {
+            // Its runtime is not driven, or blocked. The next decision starts a task where it is itself.
+            self.leave(&way);
+        }
+        None
     }
 
-    /// The way to the task, which is started where none runs.
-    fn task(&self) -> Option<mpsc::Sender<Ask>> {
-        let mut asks = self.shared.asks.lock().unwrap_or_else(PoisonError::into_inner);
-        if asks.as_ref().is_none_or(mpsc::Sender::is_closed) {
-            // Where there is no runtime, there is no Redis.
-            let runtime = tokio::runtime::Handle::try_current().ok()?;
-            let (sender, receiver) = mpsc::channel(MOST_CALLS);
-            let Shared { server, names, patience, health, .. } = &*self.shared;
+    /// The way to the task, which is started where none runs. `None` where there is no runtime: there, there is no Redis.
+    fn way(&self) -> Option<Way> {
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        let mut way = self.shared.way.lock().unwrap_or_else(PoisonError::into_inner);
+        if way.as_ref().is_none_or(|way| way.asks.is_closed()) {
+            let (asks, receiver) = mpsc::unbounded_channel();
+            let Shared { server, names, patience, counts, .. } = &*self.shared;
+            let health = Arc::new(Health::new(Arc::clone(counts)));
             let task = Dispatcher {
                 server: server.clone(),
                 probe: Limit::probe(names),
                 patience: *patience,
-                health: Arc::clone(health),
+                health: Arc::clone(&health),
+                throttle: observe::Throttle::default(),
             };
             drop(runtime.spawn(task.run(receiver)));
-            *asks = Some(sender);
+            *way = Some(Way { asks, health });
         }
-        asks.clone()
+        way.clone()
+    }
+
+    fn leave(&self, ignoring: &Way) {
+        let mut way = self.shared.way.lock().unwrap_or_else(PoisonError::into_inner);
+        if way.as_ref().is_some_and(|way| way.asks.same_channel(&ignoring.asks)) {
+            *way = None;
+        }
     }
 
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
     fn without_redis(&self, charges: &Charges, draws: &mut Draws) -> Result<Grant, Denied> {
+        let Shared { local, alone, on_failure, .. } = &*self.shared;
         let mut here = Charges::new();
         for (policy, charge) in charges {
-            match self.shared.on_failure[*policy] {
+            match on_failure[*policy] {
                 OnFailure::Open => {}
                 OnFailure::Closed if charge.shadow => {}
-                OnFailure::Closed => return Err(self.shared.local.unavailable(*policy)),
+                OnFailure::Closed => return Err(local.unavailable(*policy)),
                 OnFailure::Local { share } => {
                     let mut charge = *charge;
+                    let whole = charge.quota.burst_size();
                     charge.quota = charge.quota.scaled(share);
-                    // What the whole limit could pay, the share pays with all that it has.
-                    charge.cells = charge.cells.min(charge.quota.burst_size());
+                    if (charge.quota.burst_size() + 1..=whole).contains(&charge.cells) && !charge.shadow {
+                        // It could be paid out of the whole limit, and is more than a share ever has.
+                        return Err(local.unavailable(*policy));
+                    }
                     here.push((*policy, charge));
                 }
             }
         }
-        self.shared.local.decide_here(&here, draws)
+        alone.decide_here(&here, draws)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     env, fs,
     future::Future,
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -25,6 +25,8 @@ pub(crate) struct Server {
     directory: PathBuf,
     pub(crate) port: u16,
     more: Vec<String>,
+    /// Of a sentinel: it needs a file.
+    settings: Option<PathBuf>,
 }
 
 pub(crate) fn free_port() -> u16 {
@@ -37,28 +39,52 @@ impl Server {
     }
 
     pub(crate) fn start_with(engine: Engine, more: &[&str]) -> Self {
+        let mut server = Self::prepare(engine, more);
+        server.run();
+        server
+    }
+
+    fn prepare(engine: Engine, more: &[&str]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = env::temp_dir().join(format!("tower-quota-redis-{}-{number}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let more = more.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut server = Self { engine, process: None, directory, port: free_port(), more };
+        Self { engine, process: None, directory, port: free_port(), more, settings: None }
+    }
+
+    /// A sentinel that alone decides over the primary of this name.
+    pub(crate) fn sentinel(name: &str, primary: u16) -> Self {
+        let mut server = Self::prepare(Engine::Redis, &[]);
+        let file = server.directory.join("sentinel.conf");
+        let settings = format!(
+            "sentinel monitor {name} 127.0.0.1 {primary} 1\nsentinel down-after-milliseconds {name} 500\n\
+             sentinel failover-timeout {name} 2000\n"
+        );
+        fs::write(&file, settings).unwrap();
+        server.more = vec!["--sentinel".to_owned()];
+        server.settings = Some(file);
         server.run();
         server
     }
 
     /// Starts it, on the port that it had.
     pub(crate) fn run(&mut self) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/redis.sh");
+        // Also for measurements, which are packages of their own below this one.
+        let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+        let script = above.find_map(|folder| Some(folder.join("tests/support/redis.sh")).filter(|file| file.exists()));
+        let script = script.expect("the script stands beside this file");
         let name = if self.engine == Engine::Redis { "redis" } else { "valkey" };
-        let output = Command::new("sh").args([script, name]).output().unwrap();
+        let output = Command::new("sh").arg(script).arg(name).output().unwrap();
         assert!(output.status.success(), "no server: {}", String::from_utf8_lossy(&output.stderr));
         let binary = String::from_utf8(output.stdout).unwrap();
         let port = self.port.to_string();
-        let settings =
-            ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"];
         let mut command = Command::new(binary.trim());
-        command.args(settings).args(&self.more).current_dir(&self.directory).stdout(Stdio::null());
+        command.args(&self.settings).args(["--port", &port, "--bind", "127.0.0.1", "--daemonize", "no"]);
+        if self.settings.is_none() {
+            command.args(["--save", "", "--appendonly", "no"]);
+        }
+        command.args(&self.more).current_dir(&self.directory).stdout(Stdio::null());
         self.process = Some(command.spawn().unwrap());
         within_a_minute(|| self.cli(&["PING"]).contains("PONG"));
     }
@@ -83,8 +109,12 @@ impl Server {
             .collect()
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
+    }
+
     pub(crate) fn signal(&self, signal: &str) {
-        let id = self.process.as_ref().expect("it runs").id().to_string();
+        let id = self.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 

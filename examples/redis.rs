@@ -1,0 +1,83 @@
+//! Two servers share one limit over Redis. Starts a Redis of its own unless `REDIS_URL` names one.
+//!
+//! ```sh
+//! cargo run --example redis --features redis
+//! # Both together have five an hour:
+//! for i in 1 2 3 4; do curl -s -o /dev/null -w '%{http_code} ' localhost:3000/ localhost:3001/; done; echo
+//! # Stop Redis, and each decides alone, by half of the limit:
+//! pkill -f 'redis-server.*tower-quota' ; curl -i localhost:3000/
+//! ```
+
+use std::{
+    env, io,
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use axum::{Router, routing::get};
+use tower_quota::{
+    Policy, Quota,
+    key::PeerIp,
+    redis::{OnFailure, RedisLimiter},
+};
+
+/// As each process makes it: the same secret, policy and quota are the same limit.
+async fn app(redis: &str) -> Result<Router, tower_quota::redis::RedisConfigError> {
+    let limiter = RedisLimiter::builder(redis, b"keep this out of the sources", OnFailure::Local { share: 0.5 })
+        .policy(Policy::per(PeerIp, Quota::per_hour(5)))
+        .build()?;
+    // Building connects to nothing. Without this the first requests would be decided without Redis.
+    if !limiter.connect(Duration::from_secs(1)).await {
+        eprintln!("Redis does not answer yet: limits are decided without it until it does");
+    }
+    Ok(Router::new().route("/", get(|| async { "Hello!\n" })).layer(limiter.layer()))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let (redis, _server) = if let Ok(url) = env::var("REDIS_URL") {
+        (url, None)
+    } else {
+        let (url, server) = start_redis()?;
+        (url, Some(server))
+    };
+    let ports: Vec<u16> = match env::var("PORT") {
+        Ok(port) => vec![port.parse()?, 0],
+        Err(_) => vec![3000, 3001],
+    };
+    let mut servers = Vec::new();
+    for port in ports {
+        let app = app(&redis).await?.into_make_service_with_connect_info::<SocketAddr>();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
+        println!("listening on http://{}", listener.local_addr()?);
+        servers.push(tokio::spawn(async move { axum::serve(listener, app).await }));
+    }
+    for server in servers {
+        server.await??;
+    }
+    Ok(())
+}
+
+/// Ends the server with the example.
+struct Redis(Child);
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
+
+fn start_redis() -> io::Result<(String, Redis)> {
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    let settings =
+        ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--proc-title-template", "redis-server tower-quota"];
+    let server = Command::new("redis-server").args(settings).stdout(Stdio::null()).spawn().map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("redis-server does not start ({error}): install it, or name one in REDIS_URL"),
+        )
+    })?;
+    println!("redis-server on port {port}");
+    Ok((format!("redis://127.0.0.1:{port}"), Redis(server)))
+}
