@@ -4,8 +4,10 @@
 //! cargo run --example redis --features redis
 //! # Both together have five an hour:
 //! for i in 1 2 3 4; do curl -s -o /dev/null -w '%{http_code} ' localhost:3000/ localhost:3001/; done; echo
-//! # Stop Redis, and each decides alone, by half of the limit:
-//! pkill -f 'redis-server.*tower-quota' ; curl -i localhost:3000/
+//! # Stop Redis: who was refused stays refused, and another client has half of the limit at each server.
+//! pkill -f 'redis-server.*tower-quota'
+//! curl -i localhost:3000/
+//! for i in 1 2 3; do curl -s -o /dev/null -w '%{http_code} ' --interface 127.0.0.2 127.0.0.1:3000/; done; echo
 //! ```
 
 use std::{
