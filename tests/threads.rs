@@ -204,20 +204,23 @@ fn svc05_a_panic_in_a_key_reaches_the_caller_and_harms_nothing() {
 #[test]
 fn con03_closures_of_a_policy_may_use_the_limiter() {
     within(MINUTE, || {
-        use std::sync::{Arc, OnceLock};
-        let own: Arc<OnceLock<Limiter>> = Arc::default();
+        use std::sync::{Arc, Mutex};
+        let own: Arc<Mutex<Option<Limiter>>> = Arc::default();
         let inside = Arc::clone(&own);
         let (limiter, _clock) = limiter([
             Policy::per(PeerIp, Quota::per_hour(10)).cost_by(move |_| {
-                inside.get().map_or(1, |limiter| {
+                let limiter = inside.lock().unwrap().clone();
+                limiter.map_or(1, |limiter| {
                     let _ = (limiter.len(), limiter.sweep());
                     1 + u32::from(limiter.peek("per-ip", limiter.key_of(Ipv4Addr::LOCALHOST)).unwrap().remaining() < 5)
                 })
             }),
             Policy::global(Quota::per_hour(100)),
         ]);
-        own.set(limiter.clone()).unwrap();
+        *own.lock().unwrap() = Some(limiter.clone());
         // Six at one cell, then two at two.
         assert_eq!(admitted(&limiter, &from_ip(Ipv4Addr::LOCALHOST), 20), 8);
+        // Else the limiter would hold itself, for ever.
+        *own.lock().unwrap() = None;
     });
 }
