@@ -500,7 +500,7 @@ pub(crate) struct Draw {
 }
 
 /// The receipts of a decision, in the policies' order. A single one is written where it stays: to be handed to a collection
-/// it would be copied, and copies were a third of a decision.
+/// it would be copied, and it is large.
 #[derive(Debug, Default)]
 pub(crate) enum Draws {
     #[default]

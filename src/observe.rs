@@ -112,9 +112,12 @@ mod events {
         }
     }
 
+    /// Said once a minute at most: a server that comes and goes is lost several times a second.
     #[cfg(feature = "redis")]
-    pub(crate) fn redis_lost(why: &str) {
-        warn!(why, "Redis does not answer; limits are decided without it until it does");
+    pub(crate) fn redis_lost(why: &str, throttle: &Throttle, now: u64) {
+        if throttle.opens(now) {
+            warn!(why, "Redis does not answer; limits are decided without it until it does");
+        }
     }
 
     pub(crate) fn no_sweeper(error: &io::Error) {
@@ -142,7 +145,7 @@ mod silence {
     #[cfg(feature = "redis")]
     pub(crate) fn redis_found() {}
     #[cfg(feature = "redis")]
-    pub(crate) fn redis_lost(_why: &str) {}
+    pub(crate) fn redis_lost(_why: &str, _throttle: &Throttle, _now: u64) {}
     #[cfg(feature = "redis")]
     pub(crate) fn redis_strange(_why: &str, _throttle: &Throttle, _now: u64) {}
     pub(crate) fn no_sweeper(_error: &io::Error) {}

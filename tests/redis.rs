@@ -679,47 +679,23 @@ fn outside_of_a_runtime_there_is_no_redis_and_no_panic() {
     assert_eq!(decision.denied().unwrap().reason(), Reason::Unavailable);
 }
 
-/// A slow way to the server is no stall.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_far_away_is_asked_all_the_same() {
-    let server = Server::start(Engine::Redis);
-    let far = slow_way(server.port, Duration::from_millis(15)).await;
-    let limiter =
-        connected(builder(&format!("redis://127.0.0.1:{far}"), OnFailure::Open).policy(by_header(FIVE))).await;
-    // One after the other, from many at once: some come when the answer before is 15 ms away.
-    let limiter = &limiter;
-    let crowd = (0..40_u64).map(|n| async move {
-        #[expect(clippy::disallowed_methods, reason = "requests come one after the other")]
-        tokio::time::sleep(Duration::from_millis(n * 3)).await;
-        admits(limiter, "a").await
-    });
-    assert_eq!(join_all(crowd).await.into_iter().filter(|admitted| *admitted).count(), 5);
-}
-
-/// Hands bytes on, later. The port that it listens on.
-async fn slow_way(to: u16, delay: Duration) -> u16 {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((here, _)) = listener.accept().await {
-            let there = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
-            let ((here_in, here_out), (there_in, there_out)) = (here.into_split(), there.into_split());
-            for (mut from, mut into) in [(here_in, there_out), (there_in, here_out)] {
-                tokio::spawn(async move {
-                    let mut bytes = vec![0; 65_536];
-                    while let Ok(count @ 1..) = from.read(&mut bytes).await {
-                        #[expect(clippy::disallowed_methods, reason = "that it is late is what it is for")]
-                        tokio::time::sleep(delay).await;
-                        if into.write_all(&bytes[..count]).await.is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        }
-    });
-    port
+/// With the rights that docs/redis.md gives, and no others.
+#[tokio::test]
+async fn the_rights_of_the_operations_page_suffice() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let page = include_str!("../docs/redis.md");
+        let command = page.split("`ACL ").nth(1).unwrap().split('`').next().unwrap();
+        let command: Vec<&str> = ["ACL"].into_iter().chain(command.split_whitespace()).collect();
+        assert_eq!(server.cli(&command), "OK");
+        let url = format!("redis://limiter:password@127.0.0.1:{}", server.port);
+        let limiter = connected(builder(&url, OnFailure::Closed).policy(by_header(FIVE))).await;
+        assert_eq!(admitted(&limiter, "a", 10).await, 5, "{engine:?}");
+        assert_eq!(server.cli(&["SCRIPT", "FLUSH"]), "OK");
+        assert!(admits(&limiter, "b").await, "{engine:?}");
+        let elsewhere = builder(&url, OnFailure::Closed).prefix("elsewhere").policy(by_header(FIVE)).build().unwrap();
+        assert!(!elsewhere.connect(Duration::from_millis(200)).await, "other keys are not its own");
+    }
 }
 
 /// In cluster mode, which is not supported, the builder's word counts: some keys are elsewhere.

@@ -8,6 +8,8 @@ use std::{
     net::Ipv6Addr,
 };
 
+#[cfg(feature = "redis")]
+use siphasher::sip128::SipHasher24;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::{Key, Kind, Network};
@@ -31,17 +33,11 @@ impl KeyHasher {
         Self { keyed: SipHasher13::new_with_keys(entropy(), entropy()) }
     }
 
-    /// Under a secret of one's own: see [`secret`](Self::secret).
+    /// Under the secret of a deployment, of any length.
     #[cfg(feature = "redis")]
-    pub(crate) fn keyed([first, second]: [u64; 2]) -> Self {
-        Self { keyed: SipHasher13::new_with_keys(first, second) }
-    }
-
-    /// The secret of a deployment, of any length, in the length that is needed.
-    #[cfg(feature = "redis")]
-    pub(crate) fn secret(bytes: &[u8]) -> [u64; 2] {
-        let hash = siphasher::sip128::SipHasher24::new().hash(bytes);
-        [hash.h1, hash.h2]
+    pub(crate) fn of(secret: &[u8]) -> Self {
+        let hash = SipHasher24::new().hash(secret);
+        Self { keyed: SipHasher13::new_with_keys(hash.h1, hash.h2) }
     }
 
     /// The key of what is known of `key` under one quota.

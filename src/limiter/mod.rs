@@ -38,6 +38,8 @@ mod builder;
 mod claim;
 mod control;
 mod live;
+#[cfg(all(test, tower_quota_loom))]
+mod models;
 mod penalties;
 #[cfg(feature = "redis")]
 mod remote;
@@ -48,8 +50,6 @@ use std::{fmt, sync::Arc};
 use http::{Request, StatusCode};
 use smallvec::SmallVec;
 
-#[cfg(feature = "redis")]
-pub(crate) use self::remote::Charges;
 pub use self::{
     admission::Admission,
     builder::{Builder, ConfigError, Sweep},
@@ -89,6 +89,9 @@ struct Shared {
     sketch: Option<Sketch>,
     sweep: Sweep,
 }
+
+/// What a request asks of each policy that applies, by the policy's index.
+pub(crate) type Charges = SmallVec<[(usize, Charge); 4]>;
 
 /// That a request is admitted.
 #[derive(Clone, Copy, Debug)]
@@ -178,7 +181,7 @@ impl Shared {
         let policies = &*self.policies;
         let mut draws = Draws::None;
         let judged = match self.judge_sole(head, 0) {
-            // Made where it is returned: a decision is large, and copying it took longer than deciding.
+            // Made where it is returned, and not copied: a decision is large.
             Sole::Drawn(charge, alone) => {
                 return Decision::Allow(Allowed { policies, at: alone.now, draws: Draws::One(receipt(charge, alone)) });
             }
@@ -253,7 +256,14 @@ impl Shared {
         receipts: Option<&mut Draws>,
         patience: u64,
     ) -> Result<Grant, Denied> {
-        let mut charges = SmallVec::<[_; 4]>::new();
+        let charges = self.charges(head)?;
+        self.judge_all(&charges, receipts, patience)
+    }
+
+    /// What a request asks of each policy that applies. In an error, that it lacks a key.
+    #[inline(always)]
+    fn charges(&self, head: RequestHead<'_>) -> Result<Charges, Denied> {
+        let mut charges = Charges::new();
         for (index, policy) in self.policies.iter().enumerate() {
             match policy.charge(head, || self.buckets[index].quota()) {
                 Ok(Some(charge)) => charges.push((index, charge)),
@@ -261,7 +271,7 @@ impl Shared {
                 Err(status) => return Err(self.missing_key(index, status, head)),
             }
         }
-        self.judge_all(&charges, receipts, patience)
+        Ok(charges)
     }
 
     #[inline(never)]
@@ -435,175 +445,5 @@ impl From<&Limiter> for Limiter {
 impl fmt::Debug for Limiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Limiter").field("policies", &self.shared.policies).finish_non_exhaustive()
-    }
-}
-
-/// The critical section, in every interleaving with what may run beside it.
-#[cfg(all(test, tower_quota_loom))]
-mod models {
-    use std::time::Duration;
-
-    use loom::thread;
-
-    use super::*;
-    use crate::{clock::ManualClock, key::key_fn, policy::AtCap, quota::Quota};
-
-    const CELL: Duration = Duration::from_secs(3_600);
-
-    fn per_user(cells: u32) -> Policy {
-        Policy::per(key_fn(|head| head.extensions().get::<u64>().copied()), Quota::per_hour(cells)).named("user")
-    }
-
-    fn per_team(cells: u32) -> Policy {
-        Policy::per(key_fn(|head| head.extensions().get::<u64>().map(|_| 0_u64)), Quota::per_hour(cells)).named("team")
-    }
-
-    fn limiter(policies: impl IntoIterator<Item = Policy>) -> (Limiter, ManualClock) {
-        let clock = ManualClock::new();
-        // Of one place, so that loom has few atomics to follow.
-        let policies = policies.into_iter().map(|policy| if policy.is_global() { policy } else { policy.max_keys(2) });
-        let limiter = Limiter::builder().policies(policies).clock(clock.clone()).sweep(Sweep::Manual).build();
-        (limiter.unwrap(), clock)
-    }
-
-    fn request(user: u64) -> Request<()> {
-        let mut request = Request::new(());
-        request.extensions_mut().insert(user);
-        request
-    }
-
-    fn admits(limiter: &Limiter, user: u64) -> bool {
-        limiter.decide(&request(user)).is_allowed()
-    }
-
-    /// Runs both beside each other, and returns what they return.
-    fn beside<A: Send + 'static, B>(
-        limiter: &Limiter,
-        first: impl FnOnce(&Limiter) -> A + Send + 'static,
-        second: impl FnOnce(&Limiter) -> B,
-    ) -> (A, B) {
-        let other = limiter.clone();
-        let first = thread::spawn(move || first(&other));
-        let second = second(limiter);
-        (first.join().unwrap(), second)
-    }
-
-    fn left(limiter: &Limiter, policy: &str, key: Key) -> u32 {
-        limiter.peek(policy, key).unwrap().remaining()
-    }
-
-    fn models(model: impl Fn() + Send + Sync + 'static) {
-        let mut builder = loom::model::Builder::new();
-        // More of them find nothing more, in much more time.
-        builder.preemption_bound = builder.preemption_bound.or(Some(3));
-        builder.check(model);
-    }
-
-    #[test]
-    fn loom_two_requests_over_three_policies_are_admitted_by_all_or_charged_by_none() {
-        models(|| {
-            let (limiter, _clock) = limiter([per_user(1), per_team(1), Policy::global(Quota::per_hour(9))]);
-            let (a, b) = beside(&limiter, |limiter| admits(limiter, 1), |limiter| admits(limiter, 2));
-            assert!(a != b, "the team has one cell");
-            let users = left(&limiter, "user", limiter.key_of(1_u64)) + left(&limiter, "user", limiter.key_of(2_u64));
-            let rest = (users, left(&limiter, "team", limiter.key_of(0_u64)), left(&limiter, "global", Key::GLOBAL));
-            assert_eq!(rest, (1, 0, 8));
-        });
-    }
-
-    #[test]
-    fn loom_the_last_cell_of_the_global_bucket_is_drawn_once() {
-        models(|| {
-            let (limiter, _clock) = limiter([per_user(2), Policy::global(Quota::per_hour(1))]);
-            let (a, b) = beside(&limiter, |limiter| admits(limiter, 1), |limiter| admits(limiter, 2));
-            assert!(a != b);
-            let users = left(&limiter, "user", limiter.key_of(1_u64)) + left(&limiter, "user", limiter.key_of(2_u64));
-            assert_eq!(users, 3, "who was refused is not charged");
-        });
-    }
-
-    #[test]
-    fn loom_several_global_policies_are_held_together() {
-        models(|| {
-            let policies = [3, 1].map(|cells| Policy::global(Quota::per_hour(cells)).named(format!("of {cells}")));
-            let (limiter, _clock) = limiter(policies);
-            let (a, b) = beside(&limiter, |limiter| admits(limiter, 1), |limiter| admits(limiter, 2));
-            assert!(a != b);
-            assert_eq!((left(&limiter, "of 3", Key::GLOBAL), left(&limiter, "of 1", Key::GLOBAL)), (2, 0));
-        });
-    }
-
-    /// A clock that is read before the bucket is held lets one more through: what was empty then may be swept by now.
-    #[test]
-    fn loom_a_sweep_beside_a_decision_lets_no_more_through() {
-        for policies in [1, 2] {
-            models(move || {
-                let (limiter, clock) = limiter([per_user(1), per_team(9)].into_iter().take(policies));
-                assert!(admits(&limiter, 1));
-                let (_swept, admitted) = beside(
-                    &limiter,
-                    move |limiter| {
-                        clock.advance(CELL);
-                        limiter.sweep()
-                    },
-                    |limiter| admits(limiter, 1),
-                );
-                // An hour later there is one cell, for this one or for that one.
-                assert_eq!(usize::from(admitted) + usize::from(admits(&limiter, 1)), 1);
-            });
-        }
-    }
-
-    #[test]
-    fn loom_the_last_place_is_given_once() {
-        models(|| {
-            let (limiter, _clock) = limiter([per_user(1).at_cap(AtCap::Deny), per_team(9)]);
-            assert!(admits(&limiter, 1));
-            let (a, b) = beside(&limiter, |limiter| admits(limiter, 2), |limiter| admits(limiter, 3));
-            assert!(a != b, "two places, and three who want one");
-            assert_eq!(limiter.len(), 2 + 1);
-        });
-    }
-
-    #[test]
-    fn loom_one_key_does_not_compete_with_itself() {
-        models(|| {
-            let (limiter, _clock) = limiter([per_user(2).at_cap(AtCap::Deny)]);
-            assert!(admits(&limiter, 1));
-            let (a, b) = beside(&limiter, |limiter| admits(limiter, 2), |limiter| admits(limiter, 2));
-            assert!(a && b, "one place for one key with two cells");
-        });
-    }
-
-    #[test]
-    fn loom_what_is_put_back_beside_a_draw_comes_back_once() {
-        models(|| {
-            let (limiter, _clock) = limiter([per_user(1), per_team(2)]);
-            let (_, admitted) = beside(
-                &limiter,
-                |limiter| match limiter.decide(&request(1)) {
-                    Decision::Allow(allowed) => limiter.put_back(allowed),
-                    Decision::Deny(_) => {}
-                },
-                |limiter| admits(limiter, 1),
-            );
-            let left = (left(&limiter, "user", limiter.key_of(1_u64)), left(&limiter, "team", limiter.key_of(0_u64)));
-            assert_eq!(left, if admitted { (0, 1) } else { (1, 2) });
-        });
-    }
-
-    /// Each decision is made under the old quota or under the new one.
-    #[test]
-    fn loom_a_change_of_quota_beside_decisions_admits_what_one_of_them_would() {
-        models(|| {
-            let (limiter, _clock) = limiter([per_user(1)]);
-            let ((), admitted) = beside(
-                &limiter,
-                |limiter| limiter.set_quota("user", Quota::per_hour(2)).unwrap(),
-                |limiter| [admits(limiter, 1), admits(limiter, 1), admits(limiter, 1)],
-            );
-            // The first under both; the second if the change came before the first; the third would be above both.
-            assert!(matches!(admitted, [true, _, false]), "{admitted:?}");
-        });
     }
 }

@@ -4,9 +4,11 @@
 //! become less with time and more with the draws of others. So a refusal from here is a refusal there, and what is known is
 //! not forgotten when the store is.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
-use super::{Grant, Limiter, buckets::Held};
+use super::{Charges, Grant, Limiter, buckets::Held};
 use crate::{
     bucket::{Bucket, Drawn},
     decision::{Denied, Draw, Draws, Outcome, Trial, Trials},
@@ -15,24 +17,13 @@ use crate::{
     store::Room,
 };
 
-/// What a request asks of each policy that applies, by the policy's index.
-pub(crate) type Charges = SmallVec<[(usize, Charge); 4]>;
-
 impl Limiter {
     /// # Errors
     ///
     /// The refusal of a request that lacks a key.
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
     pub(crate) fn charges(&self, head: RequestHead<'_>) -> Result<Charges, Denied> {
-        let mut charges = Charges::new();
-        for (index, policy) in self.shared.policies.iter().enumerate() {
-            match policy.charge(head, || self.shared.buckets[index].quota()) {
-                Ok(Some(charge)) => charges.push((index, charge)),
-                Ok(None) => {}
-                Err(status) => return Err(self.shared.missing_key(index, status, head)),
-            }
-        }
-        Ok(charges)
+        self.shared.charges(head)
     }
 
     /// The refusal that is certain already: a key is blocked, or owes too much as far as is known here.
@@ -92,7 +83,7 @@ impl Limiter {
 
     /// The refusal of a policy that will not decide without its store.
     pub(crate) fn unavailable(&self, policy: usize) -> Denied {
-        Denied::unavailable(std::sync::Arc::clone(&self.shared.policies), policy)
+        Denied::unavailable(Arc::clone(&self.shared.policies), policy)
     }
 
     fn refusal(&self, trials: Trials, charges: &Charges) -> Option<Denied> {

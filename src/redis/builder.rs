@@ -1,6 +1,10 @@
 //! How a limiter over Redis is put together, and what is refused.
 
-use std::{error, fmt, sync::Arc, sync::Mutex, time::Duration};
+use std::{
+    error, fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use super::{RedisLimiter, Shared, link::Server, script::Names};
 use crate::{
@@ -26,13 +30,15 @@ pub enum OnFailure {
     Open,
 }
 
+/// In bytes.
+const SHORTEST_SECRET: usize = 16;
+
 /// Puts a [`RedisLimiter`] together. Made by [`RedisLimiter::builder`].
 #[must_use]
 pub struct Builder {
     url: String,
     sentinel: Option<(Vec<String>, String)>,
-    secret: [u64; 2],
-    short_secret: bool,
+    secret: Vec<u8>,
     prefix: String,
     on_failure: OnFailure,
     exceptions: Vec<(String, OnFailure)>,
@@ -45,8 +51,7 @@ impl Builder {
         Self {
             url,
             sentinel: None,
-            secret: KeyHasher::secret(secret),
-            short_secret: secret.len() < 16,
+            secret: secret.to_owned(),
             prefix: "tower-quota".to_owned(),
             on_failure,
             exceptions: Vec::new(),
@@ -99,9 +104,9 @@ impl Builder {
     /// # Errors
     ///
     /// What [`limiter::Builder::build`](crate::limiter::Builder::build) refuses; an address that is none; a prefix that is
-    /// empty, not printable ASCII, or has a brace in it; a secret shorter than 16 bytes; a share that is not above 0 and at most 1; a
-    /// timeout of zero or above a minute; an exception for
-    /// a policy that there is not; and a policy that [counts by the response](Policy::count_if), which is not built yet.
+    /// empty, not printable ASCII, or has a brace in it; a secret shorter than 16 bytes; a share that is not above 0 and at
+    /// most 1; a timeout of zero or above a minute; an exception for a policy that there is not; and a policy that
+    /// [counts by the response](Policy::count_if), which is not built yet.
     pub fn build(self) -> Result<RedisLimiter, RedisConfigError> {
         let fault = |text: String| Err(RedisConfigError(text));
         let visible = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
@@ -111,10 +116,10 @@ impl Builder {
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
             return fault(format!("a timeout of {:?} is not above zero and at most a minute", self.timeout));
         }
-        if self.short_secret {
-            return fault(
-                "the secret is shorter than 16 bytes: whoever guesses it can tell whose keys are whose".to_owned(),
-            );
+        if self.secret.len() < SHORTEST_SECRET {
+            return fault(format!(
+                "the secret is shorter than {SHORTEST_SECRET} bytes: whoever guesses it can tell whose keys are whose"
+            ));
         }
         for on_failure in self.exceptions.iter().map(|(_, on_failure)| on_failure).chain([&self.on_failure]) {
             if let OnFailure::Local { share } = on_failure {
@@ -127,7 +132,8 @@ impl Builder {
             let name = policy.name();
             return fault(format!("the policy {name:?} counts by the response, which over Redis is not built yet"));
         }
-        let build = |policies| Limiter::builder().policies(policies).hasher(KeyHasher::keyed(self.secret)).build();
+        let hasher = KeyHasher::of(&self.secret);
+        let build = |policies| Limiter::builder().policies(policies).hasher(hasher.clone()).build();
         let (local, alone) = (build(self.policies.clone())?, build(self.policies)?);
         let mut on_failure: Box<[_]> = local.policies().iter().map(|_| self.on_failure).collect();
         for (name, exception) in self.exceptions {
@@ -142,7 +148,7 @@ impl Builder {
             local,
             alone,
             on_failure,
-            names: Names { prefix: self.prefix, hasher: KeyHasher::keyed(self.secret) },
+            names: Names { prefix: self.prefix, hasher },
             server: server.map_err(RedisConfigError)?,
             patience: self.timeout,
             counts: Arc::default(),

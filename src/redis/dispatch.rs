@@ -75,9 +75,9 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn new(counts: Arc<Counts>) -> Self {
+    pub(super) fn new(clock: Clock, counts: Arc<Counts>) -> Self {
         Self {
-            clock: Clock::system(),
+            clock,
             up: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
             progress: AtomicU64::new(0),
@@ -115,6 +115,11 @@ impl Health {
         self.under_way.load(Ordering::Acquire) > 0
             && self.clock.now().saturating_sub(self.progress.load(Ordering::Acquire))
                 > self.stall.load(Ordering::Relaxed)
+    }
+
+    /// A server far away does not answer sooner for being in order.
+    fn expect_answers_like(&self, took: Duration, patience: Duration) {
+        self.stall.store(nanos(took.saturating_mul(4).max(STALL).min(patience)), Ordering::Relaxed);
     }
 
     /// A request is about to be handed over.
@@ -176,7 +181,14 @@ pub(super) struct Dispatcher {
     pub(super) probe: Limit,
     pub(super) patience: Duration,
     pub(super) health: Arc<Health>,
-    pub(super) throttle: observe::Throttle,
+    pub(super) throttles: Throttles,
+}
+
+/// Of the events that may come often.
+#[derive(Default)]
+pub(super) struct Throttles {
+    lost: observe::Throttle,
+    strange: observe::Throttle,
 }
 
 /// A call that has ended.
@@ -292,7 +304,7 @@ impl State {
                     let _ = ask.answer.send(Answer { granted: index < reply.granted, owed });
                 }
             }
-            Err(Fault::Key(why)) => observe::redis_strange(&why, &self.task.throttle, self.answered),
+            Err(Fault::Key(why)) => observe::redis_strange(&why, &self.task.throttles.strange, self.answered),
             Err(Fault::Late) if self.late + 1 < MOST_LATE && !after_a_pause => self.late += 1,
             Err(fault) => return self.give_up(&fault),
         }
@@ -309,13 +321,17 @@ impl State {
     /// The connection is of no use: nobody waits for it any longer, and another one is dialled.
     fn give_up(&mut self, fault: &Fault) {
         self.task.health.nothing_is_sent();
-        observe::redis_lost(fault.why());
+        self.report(fault);
         self.link = None;
         self.late = 0;
         // Whoever waits for one of these is told at once, by its end.
         self.waiting.clear();
         self.under_way.clear();
         self.dial();
+    }
+
+    fn report(&self, fault: &Fault) {
+        observe::redis_lost(fault.why(), &self.task.throttles.lost, self.task.health.clock.now());
     }
 
     fn dial(&mut self) {
@@ -332,8 +348,7 @@ impl State {
         self.dialling = None;
         match link {
             Ok(link) => {
-                let stall = link.took.saturating_mul(4).max(STALL).min(self.task.patience);
-                self.task.health.stall.store(nanos(stall), Ordering::Relaxed);
+                self.task.health.expect_answers_like(link.took, self.task.patience);
                 self.link = Some(link);
                 self.answered = self.task.health.clock.now();
                 self.task.health.up.store(true, Ordering::Release);
@@ -344,7 +359,7 @@ impl State {
             }
             Err(fault) => {
                 if self.attempt == FIRST_REPORT {
-                    observe::redis_lost(fault.why());
+                    self.report(&fault);
                 }
                 self.attempt = self.attempt.saturating_add(1);
                 self.dial();
@@ -374,6 +389,65 @@ fn pause(attempt: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::ManualClock;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn up() -> (Health, ManualClock) {
+        let clock = ManualClock::new();
+        let health = Health::new(clock.clone().into(), Arc::default());
+        health.up.store(true, Ordering::Release);
+        (health, clock)
+    }
+
+    #[test]
+    fn rds02_after_ten_milliseconds_without_an_answer_none_is_expected() {
+        let (health, clock) = up();
+        clock.advance(1_000 * MS);
+        assert!(health.answers(), "a pause is no stall");
+        health.sent();
+        clock.advance(10 * MS);
+        assert!(health.answers());
+        clock.advance(MS);
+        assert!(!health.answers());
+        health.progressed();
+        assert!(health.answers(), "others are answered");
+        clock.advance(11 * MS);
+        health.returned();
+        assert!(health.answers(), "nothing is under way");
+        health.sent();
+        assert!(health.answers(), "it counts from the first call after the pause");
+        health.nothing_is_sent();
+        assert!(!health.answers(), "without a connection");
+        health.up.store(true, Ordering::Release);
+        clock.advance(1_000 * MS);
+        assert!(health.answers(), "what went out over the former connection counts no longer");
+    }
+
+    #[test]
+    fn a_server_far_away_has_four_times_its_time_and_no_more_than_the_patience() {
+        let (health, clock) = up();
+        for (took, patience, stall) in
+            [(MS, 50 * MS, 10 * MS), (30 * MS, 2_000 * MS, 120 * MS), (30 * MS, 50 * MS, 50 * MS)]
+        {
+            health.expect_answers_like(took, patience);
+            health.sent();
+            clock.advance(stall);
+            assert!(health.answers(), "{took:?}");
+            clock.advance(MS);
+            assert!(!health.answers(), "{took:?}");
+            health.returned();
+        }
+    }
+
+    #[test]
+    fn a_request_that_the_task_has_not_seen_is_ignored() {
+        let (health, _clock) = up();
+        let (first, second) = (health.begin(), health.begin());
+        assert!(first.is_ignored() && second.is_ignored());
+        health.taken.fetch_add(1, Ordering::AcqRel);
+        assert!(!first.is_ignored() && second.is_ignored());
+    }
 
     #[test]
     fn the_first_redial_is_at_once_and_later_ones_end_at_a_quarter_second_and_a_half() {

@@ -27,7 +27,7 @@ pub(super) enum Server {
 /// For connecting and proving it. No request waits for it.
 const DIAL: Duration = Duration::from_millis(500);
 /// For one sentinel: the next may know.
-const SENTINEL: Duration = Duration::from_millis(200);
+const SENTINEL: Duration = Duration::from_secs(1);
 
 impl Server {
     /// # Errors

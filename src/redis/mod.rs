@@ -1,7 +1,7 @@
 //! One limit for many processes: the same policies over Redis or Valkey.
 //!
-//! [`RedisLimiter`] decides as [`Limiter`] does, with its buckets in Redis: GCRA to the nanosecond on the
-//! server's clock, over all policies or none, in one round trip. Needs tokio, and Rust 1.88.
+//! [`RedisLimiter`] decides as [`Limiter`] does, with its buckets in Redis: GCRA to the nanosecond on the server's clock, over
+//! all policies or none, in one round trip. Needs tokio, and Rust 1.88.
 //!
 //! ```no_run
 //! use tower_quota::{Policy, Quota, key::Header, redis::{OnFailure, RedisLimiter}};
@@ -25,8 +25,8 @@
 //! # What needs no Redis
 //!
 //! A refusal is remembered: until the cells are there the key is refused here, which is exact, for nobody can owe less than
-//! time has returned. (A key that is deleted in Redis by hand stays refused where it was, until then.) Requests for the same keys that come while a call is under way are asked for together with the next
-//! one.
+//! time has returned. (A key that is deleted in Redis by hand stays refused where it was, until then.) Requests for the same
+//! keys that come while a call is under way are asked for together with the next one.
 //!
 //! # What stands in Redis
 //!
@@ -61,16 +61,16 @@ pub use self::{
     layer::{RedisRateLimit, RedisRateLimitLayer},
 };
 use self::{
-    dispatch::{Answer, Ask, Counts, Dispatcher, Health},
+    dispatch::{Answer, Ask, Counts, Dispatcher, Health, Throttles},
     link::Server,
     script::{Limit, Limits, Names},
 };
 use crate::{
     RateLimitLayer,
+    clock::Clock,
     decision::{Allowed, Decision, Denied, Draws},
     key::{Key, RequestHead},
     limiter::{Charges, Grant, Limiter},
-    observe,
     policy::Policy,
 };
 
@@ -242,13 +242,13 @@ impl RedisLimiter {
         if way.as_ref().is_none_or(|way| way.asks.is_closed()) {
             let (asks, receiver) = mpsc::unbounded_channel();
             let Shared { server, names, patience, counts, .. } = &*self.shared;
-            let health = Arc::new(Health::new(Arc::clone(counts)));
+            let health = Arc::new(Health::new(Clock::system(), Arc::clone(counts)));
             let task = Dispatcher {
                 server: server.clone(),
                 probe: Limit::probe(names),
                 patience: *patience,
                 health: Arc::clone(&health),
-                throttle: observe::Throttle::default(),
+                throttles: Throttles::default(),
             };
             drop(runtime.spawn(task.run(receiver)));
             *way = Some(Way { asks, health });
