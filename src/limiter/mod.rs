@@ -256,14 +256,14 @@ impl Shared {
         receipts: Option<&mut Draws>,
         patience: u64,
     ) -> Result<Grant, Denied> {
-        let charges = self.charges(head)?;
+        let mut charges = Charges::new();
+        self.charge(head, &mut charges)?;
         self.judge_all(&charges, receipts, patience)
     }
 
-    /// What a request asks of each policy that applies. In an error, that it lacks a key.
+    /// Adds what a request asks of each policy that applies. In an error, that it lacks a key.
     #[inline(always)]
-    fn charges(&self, head: RequestHead<'_>) -> Result<Charges, Denied> {
-        let mut charges = Charges::new();
+    fn charge(&self, head: RequestHead<'_>, charges: &mut Charges) -> Result<(), Denied> {
         for (index, policy) in self.policies.iter().enumerate() {
             match policy.charge(head, || self.buckets[index].quota()) {
                 Ok(Some(charge)) => charges.push((index, charge)),
@@ -271,7 +271,7 @@ impl Shared {
                 Err(status) => return Err(self.missing_key(index, status, head)),
             }
         }
-        Ok(charges)
+        Ok(())
     }
 
     #[inline(never)]

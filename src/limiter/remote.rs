@@ -23,7 +23,9 @@ impl Limiter {
     /// The refusal of a request that lacks a key.
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
     pub(crate) fn charges(&self, head: RequestHead<'_>) -> Result<Charges, Denied> {
-        self.shared.charges(head)
+        let mut charges = Charges::new();
+        self.shared.charge(head, &mut charges)?;
+        Ok(charges)
     }
 
     /// The refusal that is certain already: a key is blocked, or owes too much as far as is known here.
