@@ -383,6 +383,8 @@ async fn rds09_a_server_that_cannot_write_is_done_without_until_it_can() {
                 !limiter.is_connected()
             })
             .await;
+            // It answers, and PING would succeed; what counts is whether the script runs and writes.
+            assert!(!limiter.connect(Duration::from_millis(100)).await, "{engine:?}, {fault:?}");
             assert_eq!(server.cli(mend), "OK", "{mend:?}");
             eventually(|| async { limiter.is_connected() }).await;
             assert_eq!(admitted(&limiter, "c", 10).await, 5, "{engine:?}, {fault:?}: shared again");
@@ -529,16 +531,19 @@ async fn s5_an_evicted_key_and_a_changed_quota_begin_anew_and_once() {
 /// The primary dies, the sentinel makes the replica the primary, and the limiter asks where it is now.
 #[tokio::test(flavor = "multi_thread")]
 async fn rds06_after_a_failover_the_new_primary_is_asked() {
-    let mut primary = Server::start(Engine::Redis);
+    let login = ["--requirepass", "pa55word", "--masterauth", "pa55word"];
+    let mut primary = Server::start_with(Engine::Redis, &login);
     let port = primary.port.to_string();
-    let replica = Server::start_with(Engine::Redis, &["--replicaof", "127.0.0.1", &port]);
+    let replica = Server::start_with(Engine::Redis, &[&login[..], &["--replicaof", "127.0.0.1", &port]].concat());
     within_a_minute(|| replica.cli(&["INFO", "replication"]).contains("master_link_status:up"));
-    let sentinel = Server::sentinel("limits", primary.port);
+    let sentinel = Server::sentinel("limits", primary.port, "pa55word");
     within_a_minute(|| sentinel.cli(&["SENTINEL", "REPLICAS", "limits"]).contains(&replica.port.to_string()));
+    // One that accepts and never answers stands first: the next is asked all the same.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let sentinels = || [format!("redis://{}", silent.local_addr().unwrap()), sentinel.url()];
+    let url = "redis://:pa55word@127.0.0.1";
     let on_failure = OnFailure::Local { share: 1.0 };
-    let limiter =
-        builder("redis://127.0.0.1", on_failure).sentinels([sentinel.url()], "limits").policy(by_header(FIVE));
-    let limiter = connected(limiter).await;
+    let limiter = connected(builder(url, on_failure).sentinels(sentinels(), "limits").policy(by_header(FIVE))).await;
     assert_eq!(admitted(&limiter, "a", 10).await, 5);
     within_a_minute(|| replica.keys().len() == 1);
     primary.kill();
@@ -550,8 +555,7 @@ async fn rds06_after_a_failover_the_new_primary_is_asked() {
     assert_eq!(admitted(&limiter, "b", 10).await, 5);
     within_a_minute(|| replica.keys().len() >= 2);
     // What was replicated is owed there, whoever asks.
-    let other =
-        builder("redis://127.0.0.1", OnFailure::Closed).sentinels([sentinel.url()], "limits").policy(by_header(FIVE));
+    let other = builder(url, OnFailure::Closed).sentinels(sentinels(), "limits").policy(by_header(FIVE));
     assert_eq!(admitted(&connected(other).await, "a", 10).await, 0);
 }
 
@@ -599,16 +603,38 @@ async fn what_was_drawn_without_redis_locks_nobody_out_with_it() {
     let mut server = Server::start(Engine::Redis);
     let share = OnFailure::Local { share: 0.05 };
     let limiter = connected(builder(&server.url(), share).policy(by_header(FIVE))).await;
+    let all = connected(builder(&server.url(), share).policy(Policy::global(FIVE))).await;
     server.kill();
-    eventually(|| async {
-        let _ = admits(&limiter, "x").await;
-        !limiter.is_connected()
-    })
-    .await;
+    for limiter in [&limiter, &all] {
+        eventually(|| async {
+            let _ = admits(limiter, "x").await;
+            !limiter.is_connected()
+        })
+        .await;
+    }
     assert_eq!(admitted(&limiter, "a", 10).await, 1, "a share is at least one cell");
+    assert_eq!(admitted(&all, "a", 10).await, 0, "which one of the first has had");
     server.run();
     connect(&limiter).await;
+    connect(&all).await;
     assert_eq!(admitted(&limiter, "a", 10).await, 5);
+    assert_eq!(admitted(&all, "a", 10).await, 5);
+}
+
+/// In shadow mode a policy draws what it has, and neither refuses nor holds the others back.
+#[tokio::test(flavor = "multi_thread")]
+async fn ops09_a_policy_in_shadow_mode_only_watches() {
+    let server = Server::start(Engine::Redis);
+    let policies = [by_header(Quota::per_hour(50)).named("old"), by_header(Quota::per_hour(3)).named("new").shadow()];
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policies(policies)).await;
+    for left in [2, 1, 0, 0] {
+        let request = with_header("k", "a");
+        let Decision::Allow(allowed) = limiter.decide(&request).await else { panic!("the old one has 50") };
+        let standings: Vec<_> = allowed.standings().map(|standing| standing.remaining()).collect();
+        assert_eq!(standings[1], left);
+    }
+    let together = join_all((0..20).map(|_| admitted(&limiter, "a", 5))).await;
+    assert_eq!(together.into_iter().sum::<usize>(), 46);
 }
 
 #[tokio::test]

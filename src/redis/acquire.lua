@@ -1,12 +1,11 @@
--- Draws want units from each bucket, or as many as all of them have, but none if that is fewer than need.
--- KEYS: one for each limit. ARGV: need, want, then for each limit: the nanoseconds of a unit, those of the whole burst, and 1 if
--- the limit only watches. Returns how many units were drawn, or -1, and the nanoseconds that each bucket owed before.
+-- Draws as many units as wanted from each bucket, or as many as all of them have.
+-- KEYS: one for each limit. ARGV: how many are wanted, then for each limit: the nanoseconds of a unit, those of the whole burst,
+-- and 1 if the limit only watches. Returns how many were drawn, and the nanoseconds that each bucket owed before.
 -- A value is an arrival time in nanoseconds since 1970, of digits: as a Lua number it would lose the last ones.
 local time = redis.call('TIME')
 local s, ns = tonumber(time[1]), tonumber(time[2]) * 1000
-local need, want = tonumber(ARGV[1]), tonumber(ARGV[2])
+local drawn = tonumber(ARGV[1])
 local owed, reply, cut = {}, {}, {}
-local drawn = want
 
 local function write(i, nanos)
     local after = ns + nanos
@@ -16,7 +15,7 @@ local function write(i, nanos)
 end
 
 for i = 1, #KEYS do
-    local unit, burst, watches = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), ARGV[3 * i + 2] == '1'
+    local unit, burst, watches = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i]), ARGV[3 * i + 1] == '1'
     local value = redis.call('GET', KEYS[i])
     local left = 0
     -- What else stands there is not ours, or was written by a fault: as good as nothing.
@@ -37,13 +36,8 @@ for i = 1, #KEYS do
     end
 end
 
-if drawn < need then
-    for i in pairs(cut) do write(i, owed[i]) end
-    reply[1] = -1
-    return reply
-end
 for i = 1, #KEYS do
-    local unit, burst = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1])
+    local unit, burst = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
     local units = 0
     -- A limit that only watches may have fewer than the others.
     if unit > 0 then units = math.min(drawn, math.floor((burst - owed[i]) / unit)) end

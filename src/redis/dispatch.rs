@@ -282,7 +282,7 @@ impl State {
         let after_a_pause = health.clock.now().saturating_sub(self.answered) > nanos(IDLE);
         health.sent();
         self.under_way.push(Box::pin(async move {
-            let reply = timeout(patience, link.acquire(&limits, 1, want)).await.unwrap_or(Err(Fault::Late));
+            let reply = timeout(patience, link.acquire(&limits, want)).await.unwrap_or(Err(Fault::Late));
             Done { after_a_pause, limits, asks, reply }
         }));
     }

@@ -60,8 +60,8 @@ impl Server {
                 took: Duration::ZERO,
             };
             link.load().await.map_err(|error| Fault::of(&error))?;
-            link.acquire(slice::from_ref(probe), 1, 1).await?;
-            let (clock, again) = (Clock::system(), link.acquire(slice::from_ref(probe), 1, 1));
+            link.acquire(slice::from_ref(probe), 1).await?;
+            let (clock, again) = (Clock::system(), link.acquire(slice::from_ref(probe), 1));
             timeout(patience, again).await.unwrap_or(Err(Fault::Late))?;
             link.took = Duration::from_nanos(clock.now());
             Ok(link)
@@ -123,15 +123,15 @@ impl Link {
         Ok(())
     }
 
-    /// Asks for `want` requests of these limits, and for none if fewer than `need` are to be had.
-    pub(super) async fn acquire(&mut self, limits: &[Limit], need: u32, want: u32) -> Result<Reply, Fault> {
+    /// Asks for `want` requests of these limits, or as many as are to be had.
+    pub(super) async fn acquire(&mut self, limits: &[Limit], want: u32) -> Result<Reply, Fault> {
         let ask = |verb: &str, script: &str| {
             let mut command = cmd(verb);
             command.arg(script).arg(limits.len());
             for limit in limits {
                 command.arg(&limit.key);
             }
-            command.arg(need).arg(want);
+            command.arg(want);
             for Limit { unit, burst, shadow, .. } in limits {
                 command.arg(*unit).arg(*burst).arg(u8::from(*shadow));
             }

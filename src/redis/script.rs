@@ -74,11 +74,11 @@ impl Reply {
     /// `None` where it is not the reply of the script.
     pub(super) fn read(numbers: &[i64], limits: usize) -> Option<Self> {
         let [granted, owed @ ..] = numbers else { return None };
-        if owed.len() != limits || *granted < -1 {
+        if owed.len() != limits {
             return None;
         }
         let owed = owed.iter().map(|nanos| u64::try_from(*nanos).ok()).collect::<Option<_>>()?;
-        Some(Self { granted: u32::try_from(*granted).unwrap_or(0), owed })
+        Some(Self { granted: u32::try_from(*granted).ok()?, owed })
     }
 
     /// What each bucket owed before the `index`th of the requests that were asked for together, the first being 0.
@@ -100,8 +100,8 @@ mod tests {
     fn rds09_a_reply_that_is_not_the_scripts_is_none() {
         let read = |numbers: &[i64]| Reply::read(numbers, 2);
         assert_eq!(read(&[1, 5, 0]), Some(Reply { granted: 1, owed: Owed::from_slice(&[5, 0]) }));
-        assert_eq!(read(&[-1, 5, 0]), Some(Reply { granted: 0, owed: Owed::from_slice(&[5, 0]) }));
-        for wrong in [&[][..], &[1], &[1, 5], &[1, 5, 0, 0], &[-2, 5, 0], &[1, -5, 0]] {
+        assert_eq!(read(&[0, 5, 0]), Some(Reply { granted: 0, owed: Owed::from_slice(&[5, 0]) }));
+        for wrong in [&[][..], &[1], &[1, 5], &[1, 5, 0, 0], &[-1, 5, 0], &[1, -5, 0]] {
             assert_eq!(read(wrong), None, "{wrong:?}");
         }
     }

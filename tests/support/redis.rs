@@ -54,11 +54,11 @@ impl Server {
     }
 
     /// A sentinel that alone decides over the primary of this name.
-    pub(crate) fn sentinel(name: &str, primary: u16) -> Self {
+    pub(crate) fn sentinel(name: &str, primary: u16, password: &str) -> Self {
         let mut server = Self::prepare(Engine::Redis, &[]);
         let file = server.directory.join("sentinel.conf");
         let settings = format!(
-            "sentinel monitor {name} 127.0.0.1 {primary} 1\nsentinel down-after-milliseconds {name} 500\n\
+            "sentinel monitor {name} 127.0.0.1 {primary} 1\nsentinel auth-pass {name} {password}\nsentinel down-after-milliseconds {name} 500\n\
              sentinel failover-timeout {name} 2000\n"
         );
         fs::write(&file, settings).unwrap();
@@ -96,7 +96,12 @@ impl Server {
     /// What the server answers, as `redis-cli` prints it.
     pub(crate) fn cli(&self, arguments: &[&str]) -> String {
         let port = self.port.to_string();
-        let output = Command::new("redis-cli").args(["-p", &port]).args(arguments).output().unwrap();
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &port, "--no-auth-warning"]).args(arguments);
+        if let Some(at) = self.more.iter().position(|argument| argument == "--requirepass") {
+            command.env("REDISCLI_AUTH", &self.more[at + 1]);
+        }
+        let output = command.output().unwrap();
         let said = [output.stdout, output.stderr].concat();
         String::from_utf8_lossy(&said).trim().to_owned()
     }
