@@ -7,11 +7,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    sync::{Arc, LazyLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -19,10 +15,16 @@ use crate::{
     clock::{Clock, nanos},
     observe,
     store::Store,
+    sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+        thread,
+    },
 };
 
 /// The membership of some stores in the schedule. Dropping it ends their sweeping, and with the last one the thread.
 pub(crate) struct Sweeping {
+    sweeper: Arc<Sweeper>,
     id: u64,
     pressed: Arc<AtomicBool>,
 }
@@ -30,8 +32,12 @@ pub(crate) struct Sweeping {
 impl Sweeping {
     /// Has the store of `policy` swept every `period`. Starts the thread if there is none.
     pub(crate) fn start(policy: Arc<str>, store: &Arc<Store>, period: Duration) -> Self {
+        Self::by(&SWEEPER, policy, store, period)
+    }
+
+    fn by(sweeper: &Arc<Sweeper>, policy: Arc<str>, store: &Arc<Store>, period: Duration) -> Self {
         let pressed = Arc::new(AtomicBool::new(false));
-        let mut schedule = SWEEPER.lock();
+        let mut schedule = sweeper.lock();
         let id = schedule.new_id();
         let now = schedule.now();
         let due = now.saturating_add(nanos(period));
@@ -45,13 +51,13 @@ impl Sweeping {
             pressable: now,
             pressed: Arc::clone(&pressed),
         });
-        let started = schedule.start_thread();
+        let started = schedule.start_thread(sweeper);
         drop(schedule);
-        SWEEPER.changed.notify_one();
+        sweeper.changed.notify_one();
         if let Err(error) = started {
             observe::no_sweeper(&error);
         }
-        Self { id, pressed }
+        Self { sweeper: Arc::clone(sweeper), id, pressed }
     }
 
     /// Asks for a sweep before its time, because the store is full. Cheap to repeat; sweeps asked for this way take at
@@ -59,8 +65,8 @@ impl Sweeping {
     pub(crate) fn press(&self) {
         if !self.pressed.swap(true, Ordering::AcqRel) {
             // Taken, so that the thread is either waiting or will look at the flag before it waits.
-            drop(SWEEPER.lock());
-            SWEEPER.changed.notify_one();
+            drop(self.sweeper.lock());
+            self.sweeper.changed.notify_one();
         }
     }
 }
@@ -68,16 +74,15 @@ impl Sweeping {
 impl Drop for Sweeping {
     fn drop(&mut self) {
         // The thread holds this lock to read the schedule and never while it sweeps.
-        SWEEPER.lock().rounds.retain(|round| round.id != self.id);
-        SWEEPER.changed.notify_one();
+        self.sweeper.lock().rounds.retain(|round| round.id != self.id);
+        self.sweeper.changed.notify_one();
     }
 }
 
-static SWEEPER: Sweeper = Sweeper {
-    schedule: Mutex::new(Schedule { thread: None, last_id: 0, rounds: Vec::new(), clock: None }),
-    changed: Condvar::new(),
-};
+/// The one of the process.
+static SWEEPER: LazyLock<Arc<Sweeper>> = LazyLock::new(Arc::default);
 
+#[derive(Default)]
 struct Sweeper {
     schedule: Mutex<Schedule>,
     changed: Condvar,
@@ -89,6 +94,7 @@ impl Sweeper {
     }
 }
 
+#[derive(Default)]
 struct Schedule {
     /// The id of the thread that runs, if one does.
     thread: Option<u64>,
@@ -119,12 +125,13 @@ impl Schedule {
 
     /// A process that cannot have another thread still has its limits, and memory is bounded by the cap. The next limiter
     /// tries again.
-    fn start_thread(&mut self) -> io::Result<()> {
+    fn start_thread(&mut self, sweeper: &Arc<Sweeper>) -> io::Result<()> {
         if self.thread.is_none() {
             let id = self.new_id();
+            let sweeper = Arc::clone(sweeper);
             thread::Builder::new().name("tower-quota".to_owned()).spawn(move || {
-                let _running = Running { id };
-                run();
+                let _running = Running { sweeper: &sweeper, id };
+                run(&sweeper);
             })?;
             self.thread = Some(id);
         }
@@ -148,21 +155,22 @@ impl Round {
 }
 
 /// That a thread runs. Also if it ends in a panic, the next limiter starts another one.
-struct Running {
+struct Running<'a> {
+    sweeper: &'a Sweeper,
     id: u64,
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let mut schedule = SWEEPER.lock();
+        let mut schedule = self.sweeper.lock();
         if schedule.thread == Some(self.id) {
             schedule.thread = None;
         }
     }
 }
 
-fn run() {
-    let mut schedule = SWEEPER.lock();
+fn run(sweeper: &Sweeper) {
+    let mut schedule = sweeper.lock();
     loop {
         let now = schedule.now();
         let Some((when, round)) = schedule.next() else {
@@ -172,7 +180,7 @@ fn run() {
         };
         if when > now {
             let wait = Duration::from_nanos(when - now);
-            (schedule, _) = SWEEPER.changed.wait_timeout(schedule, wait).unwrap_or_else(PoisonError::into_inner);
+            (schedule, _) = sweeper.changed.wait_timeout(schedule, wait).unwrap_or_else(PoisonError::into_inner);
             continue;
         }
         round.pressed.store(false, Ordering::Release);
@@ -186,7 +194,7 @@ fn run() {
             let _ = catch_unwind(observe::sweep_panicked);
             was_near_cap
         });
-        schedule = SWEEPER.lock();
+        schedule = sweeper.lock();
         let end = schedule.now();
         let took = end.saturating_sub(now);
         if let Some(round) = schedule.rounds.iter_mut().find(|round| round.id == id) {
@@ -212,4 +220,80 @@ fn sweep(policy: &str, store: &Store, was_near_cap: bool) -> bool {
 /// one and a half of it, and a long window does not mean rare sweeps.
 pub(crate) fn period(time_to_fill: Duration) -> Duration {
     (time_to_fill / 2).clamp(Duration::from_secs(1), Duration::from_secs(60))
+}
+
+/// A notice that is lost makes a wait here last for ever, for loom's has no time-out; the time-out of the thread is for what
+/// is due.
+#[cfg(all(test, tower_quota_loom))]
+mod models {
+    use super::*;
+    use crate::{bucket::Bucket, clock::ManualClock, key::Key, store::AtCap};
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn models(model: impl Fn(&Arc<Sweeper>, &ManualClock) + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(3));
+        builder.check(move || {
+            let (sweeper, clock) = (Arc::<Sweeper>::default(), ManualClock::new());
+            sweeper.lock().clock = Some(clock.clone().into());
+            model(&sweeper, &clock);
+        });
+    }
+
+    /// With a bucket in it that owes nothing any more.
+    fn store(clock: &ManualClock) -> Arc<Store> {
+        let store = Arc::new(Store::new(2, AtCap::Overflow, clock.clone().into()));
+        store.hold(Key::GLOBAL).write(Bucket::from_bits(1));
+        clock.advance(Duration::from_nanos(2));
+        store
+    }
+
+    fn start(sweeper: &Arc<Sweeper>, store: &Arc<Store>) -> Sweeping {
+        Sweeping::by(sweeper, "user".into(), store, HOUR)
+    }
+
+    fn wait_until_swept(store: &Store) {
+        while store.len() > 0 {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn loom_the_thread_ends_with_the_last_store() {
+        // A thread that waits on is a deadlock to loom.
+        models(|sweeper, clock| {
+            let (a, b) = (store(clock), store(clock));
+            let (first, second) = (start(sweeper, &a), start(sweeper, &b));
+            let other = thread::spawn(move || drop(first));
+            drop(second);
+            other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_a_store_that_comes_while_the_thread_ends_is_swept() {
+        models(|sweeper, clock| {
+            let (a, b) = (store(clock), store(clock));
+            let first = start(sweeper, &a);
+            let other = thread::spawn(move || drop(first));
+            let second = start(sweeper, &b);
+            second.press();
+            wait_until_swept(&b);
+            other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_a_full_store_is_swept_when_it_asks() {
+        models(|sweeper, clock| {
+            let store = store(clock);
+            let sweeping = Arc::new(start(sweeper, &store));
+            let also = Arc::clone(&sweeping);
+            let other = thread::spawn(move || also.press());
+            sweeping.press();
+            wait_until_swept(&store);
+            other.join().unwrap();
+        });
+    }
 }

@@ -1,4 +1,4 @@
-//! The locks and atomics that decisions go through: the standard library's, or loom's where every interleaving of them is tried.
+//! The locks and atomics that decisions and the sweeper go through: the standard library's, or loom's where every interleaving of them is tried.
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg tower_quota_loom" cargo test --release --lib loom_
@@ -7,10 +7,12 @@
 #[cfg(tower_quota_loom)]
 pub(crate) use loom::{
     hint,
-    sync::{Mutex, MutexGuard, atomic},
+    sync::{Condvar, Mutex, MutexGuard, atomic},
+    thread,
 };
 #[cfg(not(tower_quota_loom))]
 pub(crate) use std::{
     hint,
-    sync::{Mutex, MutexGuard, atomic},
+    sync::{Condvar, Mutex, MutexGuard, atomic},
+    thread,
 };
