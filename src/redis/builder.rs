@@ -1,12 +1,14 @@
 //! How a limiter over Redis is put together, and what is refused.
 
-use std::{
-    error, fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{error, fmt, sync::Arc, time::Duration};
 
-use super::{RedisLimiter, Shared, link::Server, script::Names};
+use super::{
+    RedisLimiter, Shared,
+    cluster::{Cluster, Place},
+    link::{self, Server},
+    node::{Manner, Node},
+    script::{Limit, Names},
+};
 use crate::{
     key::KeyHasher,
     limiter::{ConfigError, Limiter},
@@ -38,6 +40,8 @@ const SHORTEST_SECRET: usize = 16;
 pub struct Builder {
     url: String,
     sentinel: Option<(Vec<String>, String)>,
+    /// Further nodes, where the server is one of a cluster.
+    cluster: Option<Vec<String>>,
     secret: Vec<u8>,
     prefix: String,
     on_failure: OnFailure,
@@ -51,6 +55,7 @@ impl Builder {
         Self {
             url,
             sentinel: None,
+            cluster: None,
             secret: secret.to_owned(),
             prefix: "tower-quota".to_owned(),
             on_failure,
@@ -99,13 +104,25 @@ impl Builder {
         self
     }
 
+    /// The server is one of a cluster, of which these are others (`redis://host:port`): for when that one is away. User and
+    /// password of the builder's address count for all. Each primary has a connection of its own, and without one of them
+    /// [`OnFailure`] decides for what is kept there.
+    ///
+    /// Policies that count one principal are decided by one call, as ever. Over several principals (an address, and the whole
+    /// service) each primary is asked at once; where one refuses, what others have granted is put back a moment later, less
+    /// what time has returned since. Meanwhile it counts.
+    pub fn cluster<U: Into<String>>(mut self, others: impl IntoIterator<Item = U>) -> Self {
+        self.cluster = Some(others.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Builds the limiter. Connects to nothing: that begins with the first decision, in the background.
     ///
     /// # Errors
     ///
     /// What [`limiter::Builder::build`](crate::limiter::Builder::build) refuses; an address that is none; a prefix that is
     /// empty, not printable ASCII, or has a brace in it; a secret shorter than 16 bytes; a share that is not above 0 and at
-    /// most 1; a timeout of zero or above a minute; an exception for a policy that there is not; and a policy that
+    /// most 1; a timeout of zero or above a minute; sentinels of a cluster; an exception for a policy that there is not; and a policy that
     /// [counts by the response](Policy::count_if), which is not built yet.
     pub fn build(self) -> Result<RedisLimiter, RedisConfigError> {
         let fault = |text: String| Err(RedisConfigError(text));
@@ -142,19 +159,23 @@ impl Builder {
             };
             on_failure[policy] = exception;
         }
+        let manner = Manner { prefix: self.prefix.clone(), patience: self.timeout, counts: Arc::default() };
         let sentinels = self.sentinel.as_ref().map(|(urls, primary)| (&urls[..], &primary[..]));
-        let server = Server::new(&self.url, sentinels);
-        let shared = Shared {
-            local,
-            alone,
-            on_failure,
-            names: Names { prefix: self.prefix, hasher },
-            server: server.map_err(RedisConfigError)?,
-            patience: self.timeout,
-            counts: Arc::default(),
-            way: Mutex::new(None),
+        let place = match (&self.cluster, sentinels) {
+            (Some(_), Some(_)) => return fault("a cluster has no sentinels: its nodes see to that".to_owned()),
+            (Some(others), None) => {
+                let seeds = [&self.url].into_iter().chain(others).map(|url| link::address(url));
+                let seeds = seeds.collect::<Result<_, _>>().map_err(RedisConfigError)?;
+                Place::Cluster(Arc::new(Cluster::new(seeds, manner.clone())))
+            }
+            (None, sentinels) => {
+                let server = Server::new(&self.url, sentinels).map_err(RedisConfigError)?;
+                let probe = Limit::probe(&self.prefix, |_| true);
+                Place::One(Arc::new(Node::new(server, probe, manner.clone(), None)))
+            }
         };
-        Ok(RedisLimiter { shared: Arc::new(shared) })
+        let names = Names { prefix: self.prefix, hasher };
+        Ok(RedisLimiter { shared: Arc::new(Shared { local, alone, on_failure, names, place, manner }) })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The one task that talks to Redis: it asks for requests of one kind together, watches the connection, and dials.
+//! The one task that talks to a server: it asks for requests of one kind together, watches the connection, and dials.
 //!
 //! Owns connection, breaker and the requests that wait for an answer. It is started by the first decision, ends with the last
 //! handle, and no request has a task of its own. Knows nothing of policies.
@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    link::{Fault, Link, Server},
-    script::{Limit, Limits, Owed, Reply},
+    link::{Elsewhere, Fault, Link, Server},
+    script::{Limit, Limits, Moment, Owed, PutBack, Reply},
 };
 use crate::{
     clock::{Clock, nanos},
@@ -33,14 +33,30 @@ use crate::{
     observe,
 };
 
-/// A request that waits for its answer. Without one (the sender is dropped) it is decided without Redis.
-pub(super) struct Ask {
+/// What the task is asked for.
+pub(super) enum Ask {
+    /// The cells of a request, which waits for its answer. Without one (the sender is dropped) it is decided without Redis.
+    Draw(Draw),
+    /// Nobody waits for it; what is lost on the way stays drawn.
+    PutBack(PutBack),
+}
+
+pub(super) struct Draw {
     pub(super) limits: Limits,
+    /// Whether another node has sent it here, to which the slot is still on its way.
+    pub(super) asking: bool,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
-pub(super) struct Answer {
+pub(super) enum Answer {
+    Decided(Decided),
+    /// Nothing was carried out.
+    Elsewhere(Elsewhere),
+}
+
+pub(super) struct Decided {
     pub(super) granted: bool,
+    pub(super) at: Moment,
     pub(super) owed: Owed,
 }
 
@@ -182,6 +198,8 @@ pub(super) struct Dispatcher {
     pub(super) patience: Duration,
     pub(super) health: Arc<Health>,
     pub(super) throttles: Throttles,
+    /// Where somebody wants to know that slots may have moved: in a cluster.
+    pub(super) moved: Option<mpsc::Sender<()>>,
 }
 
 /// Of the events that may come often.
@@ -195,9 +213,19 @@ pub(super) struct Throttles {
 struct Done {
     /// Whether the connection had been idle before it.
     after_a_pause: bool,
+    was: Was,
+}
+
+enum Was {
+    Drawn { call: Call, reply: Result<Reply, Fault> },
+    PutBack(Result<(), Fault>),
+}
+
+/// For requests that have asked for the same.
+struct Call {
     limits: Limits,
-    asks: Vec<Ask>,
-    reply: Result<Reply, Fault>,
+    asking: bool,
+    answers: Vec<oneshot::Sender<Answer>>,
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -213,7 +241,7 @@ struct State {
     dialling: Option<Boxed<Result<Link, Fault>>>,
     under_way: FuturesUnordered<Boxed<Done>>,
     /// Who waits for a call for the same limits.
-    waiting: HashMap<Limits, Vec<Ask>>,
+    waiting: HashMap<Limits, Vec<oneshot::Sender<Answer>>>,
 }
 
 impl Dispatcher {
@@ -261,60 +289,123 @@ impl State {
     /// No bound on how many wait: each is a request that is in memory anyhow, and waits no longer than its patience. A full
     /// queue would be a way to switch the limit off.
     fn take(&mut self, ask: Ask) {
+        let draw = match ask {
+            Ask::Draw(draw) => draw,
+            Ask::PutBack(put_back) => return self.put_back(put_back),
+        };
         self.task.health.taken.fetch_add(1, Ordering::AcqRel);
-        if self.link.is_none() || ask.answer.is_closed() {
+        let Draw { limits, asking, answer } = draw;
+        if self.link.is_none() || answer.is_closed() {
             return;
         }
-        if let Some(waiting) = self.waiting.get_mut(&ask.limits) {
-            waiting.push(ask);
+        if asking {
+            // Too rare to be asked for together.
+            return self.call(Call { limits, asking, answers: vec![answer] });
+        }
+        if let Some(waiting) = self.waiting.get_mut(&limits) {
+            waiting.push(answer);
         } else {
-            let limits = Arc::clone(&ask.limits);
             self.waiting.insert(Arc::clone(&limits), Vec::new());
-            self.call(limits, vec![ask]);
+            self.call(Call { limits, asking, answers: vec![answer] });
         }
     }
 
-    fn call(&mut self, limits: Limits, asks: Vec<Ask>) {
-        let Some(mut link) = self.link.clone() else { return };
-        let patience = self.task.patience;
-        let want = u32::try_from(asks.len()).unwrap_or(u32::MAX);
-        let health = &self.task.health;
-        let after_a_pause = health.clock.now().saturating_sub(self.answered) > nanos(IDLE);
-        health.sent();
-        self.under_way.push(Box::pin(async move {
-            let reply = timeout(patience, link.acquire(&limits, want)).await.unwrap_or(Err(Fault::Late));
-            Done { after_a_pause, limits, asks, reply }
-        }));
+    fn call(&mut self, call: Call) {
+        let want = u32::try_from(call.answers.len()).unwrap_or(u32::MAX);
+        self.send(|mut link, patience| async move {
+            let reply = timeout(patience, link.acquire(&call.limits, want, call.asking)).await;
+            Was::Drawn { call, reply: reply.unwrap_or(Err(Fault::Late)) }
+        });
+    }
+
+    fn put_back(&mut self, put_back: PutBack) {
+        self.send(|mut link, patience| async move {
+            Was::PutBack(timeout(patience, link.put_back(&put_back)).await.unwrap_or(Err(Fault::Late)))
+        });
     }
 
     fn settle(&mut self, done: Done) {
-        let Done { after_a_pause, limits, asks, reply } = done;
         self.task.health.returned();
-        if let Ok(_) | Err(Fault::Key(_)) = reply {
-            self.late = 0;
-            self.attempt = 0;
-            self.answered = self.task.health.clock.now();
-            self.task.health.progressed();
-        }
-        match reply {
+        let after_a_pause = done.after_a_pause;
+        let (call, reply) = match done.was {
+            Was::PutBack(put_back) => return self.weigh(put_back.err(), after_a_pause),
+            Was::Drawn { call, reply } => (call, reply),
+        };
+        let Call { limits, asking, answers } = call;
+        let fault = match reply {
             Ok(reply) => {
-                for (index, ask) in (0..).zip(asks) {
+                for (index, answer) in (0..).zip(answers) {
                     let owed = reply.owed_before(index, &limits);
                     // Who no longer waits has been charged all the same.
-                    let _ = ask.answer.send(Answer { granted: index < reply.granted, owed });
+                    let _ =
+                        answer.send(Answer::Decided(Decided { granted: index < reply.granted, at: reply.at, owed }));
                 }
+                None
             }
-            Err(Fault::Key(why)) => observe::redis_strange(&why, &self.task.throttles.strange, self.answered),
-            Err(Fault::Late) if self.late + 1 < MOST_LATE && !after_a_pause => self.late += 1,
-            Err(fault) => return self.give_up(&fault),
+            Err(Fault::Elsewhere(elsewhere)) if self.task.moved.is_some() => {
+                for answer in answers {
+                    let _ = answer.send(Answer::Elsewhere(elsewhere.clone()));
+                }
+                Some(Fault::Elsewhere(elsewhere))
+            }
+            Err(fault) => Some(fault),
+        };
+        self.weigh(fault, after_a_pause);
+        if asking {
+            return;
         }
-        // Those that came meanwhile, and still wait.
+        // Those that came meanwhile, and still wait; none, where the connection was given up.
         let Some(waiting) = self.waiting.get_mut(&limits) else { return };
-        let next: Vec<Ask> = waiting.drain(..).filter(|ask| !ask.answer.is_closed()).collect();
-        if next.is_empty() {
+        let answers: Vec<_> = waiting.drain(..).filter(|answer| !answer.is_closed()).collect();
+        if answers.is_empty() {
             self.waiting.remove(&limits);
         } else {
-            self.call(limits, next);
+            self.call(Call { limits, asking, answers });
+        }
+    }
+
+    fn send<F>(&mut self, call: impl FnOnce(Link, Duration) -> F)
+    where
+        F: Future<Output = Was> + Send + 'static,
+    {
+        let Some(link) = self.link.clone() else { return };
+        let health = &self.task.health;
+        let after_a_pause = health.clock.now().saturating_sub(self.answered) > nanos(IDLE);
+        health.sent();
+        let call = call(link, self.task.patience);
+        self.under_way.push(Box::pin(async move { Done { after_a_pause, was: call.await } }));
+    }
+
+    /// What the end of a call means for the connection.
+    fn weigh(&mut self, fault: Option<Fault>, after_a_pause: bool) {
+        match fault {
+            None => self.answered(),
+            Some(Fault::Key(why)) => {
+                self.answered();
+                observe::redis_strange(&why, &self.task.throttles.strange, self.answered);
+            }
+            Some(Fault::Elsewhere(elsewhere)) if self.task.moved.is_some() => {
+                self.answered();
+                if !elsewhere.asking {
+                    self.look_for_slots();
+                }
+            }
+            Some(Fault::Late) if self.late + 1 < MOST_LATE && !after_a_pause => self.late += 1,
+            Some(fault) => self.give_up(&fault),
+        }
+    }
+
+    fn answered(&mut self) {
+        self.late = 0;
+        self.attempt = 0;
+        self.answered = self.task.health.clock.now();
+        self.task.health.progressed();
+    }
+
+    fn look_for_slots(&self) {
+        if let Some(moved) = &self.task.moved {
+            // Where it is full somebody is about to look.
+            let _ = moved.try_send(());
         }
     }
 
@@ -327,6 +418,7 @@ impl State {
         // Whoever waits for one of these is told at once, by its end.
         self.waiting.clear();
         self.under_way.clear();
+        self.look_for_slots();
         self.dial();
     }
 
@@ -362,6 +454,7 @@ impl State {
                     self.report(&fault);
                 }
                 self.attempt = self.attempt.saturating_add(1);
+                self.look_for_slots();
                 self.dial();
             }
         }

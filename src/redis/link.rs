@@ -5,16 +5,21 @@
 use std::{slice, time::Duration};
 
 use ::redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo, RedisError,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, IntoConnectionInfo as _,
+    RedisConnectionInfo, RedisError, Value,
     aio::MultiplexedConnection,
     cmd,
     io::tcp::TcpSettings,
+    pipe,
     sentinel::{Sentinel, SentinelNodeConnectionInfo},
 };
 use tokio::time::timeout;
 
-use super::script::{ACQUIRE, Limit, Reply};
+use super::script::{ACQUIRE, Limit, PUT_BACK, PutBack, Reply};
 use crate::clock::Clock;
+
+/// How to connect to a server.
+pub(super) type Contact = ConnectionInfo;
 
 /// Where Redis or Valkey is. Made without connecting.
 #[derive(Clone, Debug)]
@@ -43,25 +48,20 @@ impl Server {
         Ok(Self::Sentinel(sentinels, primary.to_owned(), Box::new(server.redis_settings().clone())))
     }
 
-    /// A connection that has proved itself: the script is there, it runs and writes, and answers in time.
+    /// A connection that has proved itself: the scripts are there, they run and write, and answer in time.
     pub(super) async fn dial(&self, probe: &Limit, patience: Duration) -> Result<Link, Fault> {
         let info = self.find().await?;
         let proving = async {
-            let client = Client::open(info).map_err(|error| Fault::of(&error))?;
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(DIAL))
-                // Ours is the one that counts; this one ends what nobody waits for any more.
-                .set_response_timeout(Some(patience.saturating_mul(2)))
-                .set_pipeline_buffer_size(1_024);
-            let connection = client.get_multiplexed_async_connection_with_config(&config).await;
+            let connection = connect(info, patience.saturating_mul(2)).await;
             let mut link = Link {
                 connection: connection.map_err(|error| Fault::of(&error))?,
-                sha: String::new(),
+                acquire: String::new(),
+                put_back: String::new(),
                 took: Duration::ZERO,
             };
             link.load().await.map_err(|error| Fault::of(&error))?;
-            link.acquire(slice::from_ref(probe), 1).await?;
-            let (clock, again) = (Clock::system(), link.acquire(slice::from_ref(probe), 1));
+            link.acquire(slice::from_ref(probe), 1, false).await?;
+            let (clock, again) = (Clock::system(), link.acquire(slice::from_ref(probe), 1, false));
             timeout(patience, again).await.unwrap_or(Err(Fault::Late))?;
             link.took = Duration::from_nanos(clock.now());
             Ok(link)
@@ -96,7 +96,7 @@ impl Server {
 }
 
 /// Without the client's own words, in which there may be a password.
-fn address(url: &str) -> Result<ConnectionInfo, String> {
+pub(super) fn address(url: &str) -> Result<ConnectionInfo, String> {
     let info = url.into_connection_info();
     let info =
         info.map_err(|_| "the address is none of Redis: redis://[user:password@]host[:port][/database]".to_owned())?;
@@ -108,23 +108,74 @@ fn at_once() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
 }
 
-/// A connection, and the name of the script behind it. Clones share it, and what they ask is pipelined.
+async fn connect(info: ConnectionInfo, give_up: Duration) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(DIAL))
+        // Ours is the one that counts; this one ends what nobody waits for any more.
+        .set_response_timeout(Some(give_up))
+        .set_pipeline_buffer_size(1_024);
+    Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// Host and port.
+pub(super) type Address = (String, u16);
+
+/// A node of a cluster of which another one is known.
+pub(super) fn beside(other: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
+    other.clone().set_addr(ConnectionAddr::Tcp(host.to_owned(), port))
+}
+
+/// A primary of a cluster, and the first and last of the slots in a row that it has.
+pub(super) type Range = (u16, u16, Address);
+
+/// Where the slots of a cluster are, as one of its nodes says. `None` where it does not.
+pub(super) async fn slots(node: &ConnectionInfo) -> Option<Vec<Range>> {
+    let asked = timeout(DIAL, async {
+        let mut connection = connect(node.clone(), DIAL).await?;
+        cmd("CLUSTER").arg("SLOTS").query_async::<Value>(&mut connection).await
+    });
+    let Value::Array(ranges) = asked.await.ok()?.ok()? else { return None };
+    let ConnectionAddr::Tcp(itself, _) = node.addr() else { return None };
+    ranges.iter().map(|range| read_range(range, itself)).collect()
+}
+
+/// First slot, last slot, primary, replicas.
+fn read_range(range: &Value, asked: &str) -> Option<Range> {
+    let number = |value: &Value| match value {
+        Value::Int(number) => u16::try_from(*number).ok(),
+        _ => None,
+    };
+    let Value::Array(range) = range else { return None };
+    let [first, last, Value::Array(primary), ..] = &range[..] else { return None };
+    let [host, port, ..] = &primary[..] else { return None };
+    let host = match host {
+        Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
+        // A node that does not know its own name is where it was found.
+        _ => asked.to_owned(),
+    };
+    Some((number(first)?, number(last)?, (host, number(port)?)))
+}
+
+/// A connection, and the names of the scripts behind it. Clones share it, and what they ask is pipelined.
 #[derive(Clone)]
 pub(super) struct Link {
     connection: MultiplexedConnection,
-    sha: String,
+    acquire: String,
+    put_back: String,
     /// What an answer took when it was dialled.
     pub(super) took: Duration,
 }
 
 impl Link {
     async fn load(&mut self) -> Result<(), RedisError> {
-        self.sha = cmd("SCRIPT").arg("LOAD").arg(ACQUIRE).query_async(&mut self.connection).await?;
+        self.acquire = cmd("SCRIPT").arg("LOAD").arg(ACQUIRE).query_async(&mut self.connection).await?;
+        self.put_back = cmd("SCRIPT").arg("LOAD").arg(PUT_BACK).query_async(&mut self.connection).await?;
         Ok(())
     }
 
-    /// Asks for `want` requests of these limits, or as many as are to be had.
-    pub(super) async fn acquire(&mut self, limits: &[Limit], want: u32) -> Result<Reply, Fault> {
+    /// Asks for `want` requests of these limits, or as many as are to be had. `asking` tells a node of a cluster that the slot is
+    /// on its way there.
+    pub(super) async fn acquire(&mut self, limits: &[Limit], want: u32, asking: bool) -> Result<Reply, Fault> {
         let ask = |verb: &str, script: &str| {
             let mut command = cmd(verb);
             command.arg(script).arg(limits.len());
@@ -137,23 +188,75 @@ impl Link {
             }
             command
         };
-        let mut answer = ask("EVALSHA", &self.sha).query_async::<Vec<i64>>(&mut self.connection).await;
-        if answer.as_ref().is_err_and(|error| error.code() == Some("NOSCRIPT")) {
-            // Flushed, or another server behind the address. Nothing has run: this is the first time, not the second.
-            answer = ask("EVAL", ACQUIRE).query_async(&mut self.connection).await;
-        }
-        match answer {
-            Ok(numbers) => {
-                Reply::read(&numbers, limits.len()).ok_or_else(|| Fault::Key("a reply that is not the script's".into()))
+        let (by_name, in_full) = (ask("EVALSHA", &self.acquire), || ask("EVAL", ACQUIRE));
+        let numbers = if asking {
+            // In one go, and in full: which scripts that node has is not known.
+            let mut both = pipe();
+            both.cmd("ASKING").ignore().add_command(in_full());
+            let answers: Result<(Vec<i64>,), _> = both.query_async(&mut self.connection).await;
+            answers.map(|(numbers,)| numbers).map_err(|error| Fault::of(&error))?
+        } else {
+            self.run(by_name, in_full).await?
+        };
+        Reply::read(&numbers, limits.len()).ok_or_else(|| Fault::Key("a reply that is not the script's".into()))
+    }
+
+    pub(super) async fn put_back(&mut self, put_back: &PutBack) -> Result<(), Fault> {
+        let PutBack { at: (seconds, nanos), drawn } = put_back;
+        let ask = |verb: &str, script: &str| {
+            let mut command = cmd(verb);
+            command.arg(script).arg(drawn.len());
+            for (key, _) in drawn {
+                command.arg(key);
             }
-            Err(error) => Err(Fault::of(&error)),
+            command.arg(*seconds).arg(*nanos);
+            for (_, nanos) in drawn {
+                command.arg(*nanos);
+            }
+            command
+        };
+        let by_name = ask("EVALSHA", &self.put_back);
+        self.run::<i64>(by_name, || ask("EVAL", PUT_BACK)).await.map(drop)
+    }
+
+    async fn run<T: FromRedisValue>(&mut self, by_name: Cmd, in_full: impl FnOnce() -> Cmd) -> Result<T, Fault> {
+        let mut answer = by_name.query_async(&mut self.connection).await;
+        if answer.as_ref().is_err_and(|error: &RedisError| error.code() == Some("NOSCRIPT")) {
+            // Flushed, or another server behind the address. Nothing has run: this is the first time, not the second.
+            answer = in_full().query_async(&mut self.connection).await;
         }
+        answer.map_err(|error| Fault::of(&error))
+    }
+}
+
+/// Where a cluster says that a key is; it has carried nothing out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    /// `None` for the same node, once more.
+    pub(super) address: Option<Address>,
+    /// The slot is on its way to that node.
+    pub(super) asking: bool,
+}
+
+impl Elsewhere {
+    fn read(error: &RedisError) -> Option<Self> {
+        let asking = match error.code() {
+            Some("MOVED") => false,
+            Some("ASK") => true,
+            // Of several keys some have moved already.
+            Some("TRYAGAIN") => return Some(Self { address: None, asking: false }),
+            _ => return None,
+        };
+        let (host, port) = error.redirect_node()?.0.rsplit_once(':')?;
+        Some(Self { address: Some((host.to_owned(), port.parse().ok()?)), asking })
     }
 }
 
 /// What an error means for those who come next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
+    /// These keys are not here.
+    Elsewhere(Elsewhere),
     /// Something about these keys: it says nothing of others.
     Key(Box<str>),
     /// No answer in time. Whether it was carried out is unknown, so nothing is ever asked twice.
@@ -166,10 +269,15 @@ pub(super) enum Fault {
 const OF_THE_SERVER: [&str; 9] =
     ["READONLY", "LOADING", "MASTERDOWN", "OOM", "NOREPLICAS", "MISCONF", "BUSY", "NOPERM", "CLUSTERDOWN"];
 
+const IN_CLUSTER_MODE: &str = "keys are elsewhere: the server is in cluster mode, which `Builder::cluster` is for";
+
 impl Fault {
     fn of(error: &RedisError) -> Self {
         if error.is_timeout() {
             return Self::Late;
+        }
+        if let Some(elsewhere) = Elsewhere::read(error) {
+            return Self::Elsewhere(elsewhere);
         }
         let detail = error.detail().unwrap_or_default();
         match error.code() {
@@ -177,10 +285,8 @@ impl Fault {
             Some(code @ ("WRONGTYPE" | "ERR")) if !OF_THE_SERVER.iter().any(|word| detail.contains(word)) => {
                 Self::Key(code.into())
             }
-            // A server in cluster mode, which is not supported: all would meet it sooner or later.
-            Some(code @ ("CROSSSLOT" | "MOVED" | "ASK")) => {
-                Self::Link(format!("{code}: the server is in cluster mode, which is not supported").into())
-            }
+            // Only where `Builder::cluster` was not called: else what is asked together is in one slot.
+            Some("CROSSSLOT") => Self::Link(IN_CLUSTER_MODE.into()),
             Some(code) => Self::Link(code.into()),
             // Refused, reset, closed. Of the client's words the category: in others there may be an address.
             None => Self::Link(error.category().into()),
@@ -192,6 +298,7 @@ impl Fault {
         match self {
             Self::Key(why) | Self::Link(why) => why,
             Self::Late => "no answer in time",
+            Self::Elsewhere(_) => IN_CLUSTER_MODE,
         }
     }
 }

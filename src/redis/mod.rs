@@ -39,35 +39,36 @@
 //! are kept by each process alone.
 
 mod builder;
+mod cluster;
 mod dispatch;
 mod layer;
 mod link;
+mod node;
 mod script;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use http::Request;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use smallvec::{SmallVec, smallvec};
+use tokio::time::timeout;
 
 pub use self::{
     builder::{Builder, OnFailure, RedisConfigError},
     layer::{RedisRateLimit, RedisRateLimitLayer},
 };
 use self::{
-    dispatch::{Answer, Ask, Counts, Dispatcher, Health, Throttles},
-    link::Server,
-    script::{Limit, Limits, Names},
+    cluster::Place,
+    dispatch::{Answer, Counts, Decided},
+    node::{Manner, Node},
+    script::{Limit, Limits, Names, Owed, PutBack},
 };
 use crate::{
     RateLimitLayer,
-    clock::Clock,
     decision::{Allowed, Decision, Denied, Draws},
     key::{Key, RequestHead},
     limiter::{Charges, Grant, Limiter},
@@ -91,22 +92,18 @@ struct Shared {
     /// By the policy's index.
     on_failure: Box<[OnFailure]>,
     names: Names,
-    server: Server,
-    patience: Duration,
-    counts: Arc<Counts>,
-    /// To the task, where one runs.
-    way: Mutex<Option<Way>>,
-}
-
-/// The way to a task, and how it fares.
-#[derive(Clone)]
-struct Way {
-    asks: mpsc::UnboundedSender<Ask>,
-    health: Arc<Health>,
+    place: Place,
+    manner: Manner,
 }
 
 /// What is asked, made while the request is at hand.
 type Asked = Result<Charges, Denied>;
+
+/// What is asked for in one call.
+struct Group {
+    charges: Charges,
+    limits: Limits,
+}
 
 impl RedisLimiter {
     /// Begins with the server's address (`redis://[user:password@]host[:port][/db]`), the secret that this deployment's keys
@@ -166,23 +163,22 @@ impl RedisLimiter {
     /// Connects in advance, and waits for it so long at most: true where there is a connection then. For the start of a
     /// process whose first requests are not to be decided without Redis. Needs a runtime of tokio.
     pub async fn connect(&self, within: Duration) -> bool {
-        let Some(way) = self.way() else { return false };
-        timeout(within, way.health.found()).await.is_ok()
+        timeout(within, self.shared.place.found()).await.is_ok()
     }
 
-    /// Whether there is a connection that has proved itself. Without one, [`OnFailure`] decides.
+    /// Whether there is a connection that has proved itself, in a cluster one to each primary. Without one, [`OnFailure`]
+    /// decides.
     ///
     /// There is none before the first decision, or [`connect`](Self::connect).
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        let way = self.shared.way.lock().unwrap_or_else(PoisonError::into_inner);
-        way.as_ref().is_some_and(|way| way.health.is_up())
+        self.shared.place.is_up()
     }
 
     /// How many decisions were left to Redis, and how many calls that took, since the limiter was built.
     #[must_use]
     pub fn calls(&self) -> Calls {
-        let Counts { asked, calls } = &*self.shared.counts;
+        let Counts { asked, calls } = &*self.shared.manner.counts;
         Calls { decisions: asked.load(Ordering::Relaxed), calls: calls.load(Ordering::Relaxed) }
     }
 
@@ -197,70 +193,103 @@ impl RedisLimiter {
         if let Some(denied) = local.foresee(&charges) {
             return Err(denied);
         }
-        let limits = self.limits(&charges);
-        if limits.is_empty() {
-            // No policy applies.
-            return Ok(Grant { at: local.now(), wait: 0 });
-        }
         // Before it is asked: then what is learnt is no more than what is true.
         let at = local.now();
-        match self.ask(limits).await {
-            Some(Answer { granted, owed }) => local.learn(&charges, &owed, granted, at, draws),
-            None => self.without_redis(&charges, draws),
+        let groups = self.groups(charges);
+        match &groups[..] {
+            // No policy applies.
+            [] => Ok(Grant { at, wait: 0 }),
+            [Group { charges, limits }] => match self.ask(limits).await {
+                Some((_, Decided { granted, owed, .. })) => local.learn(charges, &owed, granted, at, draws),
+                None => self.without_redis(charges, draws),
+            },
+            several => {
+                let answers = join_all(several.iter().map(|group| self.ask(&group.limits))).await;
+                self.weigh(several, answers, at, draws)
+            }
         }
     }
 
-    fn limits(&self, charges: &Charges) -> Limits {
-        let limit =
-            |(policy, charge): &(usize, _)| Limit::new(&self.shared.names, self.policies()[*policy].name(), charge);
-        charges.iter().map(limit).collect()
+    /// What can be asked for together. In a cluster that is what is in one slot: the policies that count one principal.
+    fn groups(&self, charges: Charges) -> SmallVec<[Group; 1]> {
+        let Shared { names, place, .. } = &*self.shared;
+        let mut groups: SmallVec<[(Charges, Vec<Limit>); 1]> = SmallVec::new();
+        for (policy, charge) in charges {
+            let limit = Limit::new(names, self.policies()[policy].name(), &charge);
+            let slot = |limit: &Limit| if place.has_slots() { limit.slot() } else { 0 };
+            match groups.iter_mut().find(|(_, limits)| slot(&limits[0]) == slot(&limit)) {
+                Some((charges, limits)) => {
+                    charges.push((policy, charge));
+                    limits.push(limit);
+                }
+                None => groups.push((smallvec![(policy, charge)], vec![limit])),
+            }
+        }
+        groups.into_iter().map(|(charges, limits)| Group { charges, limits: limits.into() }).collect()
+    }
+
+    /// All grant, or what some have granted is put back: in a cluster no call is carried out over several slots.
+    #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
+    fn weigh(
+        &self,
+        groups: &[Group],
+        answers: Vec<Option<(Arc<Node>, Decided)>>,
+        at: u64,
+        draws: &mut Draws,
+    ) -> Result<Grant, Denied> {
+        let local = &self.shared.local;
+        let (mut charges, mut owed, mut unanswered) = (Charges::new(), Owed::new(), Charges::new());
+        for (group, answer) in groups.iter().zip(&answers) {
+            match answer {
+                Some((_, decided)) => {
+                    charges.extend_from_slice(&group.charges);
+                    owed.extend_from_slice(&decided.owed);
+                }
+                None => unanswered.extend_from_slice(&group.charges),
+            }
+        }
+        let granted = answers.iter().flatten().all(|(_, decided)| decided.granted);
+        let denied = if !granted {
+            None
+        } else if unanswered.is_empty() {
+            return local.learn(&charges, &owed, true, at, draws);
+        } else {
+            match self.without_redis(&unanswered, draws) {
+                Ok(_) => return local.learn(&charges, &owed, true, at, draws),
+                Err(denied) => Some(denied),
+            }
+        };
+        for (group, answer) in groups.iter().zip(answers) {
+            if let Some((node, Decided { granted: true, at, owed })) = answer {
+                if let Some(put_back) = PutBack::of(group.limits.iter().zip(owed), at) {
+                    node.put_back(put_back);
+                }
+            }
+        }
+        match denied {
+            Some(denied) => Err(denied),
+            None => local.learn(&charges, &owed, false, at, draws),
+        }
     }
 
     /// `None` where Redis does not answer in time, or not to this.
-    async fn ask(&self, limits: Limits) -> Option<Answer> {
-        let way = self.way()?;
-        if !way.health.answers() {
-            return None;
-        }
-        let (answer, answered) = oneshot::channel();
-        let waiting = way.health.begin();
-        way.asks.send(Ask { limits, answer }).ok()?;
-        if let Ok(answer) = timeout(self.shared.patience, answered).await {
-            return answer.ok();
-        }
-        if waiting.is_ignored() {
-            // Its runtime is not driven, or blocked. The next decision starts a task where it is itself.
-            self.leave(&way);
+    async fn ask(&self, limits: &Limits) -> Option<(Arc<Node>, Decided)> {
+        let Shared { place, manner, local, .. } = &*self.shared;
+        let begun = local.now();
+        let (mut node, mut asking) = (place.node_of(&limits[0])?, false);
+        // Once more than a slot that moves asks for.
+        for _ in 0..3 {
+            let gone = Duration::from_nanos(local.now().saturating_sub(begun));
+            let answer = node.ask(Arc::clone(limits), asking, manner.patience.saturating_sub(gone)).await?;
+            match answer {
+                Answer::Decided(decided) => return Some((node, decided)),
+                Answer::Elsewhere(to) => {
+                    node = place.follow(node, &to)?;
+                    asking = to.asking;
+                }
+            }
         }
         None
-    }
-
-    /// The way to the task, which is started where none runs. `None` where there is no runtime: there, there is no Redis.
-    fn way(&self) -> Option<Way> {
-        let runtime = tokio::runtime::Handle::try_current().ok()?;
-        let mut way = self.shared.way.lock().unwrap_or_else(PoisonError::into_inner);
-        if way.as_ref().is_none_or(|way| way.asks.is_closed()) {
-            let (asks, receiver) = mpsc::unbounded_channel();
-            let Shared { server, names, patience, counts, .. } = &*self.shared;
-            let health = Arc::new(Health::new(Clock::system(), Arc::clone(counts)));
-            let task = Dispatcher {
-                server: server.clone(),
-                probe: Limit::probe(names),
-                patience: *patience,
-                health: Arc::clone(&health),
-                throttles: Throttles::default(),
-            };
-            drop(runtime.spawn(task.run(receiver)));
-            *way = Some(Way { asks, health });
-        }
-        way.clone()
-    }
-
-    fn leave(&self, ignoring: &Way) {
-        let mut way = self.shared.way.lock().unwrap_or_else(PoisonError::into_inner);
-        if way.as_ref().is_some_and(|way| way.asks.same_channel(&ignoring.asks)) {
-            *way = None;
-        }
     }
 
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]

@@ -1,4 +1,4 @@
-//! What is asked of the server: the script, its arguments, its reply.
+//! What is asked of the server: the scripts, their arguments, the reply.
 //!
 //! Owns the names of keys in Redis and the reading of replies. Knows nothing of connections.
 
@@ -13,7 +13,9 @@ use crate::{
 };
 
 /// Server time, whole nanoseconds, and one round trip for all limits of a request.
-pub(super) const ACQUIRE: &str = include_str!("acquire.lua");
+pub(super) const ACQUIRE: &str = concat!(include_str!("bucket.lua"), include_str!("acquire.lua"));
+/// For draws that are not wanted after all.
+pub(super) const PUT_BACK: &str = concat!(include_str!("bucket.lua"), include_str!("put_back.lua"));
 
 /// One bucket, and what a request takes of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,9 +39,30 @@ impl Limit {
         Self { key: names.key(policy, key, quota), unit, burst: quota.burst_nanos(), shadow }
     }
 
-    pub(super) fn probe(names: &Names) -> Self {
-        Self { key: format!("{{{}:probe}}", names.prefix), unit: 1_000_000, burst: 2_000_000, shadow: true }
+    /// Of no request: to see whether the script runs. A node of a cluster has one in a slot of its own, which is looked for by
+    /// trying numbers.
+    pub(super) fn probe(prefix: &str, is_there: impl Fn(u16) -> bool) -> Self {
+        let keys = (0_u32..).map(|number| format!("{{{prefix}:probe{number}}}"));
+        let key = keys.take(1 << 20).find(|key| is_there(slot(key))).unwrap_or_default();
+        Self { key, unit: 1_000_000, burst: 2_000_000, shadow: true }
     }
+
+    pub(super) fn slot(&self) -> u16 {
+        slot(&self.key)
+    }
+
+    /// The nanoseconds that one request has drawn that was granted while so much was owed.
+    fn drew(&self, owed: u64) -> u64 {
+        // One that only watches may have had less than the others.
+        if owed.saturating_add(self.unit) <= self.burst { self.unit } else { 0 }
+    }
+}
+
+/// Of a cluster's 16,384 slots, the one of a key: of what stands in its first braces, as all of ours have.
+fn slot(key: &str) -> u16 {
+    const SLOTS: u16 = 16_384;
+    let tag = key.trim_start_matches('{').split('}').next().unwrap_or_default();
+    crc::Crc::<u16>::new(&crc::CRC_16_XMODEM).checksum(tag.as_bytes()) % SLOTS
 }
 
 /// How buckets are called in Redis: `{prefix:principal}:policy:quota`.
@@ -64,21 +87,43 @@ impl Names {
 pub(super) struct Reply {
     /// How many requests are granted; none, and nothing is charged.
     pub(super) granted: u32,
+    /// When, on the server's clock.
+    pub(super) at: Moment,
     /// Nanoseconds that each bucket owed before.
     pub(super) owed: Owed,
 }
 
 pub(super) type Owed = SmallVec<[u64; 4]>;
 
+/// Seconds since 1970, and nanoseconds.
+pub(super) type Moment = (i64, i64);
+
+/// What a request has drawn, and is to be returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PutBack {
+    pub(super) at: Moment,
+    /// Keys, and nanoseconds.
+    pub(super) drawn: SmallVec<[(String, u64); 2]>,
+}
+
+impl PutBack {
+    /// `None` where nothing was drawn.
+    pub(super) fn of<'a>(limits: impl IntoIterator<Item = (&'a Limit, u64)>, at: Moment) -> Option<Self> {
+        let drawn = limits.into_iter().map(|(limit, owed)| (limit.key.clone(), limit.drew(owed)));
+        let drawn: SmallVec<_> = drawn.filter(|(_, nanos)| *nanos > 0).collect();
+        (!drawn.is_empty()).then_some(Self { at, drawn })
+    }
+}
+
 impl Reply {
     /// `None` where it is not the reply of the script.
     pub(super) fn read(numbers: &[i64], limits: usize) -> Option<Self> {
-        let [granted, owed @ ..] = numbers else { return None };
+        let [granted, seconds, nanos, owed @ ..] = numbers else { return None };
         if owed.len() != limits {
             return None;
         }
         let owed = owed.iter().map(|nanos| u64::try_from(*nanos).ok()).collect::<Option<_>>()?;
-        Some(Self { granted: u32::try_from(*granted).ok()?, owed })
+        Some(Self { granted: u32::try_from(*granted).ok()?, at: (*seconds, *nanos), owed })
     }
 
     /// What each bucket owed before the `index`th of the requests that were asked for together, the first being 0.
@@ -99,9 +144,10 @@ mod tests {
     #[test]
     fn rds09_a_reply_that_is_not_the_scripts_is_none() {
         let read = |numbers: &[i64]| Reply::read(numbers, 2);
-        assert_eq!(read(&[1, 5, 0]), Some(Reply { granted: 1, owed: Owed::from_slice(&[5, 0]) }));
-        assert_eq!(read(&[0, 5, 0]), Some(Reply { granted: 0, owed: Owed::from_slice(&[5, 0]) }));
-        for wrong in [&[][..], &[1], &[1, 5], &[1, 5, 0, 0], &[-1, 5, 0], &[1, -5, 0]] {
+        let reply = |granted| Some(Reply { granted, at: (7, 8), owed: Owed::from_slice(&[5, 0]) });
+        assert_eq!(read(&[1, 7, 8, 5, 0]), reply(1));
+        assert_eq!(read(&[0, 7, 8, 5, 0]), reply(0));
+        for wrong in [&[][..], &[1], &[1, 7, 8, 5], &[1, 7, 8, 5, 0, 0], &[-1, 7, 8, 5, 0], &[1, 7, 8, -5, 0]] {
             assert_eq!(read(wrong), None, "{wrong:?}");
         }
     }
@@ -110,12 +156,36 @@ mod tests {
     fn those_that_are_granted_together_stand_one_behind_the_other() {
         let limit = |unit, shadow| Limit { key: String::new(), unit, burst: 100, shadow };
         let limits = [limit(10, false), limit(0, false), limit(60, true)];
-        let reply = Reply { granted: 3, owed: Owed::from_slice(&[20, 7, 30]) };
+        let reply = Reply { granted: 3, at: (7, 8), owed: Owed::from_slice(&[20, 7, 30]) };
         let owed = |index| reply.owed_before(index, &limits).to_vec();
         assert_eq!(owed(0), [20, 7, 30]);
         // One that only watches had room for one of them.
         assert_eq!(owed(1), [30, 7, 90]);
         assert_eq!(owed(2), [40, 7, 90]);
         assert_eq!(owed(5), [50, 7, 90], "who is refused finds what the granted ones left");
+    }
+
+    #[test]
+    fn slots_are_those_of_redis() {
+        // By `CLUSTER KEYSLOT`.
+        for (key, expected) in [("{tower-quota:probe0}", 1_954), ("{a}:policy:1x1", 15_495), ("{123456789}", 12_739)] {
+            assert_eq!(slot(key), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_probe_is_where_it_is_to_be() {
+        let probe = Limit::probe("limits", |slot| slot == 9_999);
+        assert_eq!(probe.slot(), 9_999);
+        assert!(probe.key.starts_with("{limits:probe"));
+    }
+
+    #[test]
+    fn what_was_not_drawn_is_not_put_back() {
+        let limit = |key: &str, unit| Limit { key: key.to_owned(), unit, burst: 100, shadow: true };
+        let limits = [limit("a", 10), limit("free", 0), limit("short", 60)];
+        let put_back = PutBack::of(limits.iter().zip([20, 7, 50]), (7, 8)).unwrap();
+        assert_eq!(put_back.drawn[..], [("a".to_owned(), 10)]);
+        assert_eq!(PutBack::of(limits[1..].iter().zip([7, 50]), (7, 8)), None);
     }
 }

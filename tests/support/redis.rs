@@ -68,6 +68,42 @@ impl Server {
         server
     }
 
+    /// Primaries of one cluster, with a third of the slots each, and behind the first one a replica.
+    pub(crate) fn cluster(engine: Engine) -> ([Self; 3], Self) {
+        let start = || {
+            let bus = free_port().to_string();
+            let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
+            // Those that are there go on for their slots.
+            Self::start_with(engine, &[&settings[..], &["--cluster-require-full-coverage", "no"]].concat())
+        };
+        let (primaries, replica) = ([(); 3].map(|()| start()), start());
+        let slots = ["0 5460", "5461 10922", "10923 16383"];
+        for ((number, primary), slots) in primaries.iter().enumerate().zip(slots) {
+            let (first, last) = slots.split_once(' ').unwrap();
+            assert_eq!(primary.cli(&["CLUSTER", "ADDSLOTSRANGE", first, last]), "OK");
+            assert_eq!(primary.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]), "OK");
+        }
+        for other in primaries[1..].iter().chain([&replica]) {
+            let (port, bus) = (other.port.to_string(), &other.more[3]);
+            assert_eq!(primaries[0].cli(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]), "OK");
+        }
+        let first = primaries[0].cluster_id();
+        within_a_minute(|| replica.cli(&["CLUSTER", "NODES"]).contains(&first));
+        assert_eq!(replica.cli(&["CLUSTER", "REPLICATE", &first]), "OK");
+        within_a_minute(|| replica.cli(&["INFO", "replication"]).contains("master_link_status:up"));
+        for node in primaries.iter().chain([&replica]) {
+            within_a_minute(|| {
+                let (info, nodes) = (node.cli(&["CLUSTER", "INFO"]), node.cli(&["CLUSTER", "NODES"]));
+                info.contains("cluster_state:ok") && nodes.lines().count() == 4 && nodes.contains("slave")
+            });
+        }
+        (primaries, replica)
+    }
+
+    pub(crate) fn cluster_id(&self) -> String {
+        self.cli(&["CLUSTER", "MYID"])
+    }
+
     /// Starts it, on the port that it had.
     pub(crate) fn run(&mut self) {
         // Also for measurements, which are packages of their own below this one.

@@ -1,0 +1,123 @@
+//! A server, as those see it that ask: whether it is worth asking, and the way to the task that talks to it.
+//!
+//! Owns the way, and starts a task where none runs. Knows nothing of policies, or of other servers.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use super::{
+    dispatch::{Answer, Ask, Counts, Dispatcher, Draw, Health, Throttles},
+    link::Server,
+    script::{Limit, Limits, PutBack},
+};
+use crate::clock::Clock;
+
+/// What all servers of a limiter are asked with.
+#[derive(Clone)]
+pub(super) struct Manner {
+    pub(super) prefix: String,
+    /// How long a request waits.
+    pub(super) patience: Duration,
+    pub(super) counts: Arc<Counts>,
+}
+
+pub(super) struct Node {
+    server: Server,
+    probe: Limit,
+    manner: Manner,
+    moved: Option<mpsc::Sender<()>>,
+    /// To the task, where one runs.
+    way: Mutex<Option<Way>>,
+}
+
+/// The way to a task, and how it fares.
+#[derive(Clone)]
+struct Way {
+    asks: mpsc::UnboundedSender<Ask>,
+    health: Arc<Health>,
+}
+
+impl Node {
+    pub(super) fn new(server: Server, probe: Limit, manner: Manner, moved: Option<mpsc::Sender<()>>) -> Self {
+        Self { server, probe, manner, moved, way: Mutex::new(None) }
+    }
+
+    pub(super) fn probe(&self) -> &Limit {
+        &self.probe
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        way.as_ref().is_some_and(|way| way.health.is_up())
+    }
+
+    /// Ends when there is a connection; never, outside of a runtime.
+    pub(super) async fn found(&self) {
+        match self.way() {
+            Some(way) => way.health.found().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// `None` where it does not answer in time, or not to this.
+    pub(super) async fn ask(&self, limits: Limits, asking: bool, within: Duration) -> Option<Answer> {
+        let way = self.way()?;
+        if !way.health.answers() {
+            return None;
+        }
+        let (answer, answered) = oneshot::channel();
+        let waiting = way.health.begin();
+        way.asks.send(Ask::Draw(Draw { limits, asking, answer })).ok()?;
+        if let Ok(answer) = timeout(within, answered).await {
+            return answer.ok();
+        }
+        if waiting.is_ignored() {
+            // Its runtime is not driven, or blocked. The next decision starts a task where it is itself.
+            self.leave(&way);
+        }
+        None
+    }
+
+    /// Where there is a connection. What is lost on the way stays drawn.
+    pub(super) fn put_back(&self, put_back: PutBack) {
+        if let Some(way) = self.way().filter(|way| way.health.answers()) {
+            let _ = way.asks.send(Ask::PutBack(put_back));
+        }
+    }
+
+    /// The way to the task, which is started where none runs. `None` where there is no runtime: there, there is no Redis.
+    fn way(&self) -> Option<Way> {
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        if way.as_ref().is_none_or(|way| way.asks.is_closed()) {
+            let (asks, receiver) = mpsc::unbounded_channel();
+            let Manner { patience, counts, .. } = &self.manner;
+            let health = Arc::new(Health::new(Clock::system(), Arc::clone(counts)));
+            let task = Dispatcher {
+                server: self.server.clone(),
+                probe: self.probe.clone(),
+                patience: *patience,
+                health: Arc::clone(&health),
+                throttles: Throttles::default(),
+                moved: self.moved.clone(),
+            };
+            drop(runtime.spawn(task.run(receiver)));
+            *way = Some(Way { asks, health });
+        }
+        way.clone()
+    }
+
+    fn leave(&self, ignoring: &Way) {
+        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        if way.as_ref().is_some_and(|way| way.asks.same_channel(&ignoring.asks)) {
+            *way = None;
+        }
+    }
+}

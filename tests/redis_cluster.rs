@@ -1,0 +1,253 @@
+//! The same policies over a cluster of Redis or Valkey: real servers, started and ended by the tests.
+#![cfg(feature = "redis")]
+
+#[path = "support/redis.rs"]
+mod servers;
+mod support;
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use servers::{ENGINES, Engine, Server, eventually, within_a_minute};
+use support::with_header;
+use tower_quota::{
+    Decision, Policy, Quota,
+    decision::Reason,
+    key::{Header, Key},
+    redis::{Builder, OnFailure, RedisLimiter},
+};
+
+const FIVE: Quota = Quota::per_hour(5);
+
+fn builder(servers: &[Server; 3], on_failure: OnFailure) -> Builder {
+    let others = servers[1..].iter().map(Server::url);
+    // Long, so that a slow machine is no failure; where the time matters, it is set.
+    RedisLimiter::builder(servers[0].url(), b"the secret of these tests", on_failure)
+        .timeout(Duration::from_secs(5))
+        .cluster(others)
+}
+
+fn by_header(quota: Quota) -> Policy {
+    Policy::per(Header::new("k"), quota)
+}
+
+async fn connected(builder: Builder) -> RedisLimiter {
+    let limiter = builder.build().unwrap();
+    assert!(limiter.connect(Duration::from_secs(30)).await, "no connection");
+    limiter
+}
+
+async fn decide<'a>(limiter: &'a RedisLimiter, key: &str) -> Decision<'a> {
+    limiter.decide(&with_header("k", key)).await
+}
+
+async fn admitted(limiter: &RedisLimiter, key: &str, tries: usize) -> usize {
+    let mut admitted = 0;
+    for _ in 0..tries {
+        admitted += usize::from(decide(limiter, key).await.is_allowed());
+    }
+    admitted
+}
+
+/// The names of the buckets that each server has.
+fn keys(servers: &[Server]) -> Vec<Vec<String>> {
+    servers.iter().map(Server::keys).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rds04_each_key_is_asked_where_it_is() {
+    for engine in ENGINES {
+        let (servers, _replica) = Server::cluster(engine);
+        let policies = [by_header(FIVE).named("a"), by_header(Quota::per_hour(7)).named("b")];
+        let first = connected(builder(&servers, OnFailure::Closed).policies(policies.clone())).await;
+        let second = connected(builder(&servers, OnFailure::Closed).policies(policies)).await;
+        assert!(first.is_connected());
+        let before = first.calls();
+        for key in 0..30 {
+            let key = key.to_string();
+            let (a, b) = (admitted(&first, &key, 3).await, admitted(&second, &key, 7).await);
+            assert_eq!(a + b, 5, "{engine:?}: {key}");
+        }
+        assert_eq!(first.calls().calls - before.calls, 90, "two policies of one principal are one call");
+        let keys = keys(&servers);
+        assert!(keys.iter().all(|keys| keys.len() >= 4), "{keys:?}");
+        assert_eq!(keys.iter().map(Vec::len).sum::<usize>(), 60);
+    }
+}
+
+/// A policy of each key and one of the whole service are at different nodes; what one has granted in vain is put back.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_or_nothing_holds_over_several_nodes() {
+    for engine in ENGINES {
+        let (servers, _replica) = Server::cluster(engine);
+        let policies =
+            || [by_header(FIVE), Policy::global(Quota::per_hour(12)), by_header(FIVE).named("watches").shadow()];
+        let both = connected(builder(&servers, OnFailure::Closed).policies(policies())).await;
+        let mut total = 0;
+        for key in ["a", "b", "c", "d", "e", "f"] {
+            total += admitted(&both, key, 4).await;
+        }
+        assert_eq!(total, 12, "{engine:?}");
+        let denied = decide(&both, "g").await.denied().unwrap();
+        assert_eq!((denied.reason(), denied.policy()), (Reason::Exceeded, "global"));
+        // Another process, which knows nothing, asks all nodes and is refused by one. The others have lost nothing by it.
+        let other = connected(builder(&servers, OnFailure::Closed).policies(policies())).await;
+        assert!(!decide(&other, "h").await.is_allowed());
+        let alone = connected(builder(&servers, OnFailure::Closed).policy(by_header(FIVE))).await;
+        assert_eq!(admitted(&alone, "a", 10).await, 1);
+        assert_eq!(admitted(&alone, "g", 10).await, 5);
+        eventually(|| async { keys(&servers).concat().iter().filter(|key| key.contains(":watches:")).count() == 3 })
+            .await;
+        assert_eq!(admitted(&alone, "h", 10).await, 5);
+    }
+}
+
+/// Many at once over three nodes never admit more than either policy has, and what was put back is there again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_over_several_nodes_gets_no_more_than_the_quota() {
+    let (servers, _replica) = Server::cluster(Engine::Redis);
+    let policies = || [by_header(Quota::per_hour(10)), Policy::global(Quota::per_hour(50))];
+    let limiters = [(); 3].map(|()| builder(&servers, OnFailure::Closed).policies(policies()));
+    let limiters = join_all(limiters.map(connected)).await;
+    let crowd = limiters.iter().flat_map(|limiter| (0..12).map(move |key| (limiter, key.to_string())));
+    let each = join_all(crowd.map(|(limiter, key)| async move { admitted(limiter, &key, 8).await })).await;
+    let total: usize = each.iter().sum();
+    assert!(total <= 50, "{total}");
+    // Some may have been refused by cells that were under way. None of those is lost for whoever comes later.
+    let late = connected(builder(&servers, OnFailure::Closed).policies(policies())).await;
+    let mut later = 0;
+    for key in 100..150 {
+        later += admitted(&late, &key.to_string(), 1).await;
+    }
+    assert_eq!(total + later, 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rds04_a_slot_that_moves_is_followed_and_loses_nothing() {
+    for engine in ENGINES {
+        let (servers, _replica) = Server::cluster(engine);
+        let limiter = connected(builder(&servers, OnFailure::Closed).policy(by_header(FIVE))).await;
+        assert_eq!(admitted(&limiter, "a", 2).await, 2);
+        let owner = servers.iter().position(|server| server.keys().len() == 1).unwrap();
+        let (source, target) = (&servers[owner], &servers[(owner + 1) % 3]);
+        let key = source.keys().remove(0);
+        let slot = source.cli(&["CLUSTER", "KEYSLOT", &key]);
+        let (from, to) = (source.cluster_id(), target.cluster_id());
+        assert_eq!(target.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from]), "OK");
+        assert_eq!(source.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to]), "OK");
+        assert_eq!(admitted(&limiter, "a", 1).await, 1, "{engine:?}: it is still there");
+        let port = target.port.to_string();
+        assert_eq!(source.cli(&["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]), "OK");
+        assert_eq!(admitted(&limiter, "a", 1).await, 1, "{engine:?}: the node that it goes to is asked");
+        for server in [target, source] {
+            assert_eq!(server.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]), "OK");
+        }
+        assert_eq!(admitted(&limiter, "a", 10).await, 1, "{engine:?}: it is there for good");
+        assert!(limiter.is_connected());
+        // The map is made anew, and who comes now asks at once where it is.
+        let fresh = connected(builder(&servers, OnFailure::Closed).policy(by_header(FIVE))).await;
+        let before = fresh.calls();
+        assert_eq!(admitted(&fresh, "a", 1).await, 0);
+        assert_eq!(fresh.calls().calls, before.calls + 1, "{engine:?}");
+    }
+}
+
+/// The others go on, and what was known of the keys of the one that is lost still counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds01_a_lost_primary_takes_nobody_else_with_it() {
+    let (mut servers, _replica) = Server::cluster(Engine::Redis);
+    let limiter = connected(builder(&servers, OnFailure::Local { share: 0.4 }).policy(by_header(FIVE))).await;
+    let names: Vec<String> = (0..30).map(|key| key.to_string()).collect();
+    for name in &names {
+        assert_eq!(admitted(&limiter, name, 1).await, 1);
+    }
+    // The second has no replica.
+    let lost = servers[1].keys().len();
+    assert!((1..30).contains(&lost));
+    servers[1].kill();
+    eventually(|| async {
+        // One of them is there.
+        for key in 200..230 {
+            decide(&limiter, &key.to_string()).await;
+        }
+        !limiter.is_connected()
+    })
+    .await;
+    let mut left = Vec::new();
+    for name in &names {
+        left.push(admitted(&limiter, name, 10).await);
+    }
+    // Four of five there, two of two where the process is alone.
+    assert_eq!(left.iter().filter(|left| **left == 2).count(), lost, "{left:?}");
+    assert_eq!(left.iter().filter(|left| **left == 4).count(), 30 - lost, "{left:?}");
+    servers[1].run();
+    eventually(|| async { limiter.is_connected() }).await;
+    let mut fresh = 0;
+    for key in 100..130 {
+        fresh += admitted(&limiter, &key.to_string(), 6).await;
+    }
+    assert_eq!(fresh, 150, "shared again");
+}
+
+/// Killed, or frozen, which a cluster's client does not notice by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds06_after_a_failover_the_new_primary_is_asked() {
+    for (engine, frozen) in [(Engine::Redis, false), (Engine::Redis, true), (Engine::Valkey, true)] {
+        let (mut servers, replica) = Server::cluster(engine);
+        let limiter = builder(&servers, OnFailure::Local { share: 1.0 }).policy(by_header(FIVE));
+        let limiter = connected(limiter.timeout(Duration::from_millis(200))).await;
+        for key in 0..30 {
+            assert_eq!(admitted(&limiter, &key.to_string(), 5).await, 5);
+        }
+        let there = servers[0].keys().len();
+        within_a_minute(|| replica.keys().len() == there);
+        if frozen {
+            servers[0].signal("-STOP");
+        } else {
+            servers[0].kill();
+        }
+        eventually(|| async {
+            for key in 200..230 {
+                decide(&limiter, &key.to_string()).await;
+            }
+            replica.cli(&["ROLE"]).starts_with("master") && limiter.is_connected()
+        })
+        .await;
+        // By one that has seen nothing: what was drawn before is owed there still. It is told of the lost one first.
+        let other = builder(&servers, OnFailure::Closed).policy(by_header(FIVE));
+        let other = connected(other.timeout(Duration::from_secs(2))).await;
+        for key in 0..30 {
+            assert_eq!(admitted(&other, &key.to_string(), 1).await, 0, "{engine:?}");
+        }
+        if frozen {
+            servers[0].signal("-CONT");
+        }
+    }
+}
+
+#[test]
+fn outside_of_a_runtime_there_is_no_cluster_and_no_panic() {
+    let limiter = RedisLimiter::builder("redis://127.0.0.1", b"the secret of these tests", OnFailure::Closed)
+        .cluster(Vec::<String>::new())
+        .policy(by_header(FIVE))
+        .build()
+        .unwrap();
+    assert_ne!(limiter.key_of("a"), Key::GLOBAL);
+    let request = with_header("k", "a");
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let std::task::Poll::Ready(decision) = std::pin::pin!(limiter.decide(&request)).poll(&mut cx) else {
+        panic!("there is nothing to wait for")
+    };
+    assert_eq!(decision.denied().unwrap().reason(), Reason::Unavailable);
+}
+
+/// The tasks end with the last handle: the one of the map, and that of each node.
+#[tokio::test]
+async fn the_tasks_and_the_connections_end_with_the_last_handle() {
+    let (servers, _replica) = Server::cluster(Engine::Redis);
+    let limiter = connected(builder(&servers, OnFailure::Closed).policy(by_header(FIVE))).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    assert!(tasks() >= 4, "one for the map, and one for each node");
+    drop(limiter);
+    eventually(|| async { tasks() == 0 }).await;
+}
