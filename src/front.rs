@@ -42,9 +42,10 @@ impl Front {
         Self { admissions: true, ..self.clone() }
     }
 
+    /// Whether anybody may settle afterwards what was drawn.
     #[cfg(feature = "redis")]
-    pub(crate) fn gives_admissions(&self) -> bool {
-        self.admissions
+    pub(crate) fn settles(&self) -> bool {
+        self.admissions || self.asks_responses
     }
 
     /// Whether [`admitted`](Self::admitted) does anything with receipts.
@@ -55,12 +56,21 @@ impl Front {
 
     /// What remains to be done with the response, for a request that is admitted.
     pub(crate) fn admitted<Q>(&self, request: &mut Request<Q>, grant: Grant, draws: Draws) -> Option<After> {
+        self.admitted_by(request, draws, |limiter, draws| Admission::new(limiter, grant.at, draws))
+    }
+
+    /// The same, for receipts of one's own.
+    pub(crate) fn admitted_by<Q>(
+        &self,
+        request: &mut Request<Q>,
+        draws: Draws,
+        receipt: impl FnOnce(Limiter, Draws) -> Admission,
+    ) -> Option<After> {
         if draws.is_empty() && !self.admissions {
             return None;
         }
         let fields = self.writer.admitted(&draws);
-        let admission =
-            (self.admissions || self.asks_responses).then(|| Admission::new(self.limiter.clone(), grant.at, draws));
+        let admission = (self.admissions || self.asks_responses).then(|| receipt(self.limiter.clone(), draws));
         if let (true, Some(admission)) = (self.admissions, &admission) {
             request.extensions_mut().insert(admission.clone());
         }

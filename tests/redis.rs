@@ -31,7 +31,7 @@ use tower_quota::{
     clock::ManualClock,
     decision::Reason,
     key::{Header, PeerIp, key_fn},
-    limiter::Sweep,
+    limiter::{Admission, Sweep},
     redis::{Builder, OnFailure, RedisLimiter},
 };
 use wire::Connection;
@@ -288,7 +288,6 @@ fn outside_of_a_runtime_it_builds_and_says_what_is_wrong() {
         (RedisLimiter::builder("redis://127.0.0.1", SECRET, OnFailure::Local { share: 0.0 }), "share"),
         (fine().on_failure_of("api-key", OnFailure::Local { share: f64::NAN }), "share"),
         (fine().on_failure_of("nobody", OnFailure::Open), "nobody"),
-        (fine().policy(Policy::global(FIVE).count_if(|_| true)), "response"),
         (fine().policy(Policy::global(FIVE).named("")), "name"),
         (fine().sentinels(Vec::<String>::new(), "primary"), "sentinel"),
         (fine().sentinels(["redis://h"], "primary").cluster(["redis://h"]), "sentinels"),
@@ -748,9 +747,122 @@ fn the_example_shares_one_limit_between_two_servers() {
     assert_eq!(statuses.collect::<Vec<_>>(), [200, 200, 200, 200, 200, 429, 429, 429]);
 }
 
+/// Failed logins count, and successful ones do not, however many processes there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_response_says_not_to_count_is_put_back_in_redis() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let policy = || by_header(FIVE).count_if(|response| response.status() == StatusCode::UNAUTHORIZED);
+        let limiters = [(); 2].map(|()| builder(&server.url(), OnFailure::Closed).policy(policy()));
+        let limiters = join_all(limiters.map(connected)).await;
+        let ask = async |limiter: &RedisLimiter, status: StatusCode| {
+            let login = service_fn(move |_: Request<()>| {
+                let mut response = Response::new(String::new());
+                *response.status_mut() = status;
+                ready(Ok::<_, Infallible>(response))
+            });
+            limiter.layer().layer(login).oneshot(with_header("k", "a")).await.unwrap().status()
+        };
+        for round in 0..20 {
+            let limiter = &limiters[round % 2];
+            eventually(|| async { ask(limiter, StatusCode::OK).await == StatusCode::OK }).await;
+        }
+        for round in 0..5 {
+            // What the last one put back may be on its way.
+            let failed =
+                || async { ask(&limiters[round % 2], StatusCode::UNAUTHORIZED).await == StatusCode::UNAUTHORIZED };
+            eventually(failed).await;
+        }
+        for limiter in &limiters {
+            assert_eq!(ask(limiter, StatusCode::OK).await, StatusCode::TOO_MANY_REQUESTS, "{engine:?}");
+        }
+    }
+}
+
+/// A handler knows what a request has cost when it is done: less is put back, more is charged.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_handler_settles_is_settled_in_redis() {
+    let server = Server::start(Engine::Redis);
+    let policy = |cells| by_header(Quota::per_hour(100)).named("tokens").cost_by(move |_| cells);
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(policy(50))).await;
+    let other = connected(builder(&server.url(), OnFailure::Closed).policy(policy(1))).await;
+    let layer = || limiter.layer_with(RateLimitLayer::admissions);
+    let ask = async |cells: Option<u32>| {
+        let service = service_fn(move |request: Request<()>| {
+            let admission = request.extensions().get::<Admission>().unwrap();
+            match cells {
+                Some(cells) => admission.settle("tokens", cells).unwrap(),
+                None => admission.put_back(),
+            }
+            // Once is enough.
+            admission.put_back();
+            assert!(admission.settle("nobody", 1).is_err());
+            ready(Ok::<_, Infallible>(Response::new(String::new())))
+        });
+        layer().layer(service).oneshot(with_header("k", "a")).await.unwrap().status()
+    };
+    let remaining = async || {
+        let request = with_header("k", "a");
+        match other.decide(&request).await {
+            Decision::Allow(allowed) => Some(allowed.standings().next().unwrap().remaining()),
+            Decision::Deny(_) => None,
+        }
+    };
+    let calls = || {
+        let stats = server.cli(&["INFO", "commandstats"]);
+        let calls = stats.split("cmdstat_evalsha:calls=").nth(1).unwrap().split(',').next().unwrap();
+        calls.parse::<u32>().unwrap()
+    };
+    for (cost, left) in [(Some(20), 79), (None, 78), (Some(70), 7)] {
+        let before = calls();
+        assert_eq!(ask(cost).await, StatusCode::OK);
+        within_a_minute(|| calls() == before + 2);
+        assert_eq!(remaining().await, Some(left));
+    }
+    // More than there is: the debt ends at the burst.
+    let all = connected(builder(&server.url(), OnFailure::Closed).policy(policy(7))).await;
+    assert!(admits(&all, "a").await);
+    assert!(!admits(&other, "a").await);
+    // What was put back here is not taken for owed here.
+    assert_eq!(ask(None).await, StatusCode::TOO_MANY_REQUESTS);
+}
+
+/// The script alone, with draws of some time ago: `owed` before, and what is left.
 #[test]
-#[should_panic(expected = "Admission")]
-fn admissions_are_refused() {
-    let limiter = builder("redis://127.0.0.1", OnFailure::Open).policy(by_header(FIVE)).build().unwrap();
-    let _ = limiter.layer_with(RateLimitLayer::admissions);
+fn time_has_returned_some_of_what_is_put_back() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let script = concat!(include_str!("../src/redis/bucket.lua"), include_str!("../src/redis/settle.lua"));
+        let now = || server.cli(&["TIME"]).lines().next().unwrap().parse::<i64>().unwrap();
+        for (owed, returned, since, charged, left) in [
+            // Two of five seconds have gone by.
+            (100, 5, 2, 0, 97),
+            (100, 5, 5, 0, 100),
+            (100, 5, 9, 0, 100),
+            // Drawn by a clock that was ahead: no more than all of it.
+            (100, 5, -30, 0, 95),
+            // Somebody else's reset: nothing is owed any more.
+            (3, 50, 0, 0, 0),
+            (0, 50, 0, 0, 0),
+            (100, 0, 0, 50, 150),
+            (0, 0, 0, 50, 50),
+            // The burst is 600.
+            (590, 0, 0, 50, 600),
+            // The clock has stepped back: it is no time for mercy.
+            (700, 0, 0, 50, 700),
+        ] {
+            server.cli(&["FLUSHALL"]);
+            let start = now();
+            if owed > 0 {
+                server.cli(&["SET", "k", &format!("{}000000000", start + owed)]);
+            }
+            let seconds = |seconds: i64| format!("{seconds}000000000");
+            let drawn = (start - since).to_string();
+            let arguments = [&drawn, "0", &seconds(returned), &seconds(charged), &seconds(600)];
+            assert_eq!(server.cli(&[&["EVAL", script, "1", "k"][..], &arguments].concat()), "0");
+            let value: i64 = server.cli(&["GET", "k"]).get(..10).map_or(start, |seconds| seconds.parse().unwrap());
+            // A second may pass on the way.
+            assert!((left - 1..=left + 2).contains(&(value - start)), "{owed} {returned} {since}: {}", value - start);
+        }
+    }
 }

@@ -168,7 +168,7 @@ async fn rds01_a_lost_primary_takes_nobody_else_with_it() {
     eventually(|| async {
         // One of them is there.
         for key in 200..230 {
-            decide(&limiter, &key.to_string()).await;
+            let _ = decide(&limiter, &key.to_string()).await;
         }
         !limiter.is_connected()
     })
@@ -192,7 +192,7 @@ async fn rds01_a_lost_primary_takes_nobody_else_with_it() {
 /// Killed, or frozen, which a cluster's client does not notice by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn rds06_after_a_failover_the_new_primary_is_asked() {
-    for (engine, frozen) in [(Engine::Redis, false), (Engine::Redis, true), (Engine::Valkey, true)] {
+    for (engine, frozen) in [(Engine::Redis, true), (Engine::Valkey, false)] {
         let (mut servers, replica) = Server::cluster(engine);
         let limiter = builder(&servers, OnFailure::Local { share: 1.0 }).policy(by_header(FIVE));
         let limiter = connected(limiter.timeout(Duration::from_millis(200))).await;
@@ -208,7 +208,7 @@ async fn rds06_after_a_failover_the_new_primary_is_asked() {
         }
         eventually(|| async {
             for key in 200..230 {
-                decide(&limiter, &key.to_string()).await;
+                let _ = decide(&limiter, &key.to_string()).await;
             }
             replica.cli(&["ROLE"]).starts_with("master") && limiter.is_connected()
         })

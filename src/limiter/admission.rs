@@ -39,10 +39,21 @@ pub struct Admission {
     inner: Arc<Inner>,
 }
 
+/// Where draws were made in buckets that are elsewhere: what becomes of them afterwards. False where a policy was not among
+/// them.
+#[cfg(feature = "redis")]
+pub(crate) trait Settle: Send + Sync {
+    /// Returns nanoseconds of a draw, but for what time has returned since.
+    fn put_back(&self, policy: usize, nanos: u64) -> bool;
+    fn charge(&self, policy: usize, nanos: u64) -> bool;
+}
+
 struct Inner {
     limiter: Limiter,
     at: u64,
     draws: Draws,
+    #[cfg(feature = "redis")]
+    elsewhere: Option<Box<dyn Settle>>,
     /// For each draw, whether it has not been settled or put back.
     open: Box<[AtomicBool]>,
 }
@@ -50,7 +61,22 @@ struct Inner {
 impl Admission {
     pub(crate) fn new(limiter: Limiter, at: u64, draws: Draws) -> Self {
         let open = draws.iter().map(|_| AtomicBool::new(true)).collect();
-        Self { inner: Arc::new(Inner { limiter, at, draws, open }) }
+        let inner = Inner {
+            limiter,
+            at,
+            draws,
+            #[cfg(feature = "redis")]
+            elsewhere: None,
+            open,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Of draws some of which were made elsewhere.
+    #[cfg(feature = "redis")]
+    pub(crate) fn elsewhere(limiter: Limiter, at: u64, draws: Draws, elsewhere: Box<dyn Settle>) -> Self {
+        let open = draws.iter().map(|_| AtomicBool::new(true)).collect();
+        Self { inner: Arc::new(Inner { limiter, at, draws, elsewhere: Some(elsewhere), open }) }
     }
 
     /// How each policy that applied stood after the draw, in the limiter's order.
@@ -74,15 +100,14 @@ impl Admission {
     ///
     /// When no policy of this name applied to the request.
     pub fn settle(&self, policy: &str, cells: u32) -> Result<(), UnknownPolicy> {
-        let Inner { limiter, at, .. } = &*self.inner;
         let (index, draw) = self.find(policy)?;
         if self.close(index) {
             let drawn = if draw.added == 0 { 0 } else { draw.cells };
             if let Some(more) = cells.checked_sub(drawn) {
-                limiter.debit(draw, more);
+                self.inner.debit(draw, more);
             } else {
                 let less = u64::from(drawn - cells) * draw.trial.quota.cell_nanos();
-                limiter.restore(&Draw { added: less, ..*draw }, *at);
+                self.inner.restore(&Draw { added: less, ..*draw });
             }
         }
         Ok(())
@@ -96,26 +121,25 @@ impl Admission {
     /// When no policy of this name applied to the request.
     pub fn charge(&self, policy: &str, cells: u32) -> Result<(), UnknownPolicy> {
         let (_, draw) = self.find(policy)?;
-        self.inner.limiter.debit(draw, cells);
+        self.inner.debit(draw, cells);
         Ok(())
     }
 
     /// Returns what was drawn under every policy, but for what time has returned since, and for what was settled.
     pub fn put_back(&self) {
-        let Inner { limiter, at, draws, .. } = &*self.inner;
-        for (index, draw) in draws.iter().enumerate() {
+        for (index, draw) in self.inner.draws.iter().enumerate() {
             if self.close(index) {
-                limiter.restore(draw, *at);
+                self.inner.restore(draw);
             }
         }
     }
 
     /// Returns what policies have drawn for which this response does not count.
     pub(crate) fn put_back_uncounted(&self, response: ResponseHead<'_>) {
-        let Inner { limiter, at, draws, .. } = &*self.inner;
+        let Inner { limiter, draws, .. } = &*self.inner;
         for (index, draw) in draws.iter().enumerate() {
             if !limiter.policies()[draw.trial.policy].counts(response) && self.close(index) {
-                limiter.restore(draw, *at);
+                self.inner.restore(draw);
             }
         }
     }
@@ -133,6 +157,27 @@ impl Admission {
             let applied = self.inner.draws.iter().map(|draw| policies[draw.trial.policy].name());
             UnknownPolicy::new(name, applied)
         })
+    }
+}
+
+impl Inner {
+    fn restore(&self, draw: &Draw) {
+        #[cfg(feature = "redis")]
+        if self.elsewhere.as_ref().is_some_and(|there| there.put_back(draw.trial.policy, draw.added)) {
+            return;
+        }
+        self.limiter.restore(draw, self.at);
+    }
+
+    fn debit(&self, draw: &Draw, cells: u32) {
+        #[cfg(feature = "redis")]
+        {
+            let nanos = draw.trial.quota.cell_nanos().saturating_mul(u64::from(cells));
+            if self.elsewhere.as_ref().is_some_and(|there| there.charge(draw.trial.policy, nanos)) {
+                return;
+            }
+        }
+        self.limiter.debit(draw, cells);
     }
 }
 

@@ -50,6 +50,8 @@ use std::{fmt, sync::Arc};
 use http::{Request, StatusCode};
 use smallvec::SmallVec;
 
+#[cfg(feature = "redis")]
+pub(crate) use self::admission::Settle;
 pub use self::{
     admission::Admission,
     builder::{Builder, ConfigError, Sweep},

@@ -58,10 +58,10 @@ impl Limiter {
             let after = if granted { trial.backlog } else { *owed };
             self.raise(*policy, charge, Bucket::from_bits(at.saturating_add(after)));
             if granted {
-                // Nothing of it can be returned from here.
                 let left = Bucket::from_bits(after);
                 let Charge { key, cells, .. } = *charge;
-                draws.push(Draw { trial, key, cells, added: 0, generation: 0, left, from_overflow: false });
+                let added = after - *owed;
+                draws.push(Draw { trial, key, cells, added, generation: 0, left, from_overflow: false });
             }
             trials.push(trial);
         }
@@ -86,6 +86,23 @@ impl Limiter {
     /// The refusal of a policy that will not decide without its store.
     pub(crate) fn unavailable(&self, policy: usize) -> Denied {
         Denied::unavailable(Arc::clone(&self.shared.policies), policy)
+    }
+
+    /// A draw that was learnt at `at` is put back there: so much less may be owed.
+    pub(crate) fn unlearn(&self, policy: usize, charge: &Charge, nanos: u64, at: u64) {
+        let Some(key) = self.key_under(policy, charge) else { return };
+        let returned = nanos.saturating_sub(self.now().saturating_sub(at));
+        let mut held = self.shared.buckets[policy].hold(key);
+        if held.room() != Room::Own {
+            return;
+        }
+        loop {
+            let found = held.bucket();
+            let less = Bucket::from_bits(found.to_bits().saturating_sub(returned));
+            if found == less || held.write(found, less) {
+                return;
+            }
+        }
     }
 
     fn refusal(&self, trials: Trials, charges: &Charges) -> Option<Denied> {
@@ -119,7 +136,8 @@ impl Limiter {
     /// A bucket owes at least so much. One without a place of its own is not told apart from others, and learns nothing.
     fn raise(&self, policy: usize, charge: &Charge, least: Bucket) {
         let buckets = &self.shared.buckets[policy];
-        if least.is_idle(self.now()) {
+        // What responses put back as a rule, here or elsewhere, is no lower bound for long.
+        if least.is_idle(self.now()) || self.shared.policies[policy].asks_the_response() {
             return;
         }
         let Some(key) = self.key_under(policy, charge) else { return };

@@ -122,8 +122,8 @@ impl Builder {
     ///
     /// What [`limiter::Builder::build`](crate::limiter::Builder::build) refuses; an address that is none; a prefix that is
     /// empty, not printable ASCII, or has a brace in it; a secret shorter than 16 bytes; a share that is not above 0 and at
-    /// most 1; a timeout of zero or above a minute; sentinels of a cluster; an exception for a policy that there is not; and a policy that
-    /// [counts by the response](Policy::count_if), which is not built yet.
+    /// most 1; a timeout of zero or above a minute; sentinels of a cluster; and an exception for a
+    /// policy that there is not.
     pub fn build(self) -> Result<RedisLimiter, RedisConfigError> {
         let fault = |text: String| Err(RedisConfigError(text));
         let visible = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
@@ -144,10 +144,6 @@ impl Builder {
                     return fault(format!("a share of {share} is not above 0 and at most 1"));
                 }
             }
-        }
-        if let Some(policy) = self.policies.iter().find(|policy| policy.asks_the_response()) {
-            let name = policy.name();
-            return fault(format!("the policy {name:?} counts by the response, which over Redis is not built yet"));
         }
         let hasher = KeyHasher::of(&self.secret);
         let build = |policies| Limiter::builder().policies(policies).hasher(hasher.clone()).build();

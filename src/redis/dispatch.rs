@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     link::{Elsewhere, Fault, Link, Server},
-    script::{Limit, Limits, Moment, Owed, PutBack, Reply},
+    script::{Limit, Limits, Moment, Owed, Reply, Settlement},
 };
 use crate::{
     clock::{Clock, nanos},
@@ -37,8 +37,8 @@ use crate::{
 pub(super) enum Ask {
     /// The cells of a request, which waits for its answer. Without one (the sender is dropped) it is decided without Redis.
     Draw(Draw),
-    /// Nobody waits for it; what is lost on the way stays drawn.
-    PutBack(PutBack),
+    /// Nobody waits for it; what is lost on the way stays as it was drawn.
+    Settle(Settlement),
 }
 
 pub(super) struct Draw {
@@ -218,7 +218,7 @@ struct Done {
 
 enum Was {
     Drawn { call: Call, reply: Result<Reply, Fault> },
-    PutBack(Result<(), Fault>),
+    Settled(Result<(), Fault>),
 }
 
 /// For requests that have asked for the same.
@@ -271,7 +271,7 @@ impl Dispatcher {
                     Some(ask) => state.take(ask),
                     None => break,
                 },
-                Some(done) = under_way.next() => state.settle(done),
+                Some(done) = under_way.next() => state.ended(done),
                 link = dialled => state.dialled(link),
             }
         }
@@ -291,7 +291,7 @@ impl State {
     fn take(&mut self, ask: Ask) {
         let draw = match ask {
             Ask::Draw(draw) => draw,
-            Ask::PutBack(put_back) => return self.put_back(put_back),
+            Ask::Settle(settlement) => return self.settle(settlement),
         };
         self.task.health.taken.fetch_add(1, Ordering::AcqRel);
         let Draw { limits, asking, answer } = draw;
@@ -318,17 +318,17 @@ impl State {
         });
     }
 
-    fn put_back(&mut self, put_back: PutBack) {
+    fn settle(&mut self, settlement: Settlement) {
         self.send(|mut link, patience| async move {
-            Was::PutBack(timeout(patience, link.put_back(&put_back)).await.unwrap_or(Err(Fault::Late)))
+            Was::Settled(timeout(patience, link.settle(&settlement)).await.unwrap_or(Err(Fault::Late)))
         });
     }
 
-    fn settle(&mut self, done: Done) {
+    fn ended(&mut self, done: Done) {
         self.task.health.returned();
         let after_a_pause = done.after_a_pause;
         let (call, reply) = match done.was {
-            Was::PutBack(put_back) => return self.weigh(put_back.err(), after_a_pause),
+            Was::Settled(settled) => return self.weigh(settled.err(), after_a_pause),
             Was::Drawn { call, reply } => (call, reply),
         };
         let Call { limits, asking, answers } = call;

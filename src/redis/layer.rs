@@ -15,6 +15,7 @@ use super::RedisLimiter;
 use crate::{
     decision::Draws,
     front::Front,
+    limiter::Admission,
     response::{Respond, Standard},
 };
 
@@ -29,7 +30,6 @@ pub struct RedisRateLimitLayer<R = Standard> {
 
 impl<R> RedisRateLimitLayer<R> {
     pub(super) fn new(limiter: RedisLimiter, front: Arc<Front>, respond: R) -> Self {
-        assert!(!front.gives_admissions(), "an `Admission` puts back here and not in Redis: take `.admissions()` out");
         Self { limiter, front, respond }
     }
 
@@ -89,9 +89,15 @@ where
         let asked = limiter.asked(front.limiter.parts(&request).head());
         Box::pin(async move {
             let mut draws = Draws::default();
-            match limiter.answered(asked, &mut draws).await {
+            let mut receipts = front.settles().then(|| limiter.receipts());
+            match limiter.answered(asked, &mut draws, receipts.as_mut()).await {
                 Ok(grant) => {
-                    let after = front.admitted(&mut request, grant, draws);
+                    let after = match receipts {
+                        Some(receipts) => front.admitted_by(&mut request, draws, |limiter, draws| {
+                            Admission::elsewhere(limiter, grant.at, draws, Box::new(receipts))
+                        }),
+                        None => front.admitted(&mut request, grant, draws),
+                    };
                     let mut response = inner.call(request).await?;
                     if let Some(after) = after {
                         after.complete(&mut response);

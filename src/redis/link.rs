@@ -15,7 +15,7 @@ use ::redis::{
 };
 use tokio::time::timeout;
 
-use super::script::{ACQUIRE, Limit, PUT_BACK, PutBack, Reply};
+use super::script::{ACQUIRE, Limit, Part, Reply, SETTLE, Settlement};
 use crate::clock::Clock;
 
 /// How to connect to a server.
@@ -56,7 +56,7 @@ impl Server {
             let mut link = Link {
                 connection: connection.map_err(|error| Fault::of(&error))?,
                 acquire: String::new(),
-                put_back: String::new(),
+                settle: String::new(),
                 took: Duration::ZERO,
             };
             link.load().await.map_err(|error| Fault::of(&error))?;
@@ -161,7 +161,7 @@ fn read_range(range: &Value, asked: &str) -> Option<Range> {
 pub(super) struct Link {
     connection: MultiplexedConnection,
     acquire: String,
-    put_back: String,
+    settle: String,
     /// What an answer took when it was dialled.
     pub(super) took: Duration,
 }
@@ -169,7 +169,7 @@ pub(super) struct Link {
 impl Link {
     async fn load(&mut self) -> Result<(), RedisError> {
         self.acquire = cmd("SCRIPT").arg("LOAD").arg(ACQUIRE).query_async(&mut self.connection).await?;
-        self.put_back = cmd("SCRIPT").arg("LOAD").arg(PUT_BACK).query_async(&mut self.connection).await?;
+        self.settle = cmd("SCRIPT").arg("LOAD").arg(SETTLE).query_async(&mut self.connection).await?;
         Ok(())
     }
 
@@ -177,11 +177,7 @@ impl Link {
     /// on its way there.
     pub(super) async fn acquire(&mut self, limits: &[Limit], want: u32, asking: bool) -> Result<Reply, Fault> {
         let ask = |verb: &str, script: &str| {
-            let mut command = cmd(verb);
-            command.arg(script).arg(limits.len());
-            for limit in limits {
-                command.arg(&limit.key);
-            }
+            let mut command = call(verb, script, limits.iter().map(|limit| &limit.key));
             command.arg(want);
             for Limit { unit, burst, shadow, .. } in limits {
                 command.arg(*unit).arg(*burst).arg(u8::from(*shadow));
@@ -201,22 +197,18 @@ impl Link {
         Reply::read(&numbers, limits.len()).ok_or_else(|| Fault::Key("a reply that is not the script's".into()))
     }
 
-    pub(super) async fn put_back(&mut self, put_back: &PutBack) -> Result<(), Fault> {
-        let PutBack { at: (seconds, nanos), drawn } = put_back;
+    pub(super) async fn settle(&mut self, settlement: &Settlement) -> Result<(), Fault> {
+        let Settlement { at: (seconds, nanos), parts } = settlement;
         let ask = |verb: &str, script: &str| {
-            let mut command = cmd(verb);
-            command.arg(script).arg(drawn.len());
-            for (key, _) in drawn {
-                command.arg(key);
-            }
+            let mut command = call(verb, script, parts.iter().map(|part| &part.key));
             command.arg(*seconds).arg(*nanos);
-            for (_, nanos) in drawn {
-                command.arg(*nanos);
+            for Part { returned, charged, burst, .. } in parts {
+                command.arg(*returned).arg(*charged).arg(*burst);
             }
             command
         };
-        let by_name = ask("EVALSHA", &self.put_back);
-        self.run::<i64>(by_name, || ask("EVAL", PUT_BACK)).await.map(drop)
+        let by_name = ask("EVALSHA", &self.settle);
+        self.run::<i64>(by_name, || ask("EVAL", SETTLE)).await.map(drop)
     }
 
     async fn run<T: FromRedisValue>(&mut self, by_name: Cmd, in_full: impl FnOnce() -> Cmd) -> Result<T, Fault> {
@@ -227,6 +219,15 @@ impl Link {
         }
         answer.map_err(|error| Fault::of(&error))
     }
+}
+
+fn call<'a>(verb: &str, script: &str, keys: impl ExactSizeIterator<Item = &'a String>) -> Cmd {
+    let mut command = cmd(verb);
+    command.arg(script).arg(keys.len());
+    for key in keys {
+        command.arg(key);
+    }
+    command
 }
 
 /// Where a cluster says that a key is; it has carried nothing out.

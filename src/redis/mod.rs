@@ -28,6 +28,11 @@
 //! time has returned. (A key that is deleted in Redis by hand stays refused where it was, until then.) Requests for the same
 //! keys that come while a call is under way are asked for together with the next one.
 //!
+//! # After the response
+//!
+//! [`count_if`](crate::Policy::count_if) and [`Admission`](crate::limiter::Admission) put back and charge in Redis; nobody waits
+//! for it. Refusals by a policy that counts by the response are not remembered: other processes may put back at any time.
+//!
 //! # What stands in Redis
 //!
 //! `{prefix:principal}:policy:quota` → an arrival time, which expires when nothing is owed. The principal is a hash under the
@@ -35,8 +40,7 @@
 //!
 //! # Not over Redis
 //!
-//! Redis Cluster; what decides after the response ([`count_if`](crate::Policy::count_if), `Admission`); waiting. Bans and blocks
-//! are kept by each process alone.
+//! Waiting. Bans and blocks are kept by each process alone.
 
 mod builder;
 mod cluster;
@@ -44,6 +48,7 @@ mod dispatch;
 mod layer;
 mod link;
 mod node;
+mod receipts;
 mod script;
 
 use std::{
@@ -65,7 +70,8 @@ use self::{
     cluster::Place,
     dispatch::{Answer, Counts, Decided},
     node::{Manner, Node},
-    script::{Limit, Limits, Names, Owed, PutBack},
+    receipts::Receipts,
+    script::{Limit, Limits, Names, Owed, Settlement},
 };
 use crate::{
     RateLimitLayer,
@@ -126,11 +132,10 @@ impl RedisLimiter {
     /// let layer = limiter.layer_with(|layer| layer.plain_text());
     /// ```
     ///
-    /// # Panics
-    ///
-    /// If it is set to [`admissions`](RateLimitLayer::admissions), which put back here and not there.
+    /// What handlers settle by an [`Admission`](crate::limiter::Admission) is sent to Redis and not waited for; what is lost on
+    /// the way stays as it was drawn. A charge ends at one burst there.
     pub fn layer_with<R>(&self, set: impl FnOnce(RateLimitLayer) -> RateLimitLayer<R>) -> RedisRateLimitLayer<R> {
-        let (front, respond) = set(RateLimitLayer::new(&self.shared.local)).into_parts();
+        let (front, respond) = set(RateLimitLayer::new(&self.shared.alone)).into_parts();
         RedisRateLimitLayer::new(self.clone(), front, respond)
     }
 
@@ -142,7 +147,7 @@ impl RedisLimiter {
         let asked = self.asked(self.shared.local.parts(request).head());
         async move {
             let mut draws = Draws::default();
-            match self.answered(asked, &mut draws).await {
+            match self.answered(asked, &mut draws, None).await {
                 Ok(grant) => Decision::Allow(Allowed { policies: self.shared.local.policies(), at: grant.at, draws }),
                 Err(denied) => Decision::Deny(denied),
             }
@@ -187,7 +192,13 @@ impl RedisLimiter {
         self.shared.local.charges(head)
     }
 
-    pub(crate) async fn answered(&self, asked: Asked, draws: &mut Draws) -> Result<Grant, Denied> {
+    /// `receipts` are for what is settled afterwards.
+    pub(crate) async fn answered(
+        &self,
+        asked: Asked,
+        draws: &mut Draws,
+        receipts: Option<&mut Receipts>,
+    ) -> Result<Grant, Denied> {
         let charges = asked?;
         let local = &self.shared.local;
         if let Some(denied) = local.foresee(&charges) {
@@ -199,15 +210,33 @@ impl RedisLimiter {
         match &groups[..] {
             // No policy applies.
             [] => Ok(Grant { at, wait: 0 }),
-            [Group { charges, limits }] => match self.ask(limits).await {
-                Some((_, Decided { granted, owed, .. })) => local.learn(charges, &owed, granted, at, draws),
-                None => self.without_redis(charges, draws),
+            [group] => match self.ask(&group.limits).await {
+                Some((node, Decided { granted, owed, at: moment })) => {
+                    if let (true, Some(receipts)) = (granted, receipts) {
+                        receipts.add(group, &node, moment);
+                    }
+                    local.learn(&group.charges, &owed, granted, at, draws)
+                }
+                None => self.without_redis(&group.charges, draws),
             },
             several => {
                 let answers = join_all(several.iter().map(|group| self.ask(&group.limits))).await;
-                self.weigh(several, answers, at, draws)
+                self.weigh(several, &answers, at, draws).inspect(|_| {
+                    if let Some(receipts) = receipts {
+                        for (group, (node, decided)) in
+                            several.iter().zip(&answers).filter_map(|(group, answer)| Some((group, answer.as_ref()?)))
+                        {
+                            receipts.add(group, node, decided.at);
+                        }
+                    }
+                })
             }
         }
+    }
+
+    /// For what is drawn from now on.
+    pub(crate) fn receipts(&self) -> Receipts {
+        Receipts::new(self.shared.local.clone())
     }
 
     /// What can be asked for together. In a cluster that is what is in one slot: the policies that count one principal.
@@ -233,13 +262,13 @@ impl RedisLimiter {
     fn weigh(
         &self,
         groups: &[Group],
-        answers: Vec<Option<(Arc<Node>, Decided)>>,
+        answers: &[Option<(Arc<Node>, Decided)>],
         at: u64,
         draws: &mut Draws,
     ) -> Result<Grant, Denied> {
         let local = &self.shared.local;
         let (mut charges, mut owed, mut unanswered) = (Charges::new(), Owed::new(), Charges::new());
-        for (group, answer) in groups.iter().zip(&answers) {
+        for (group, answer) in groups.iter().zip(answers) {
             match answer {
                 Some((_, decided)) => {
                     charges.extend_from_slice(&group.charges);
@@ -255,14 +284,16 @@ impl RedisLimiter {
             return local.learn(&charges, &owed, true, at, draws);
         } else {
             match self.without_redis(&unanswered, draws) {
-                Ok(_) => return local.learn(&charges, &owed, true, at, draws),
+                // Of the draws here the time counts; those there have their own.
+                Ok(here) => return local.learn(&charges, &owed, true, at, draws).map(|_| here),
                 Err(denied) => Some(denied),
             }
         };
         for (group, answer) in groups.iter().zip(answers) {
             if let Some((node, Decided { granted: true, at, owed })) = answer {
-                if let Some(put_back) = PutBack::of(group.limits.iter().zip(owed), at) {
-                    node.put_back(put_back);
+                let limits = group.limits.iter().zip(owed.iter().copied());
+                if let Some(all) = Settlement::all_of(limits, *at) {
+                    node.settle(all);
                 }
             }
         }

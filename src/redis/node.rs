@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     dispatch::{Answer, Ask, Counts, Dispatcher, Draw, Health, Throttles},
     link::Server,
-    script::{Limit, Limits, PutBack},
+    script::{Limit, Limits, Settlement},
 };
 use crate::clock::Clock;
 
@@ -85,10 +85,11 @@ impl Node {
         None
     }
 
-    /// Where there is a connection. What is lost on the way stays drawn.
-    pub(super) fn put_back(&self, put_back: PutBack) {
-        if let Some(way) = self.way().filter(|way| way.health.answers()) {
-            let _ = way.asks.send(Ask::PutBack(put_back));
+    /// Where there is a connection, from any thread. What is lost on the way stays as it was drawn.
+    pub(super) fn settle(&self, settlement: Settlement) {
+        let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(way) = way.as_ref().filter(|way| way.health.answers()) {
+            let _ = way.asks.send(Ask::Settle(settlement));
         }
     }
 

@@ -14,8 +14,8 @@ use crate::{
 
 /// Server time, whole nanoseconds, and one round trip for all limits of a request.
 pub(super) const ACQUIRE: &str = concat!(include_str!("bucket.lua"), include_str!("acquire.lua"));
-/// For draws that are not wanted after all.
-pub(super) const PUT_BACK: &str = concat!(include_str!("bucket.lua"), include_str!("put_back.lua"));
+/// For what a request turns out to have cost after it was admitted.
+pub(super) const SETTLE: &str = concat!(include_str!("bucket.lua"), include_str!("settle.lua"));
 
 /// One bucket, and what a request takes of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -98,20 +98,35 @@ pub(super) type Owed = SmallVec<[u64; 4]>;
 /// Seconds since 1970, and nanoseconds.
 pub(super) type Moment = (i64, i64);
 
-/// What a request has drawn, and is to be returned.
+/// What is to be returned of a draw, or charged beyond it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PutBack {
+pub(super) struct Settlement {
+    /// When it was drawn: time has returned some of it since.
     pub(super) at: Moment,
-    /// Keys, and nanoseconds.
-    pub(super) drawn: SmallVec<[(String, u64); 2]>,
+    pub(super) parts: SmallVec<[Part; 1]>,
 }
 
-impl PutBack {
-    /// `None` where nothing was drawn.
-    pub(super) fn of<'a>(limits: impl IntoIterator<Item = (&'a Limit, u64)>, at: Moment) -> Option<Self> {
-        let drawn = limits.into_iter().map(|(limit, owed)| (limit.key.clone(), limit.drew(owed)));
-        let drawn: SmallVec<_> = drawn.filter(|(_, nanos)| *nanos > 0).collect();
-        (!drawn.is_empty()).then_some(Self { at, drawn })
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) key: String,
+    /// Nanoseconds, as all of these.
+    pub(super) returned: u64,
+    pub(super) charged: u64,
+    /// Those of the whole burst.
+    pub(super) burst: u64,
+}
+
+impl Settlement {
+    /// Returns all that a request drew of these limits while so much was owed. `None` where that is nothing.
+    pub(super) fn all_of<'a>(limits: impl IntoIterator<Item = (&'a Limit, u64)>, at: Moment) -> Option<Self> {
+        let parts = limits.into_iter().map(|(limit, owed)| Part {
+            key: limit.key.clone(),
+            returned: limit.drew(owed),
+            charged: 0,
+            burst: limit.burst,
+        });
+        let parts: SmallVec<_> = parts.filter(|part| part.returned > 0).collect();
+        (!parts.is_empty()).then_some(Self { at, parts })
     }
 }
 
@@ -184,8 +199,8 @@ mod tests {
     fn what_was_not_drawn_is_not_put_back() {
         let limit = |key: &str, unit| Limit { key: key.to_owned(), unit, burst: 100, shadow: true };
         let limits = [limit("a", 10), limit("free", 0), limit("short", 60)];
-        let put_back = PutBack::of(limits.iter().zip([20, 7, 50]), (7, 8)).unwrap();
-        assert_eq!(put_back.drawn[..], [("a".to_owned(), 10)]);
-        assert_eq!(PutBack::of(limits[1..].iter().zip([7, 50]), (7, 8)), None);
+        let settlement = Settlement::all_of(limits.iter().zip([20, 7, 50]), (7, 8)).unwrap();
+        assert_eq!(settlement.parts[..], [Part { key: "a".to_owned(), returned: 10, charged: 0, burst: 100 }]);
+        assert_eq!(Settlement::all_of(limits[1..].iter().zip([7, 50]), (7, 8)), None);
     }
 }
