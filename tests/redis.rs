@@ -13,6 +13,7 @@ use std::{
     convert::Infallible,
     future::ready,
     net::{Ipv4Addr, SocketAddr},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -284,6 +285,8 @@ fn outside_of_a_runtime_it_builds_and_says_what_is_wrong() {
         (fine().prefix(""), "prefix"),
         (fine().timeout(Duration::ZERO), "timeout"),
         (fine().timeout(Duration::MAX), "timeout"),
+        (fine().lease(0, Duration::from_secs(1)), "lease"),
+        (fine().lease(1, Duration::ZERO), "lease"),
         (RedisLimiter::builder("redis://127.0.0.1", b"", OnFailure::Open), "secret"),
         (RedisLimiter::builder("redis://127.0.0.1", SECRET, OnFailure::Local { share: 0.0 }), "share"),
         (fine().on_failure_of("api-key", OnFailure::Local { share: f64::NAN }), "share"),
@@ -825,6 +828,36 @@ async fn what_a_handler_settles_is_settled_in_redis() {
     assert!(!admits(&other, "a").await);
     // What was put back here is not taken for owed here.
     assert_eq!(ask(None).await, StatusCode::TOO_MANY_REQUESTS);
+}
+
+/// One after the other, so that nothing can be asked for together.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_leases_a_busy_key_takes_few_calls_and_no_more_than_the_quota() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let policy = || by_header(Quota::per_hour(2_000));
+        let busy = || builder(&server.url(), OnFailure::Closed).policy(policy()).lease(64, Duration::from_secs(1));
+        let limiters = [connected(busy()).await, connected(busy()).await];
+        let before = limiters[0].calls();
+        let each = join_all(limiters.iter().map(|limiter| admitted(limiter, "a", 800))).await;
+        assert_eq!(each, [800, 800], "{engine:?}");
+        let calls = limiters[0].calls().calls - before.calls;
+        assert!(calls < 200, "{calls} calls for 800 decisions");
+        // What both hold goes back, and then is there for whoever asks.
+        let exact = connected(builder(&server.url(), OnFailure::Closed).policy(policy())).await;
+        let rest = AtomicUsize::new(0);
+        eventually(|| async {
+            // A refusal would be remembered beyond the return: it is asked as one who knows nothing.
+            let exact = connected(builder(&server.url(), OnFailure::Closed).policy(policy())).await;
+            let more = admitted(&exact, "a", 50).await;
+            rest.fetch_add(more, Ordering::Relaxed) + more >= 400
+        })
+        .await;
+        assert_eq!(rest.into_inner(), 400, "{engine:?}");
+        for limiter in &limiters {
+            assert!(!admits(limiter, "a").await, "{engine:?}");
+        }
+    }
 }
 
 /// The script alone, with draws of some time ago: `owed` before, and what is left.

@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::{
+    leases::Leases,
     link::{Elsewhere, Fault, Link, Server},
     script::{Limit, Limits, Moment, Owed, Reply, Settlement},
 };
@@ -200,6 +201,7 @@ pub(super) struct Dispatcher {
     pub(super) throttles: Throttles,
     /// Where somebody wants to know that slots may have moved: in a cluster.
     pub(super) moved: Option<mpsc::Sender<()>>,
+    pub(super) leases: Option<Leases>,
 }
 
 /// Of the events that may come often.
@@ -226,6 +228,8 @@ struct Call {
     limits: Limits,
     asking: bool,
     answers: Vec<oneshot::Sender<Answer>>,
+    /// When it was made.
+    since: u64,
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -259,6 +263,7 @@ impl Dispatcher {
         };
         state.dial();
         loop {
+            let expiring = expiring(&state.task);
             let State { dialling, under_way, .. } = &mut state;
             let dialled = async {
                 match dialling {
@@ -273,7 +278,21 @@ impl Dispatcher {
                 },
                 Some(done) = under_way.next() => state.ended(done),
                 link = dialled => state.dialled(link),
+                () = expiring => state.return_leases(),
             }
+        }
+    }
+}
+
+/// Ends when a lease does.
+fn expiring(task: &Dispatcher) -> impl Future<Output = ()> + Send + use<> {
+    let next = task.leases.as_ref().and_then(Leases::next);
+    let wait = next.map(|next| Duration::from_nanos(next.saturating_sub(task.health.clock.now())));
+    async move {
+        match wait {
+            #[expect(clippy::disallowed_methods, reason = "what it ends has a clock of its own in tests")]
+            Some(wait) => sleep(wait).await,
+            None => pending().await,
         }
     }
 }
@@ -300,18 +319,42 @@ impl State {
         }
         if asking {
             // Too rare to be asked for together.
-            return self.call(Call { limits, asking, answers: vec![answer] });
+            return self.call(limits, asking, vec![answer]);
         }
+        let Some(answer) = self.lease_to(&limits, answer) else { return };
         if let Some(waiting) = self.waiting.get_mut(&limits) {
             waiting.push(answer);
         } else {
             self.waiting.insert(Arc::clone(&limits), Vec::new());
-            self.call(Call { limits, asking, answers: vec![answer] });
+            self.call(limits, asking, vec![answer]);
         }
     }
 
-    fn call(&mut self, call: Call) {
-        let want = u32::try_from(call.answers.len()).unwrap_or(u32::MAX);
+    /// Out of what was drawn ahead. Returns who has to ask.
+    fn lease_to(&mut self, limits: &Limits, answer: oneshot::Sender<Answer>) -> Option<oneshot::Sender<Answer>> {
+        let now = self.task.health.clock.now();
+        let Some(decided) = self.task.leases.as_mut().and_then(|leases| leases.take(limits, now)) else {
+            return Some(answer);
+        };
+        let _ = answer.send(Answer::Decided(decided));
+        None
+    }
+
+    fn return_leases(&mut self) {
+        let now = self.task.health.clock.now();
+        let back = self.task.leases.as_mut().map(|leases| leases.expired(now)).unwrap_or_default();
+        for settlement in back {
+            self.settle(settlement);
+        }
+    }
+
+    fn call(&mut self, limits: Limits, asking: bool, answers: Vec<oneshot::Sender<Answer>>) {
+        let since = self.task.health.clock.now();
+        // Where a slot is on its way, nobody keeps anything.
+        let leases = self.task.leases.as_ref().filter(|_| !asking);
+        let ahead = leases.map_or(0, |leases| leases.ahead(&limits, since));
+        let want = u32::try_from(answers.len()).unwrap_or(u32::MAX).saturating_add(ahead);
+        let call = Call { limits, asking, answers, since };
         self.send(|mut link, patience| async move {
             let reply = timeout(patience, link.acquire(&call.limits, want, call.asking)).await;
             Was::Drawn { call, reply: reply.unwrap_or(Err(Fault::Late)) }
@@ -331,14 +374,19 @@ impl State {
             Was::Settled(settled) => return self.weigh(settled.err(), after_a_pause),
             Was::Drawn { call, reply } => (call, reply),
         };
-        let Call { limits, asking, answers } = call;
+        let Call { limits, asking, answers, since } = call;
+        let mut rest = None;
         let fault = match reply {
             Ok(reply) => {
+                let requests = u32::try_from(answers.len()).unwrap_or(u32::MAX);
                 for (index, answer) in (0..).zip(answers) {
                     let owed = reply.owed_before(index, &limits);
                     // Who no longer waits has been charged all the same.
                     let _ =
                         answer.send(Answer::Decided(Decided { granted: index < reply.granted, at: reply.at, owed }));
+                }
+                if let (Some(leases), false) = (&mut self.task.leases, asking) {
+                    rest = leases.keep(&limits, reply, requests, since);
                 }
                 None
             }
@@ -351,16 +399,20 @@ impl State {
             Err(fault) => Some(fault),
         };
         self.weigh(fault, after_a_pause);
+        if let Some(rest) = rest {
+            self.settle(rest);
+        }
         if asking {
             return;
         }
         // Those that came meanwhile, and still wait; none, where the connection was given up.
         let Some(waiting) = self.waiting.get_mut(&limits) else { return };
-        let answers: Vec<_> = waiting.drain(..).filter(|answer| !answer.is_closed()).collect();
+        let waiting: Vec<_> = waiting.drain(..).filter(|answer| !answer.is_closed()).collect();
+        let answers: Vec<_> = waiting.into_iter().filter_map(|answer| self.lease_to(&limits, answer)).collect();
         if answers.is_empty() {
             self.waiting.remove(&limits);
         } else {
-            self.call(Call { limits, asking, answers });
+            self.call(limits, asking, answers);
         }
     }
 
@@ -418,6 +470,9 @@ impl State {
         // Whoever waits for one of these is told at once, by its end.
         self.waiting.clear();
         self.under_way.clear();
+        if let Some(leases) = &mut self.task.leases {
+            leases.clear();
+        }
         self.look_for_slots();
         self.dial();
     }

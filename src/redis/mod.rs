@@ -28,6 +28,8 @@
 //! time has returned. (A key that is deleted in Redis by hand stays refused where it was, until then.) Requests for the same
 //! keys that come while a call is under way are asked for together with the next one.
 //!
+//! Unless told otherwise ([`lease`](Builder::lease)), cells are drawn for requests that are there, and for no others.
+//!
 //! # After the response
 //!
 //! [`count_if`](crate::Policy::count_if) and [`Admission`](crate::limiter::Admission) put back and charge in Redis; nobody waits
@@ -46,6 +48,7 @@ mod builder;
 mod cluster;
 mod dispatch;
 mod layer;
+mod leases;
 mod link;
 mod node;
 mod receipts;

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     dispatch::{Answer, Ask, Counts, Dispatcher, Draw, Health, Throttles},
+    leases::{Lease, Leases},
     link::Server,
     script::{Limit, Limits, Settlement},
 };
@@ -26,6 +27,8 @@ pub(super) struct Manner {
     /// How long a request waits.
     pub(super) patience: Duration,
     pub(super) counts: Arc<Counts>,
+    /// Where cells are drawn ahead.
+    pub(super) lease: Option<Lease>,
 }
 
 pub(super) struct Node {
@@ -99,7 +102,7 @@ impl Node {
         let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
         if way.as_ref().is_none_or(|way| way.asks.is_closed()) {
             let (asks, receiver) = mpsc::unbounded_channel();
-            let Manner { patience, counts, .. } = &self.manner;
+            let Manner { patience, counts, lease, .. } = &self.manner;
             let health = Arc::new(Health::new(Clock::system(), Arc::clone(counts)));
             let task = Dispatcher {
                 server: self.server.clone(),
@@ -108,6 +111,7 @@ impl Node {
                 health: Arc::clone(&health),
                 throttles: Throttles::default(),
                 moved: self.moved.clone(),
+                leases: lease.map(Leases::new),
             };
             drop(runtime.spawn(task.run(receiver)));
             *way = Some(Way { asks, health });
