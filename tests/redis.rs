@@ -396,6 +396,94 @@ async fn rds09_a_server_that_cannot_write_is_done_without_until_it_can() {
     }
 }
 
+/// A script of somebody else's runs on and on; the server answers all others that it is busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds09_a_busy_server_is_done_without_until_it_is_not() {
+    for engine in ENGINES {
+        let server = Server::start_with(engine, &["--busy-reply-threshold", "50"]);
+        let limiter = connected(builder(&server.url(), OnFailure::Open).policy(by_header(FIVE))).await;
+        let port = server.port.to_string();
+        let endless = ["-p", &port, "EVAL", "while true do end", "0"];
+        let mut script = std::process::Command::new("redis-cli").args(endless).spawn().unwrap();
+        within_a_minute(|| server.cli(&["PING"]).contains("BUSY"));
+        assert_eq!(admitted(&limiter, "a", 10).await, 10, "{engine:?}: open means open");
+        assert!(!limiter.connect(Duration::from_millis(100)).await, "{engine:?}");
+        assert_eq!(server.cli(&["SCRIPT", "KILL"]), "OK");
+        script.wait().unwrap();
+        eventually(|| async { limiter.is_connected() }).await;
+        assert_eq!(admitted(&limiter, "b", 10).await, 5, "{engine:?}: shared again");
+    }
+}
+
+/// It accepts connections while it reads its keys from disk, and answers that it is loading.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds09_a_server_that_is_loading_is_done_without_until_it_has() {
+    let slow = ["--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"];
+    let mut server = Server::start_with(Engine::Redis, &slow);
+    let fill = "for i = 1, 10000 do redis.call('SET', 'filler' .. i, i) end";
+    server.cli(&["EVAL", fill, "0"]);
+    let limiter = connected(builder(&server.url(), OnFailure::Open).policy(by_header(FIVE))).await;
+    assert_eq!(admitted(&limiter, "a", 10).await, 5);
+    assert_eq!(server.cli(&["SAVE"]), "OK");
+    server.kill();
+    let port = server.port.to_string();
+    let starting = std::thread::spawn(move || {
+        server.run();
+        server
+    });
+    let mut seen = false;
+    eventually(|| {
+        let ping = std::process::Command::new("redis-cli").args(["-p", &port, "PING"]).output().unwrap();
+        let loading = String::from_utf8_lossy(&ping.stdout).contains("LOADING");
+        assert!(!loading || !limiter.is_connected());
+        seen |= loading;
+        let limiter = &limiter;
+        async move {
+            let _ = admits(limiter, "x").await;
+            limiter.is_connected()
+        }
+    })
+    .await;
+    assert!(seen, "it was not seen loading");
+    let _server = starting.join().unwrap();
+    assert_eq!(admitted(&limiter, "b", 10).await, 5, "shared again");
+}
+
+/// Not limiters in one process: processes.
+#[test]
+fn processes_of_the_system_share_one_bucket() {
+    let server = Server::start(Engine::Redis);
+    let itself = std::env::current_exe().unwrap();
+    let one = || {
+        let mut command = std::process::Command::new(&itself);
+        command.args(["--exact", "one_of_several_processes", "--nocapture", "--test-threads", "1"]);
+        command.env(SERVER, server.url()).stdout(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let processes = [(); 4].map(|()| one());
+    let admitted = processes.map(|process| {
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success());
+        let said = String::from_utf8(output.stdout).unwrap();
+        let (_, admitted) = said.split_once("admitted ").expect("it says how many");
+        admitted.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+    });
+    assert_eq!(admitted.iter().sum::<usize>(), 1_000, "{admitted:?}");
+}
+
+/// Where the process above says which server to ask.
+const SERVER: &str = "TOWER_QUOTA_TEST_SERVER";
+
+/// One of the processes of the test above; alone it has nothing to do.
+#[test]
+fn one_of_several_processes() {
+    let Ok(url) = std::env::var(SERVER) else { return };
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let limiter = connected(builder(&url, OnFailure::Closed).policy(by_header(Quota::per_hour(1_000)))).await;
+        let admitted: usize = join_all((0..20).map(|_| admitted(&limiter, "a", 50))).await.into_iter().sum();
+        println!("admitted {admitted} ");
+    });
+}
+
 /// What stands where a bucket should be: garbage is healed, another type harms its own key alone.
 #[tokio::test]
 async fn rds09_a_strange_value_harms_nobody_else() {

@@ -225,6 +225,26 @@ async fn rds06_after_a_failover_the_new_primary_is_asked() {
     }
 }
 
+/// With the rights that docs/redis.md gives, and no others.
+#[tokio::test]
+async fn the_rights_of_the_operations_page_suffice_in_a_cluster() {
+    let (servers, _replica) = Server::cluster(Engine::Redis);
+    let page = include_str!("../docs/redis.md");
+    let rights = page.split("`ACL ").nth(1).unwrap();
+    let (all, in_a_cluster) = (rights.split('`').next().unwrap(), rights.split('`').nth(2).unwrap());
+    let command = format!("ACL {all} {in_a_cluster}");
+    let command: Vec<&str> = command.split_whitespace().collect();
+    let urls = servers.each_ref().map(|server| {
+        assert_eq!(server.cli(&command), "OK");
+        format!("redis://limiter:password@127.0.0.1:{}", server.port)
+    });
+    let builder = RedisLimiter::builder(&urls[0], b"the secret of these tests", OnFailure::Closed).cluster(&urls[1..]);
+    let limiter = connected(builder.timeout(Duration::from_secs(5)).policy(by_header(FIVE))).await;
+    for key in 0..20 {
+        assert_eq!(admitted(&limiter, &key.to_string(), 6).await, 5);
+    }
+}
+
 #[test]
 fn outside_of_a_runtime_there_is_no_cluster_and_no_panic() {
     let limiter = RedisLimiter::builder("redis://127.0.0.1", b"the secret of these tests", OnFailure::Closed)

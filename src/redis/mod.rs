@@ -15,6 +15,11 @@
 //! # Ok::<(), tower_quota::redis::RedisConfigError>(())
 //! ```
 //!
+//! # Sentinel, clusters
+//!
+//! [`sentinels`](Builder::sentinels) and [`cluster`](Builder::cluster). In a cluster each primary has a connection of its own,
+//! and policies of several principals are asked for at once, each where it is; see there.
+//!
 //! # Without Redis
 //!
 //! Nothing is slower or less available for Redis: building never connects, a request waits 50 ms at most

@@ -7,6 +7,7 @@
 //! Starts a Redis of its own (Debian's, installed if there is none). First table: requests come at 5,000 a second for four
 //! seconds; from the first to two and a half Redis is frozen, or killed and started again. Ours beside the client's own
 //! connection manager. Second table: round trips and the server's processor time for each decision, by kind of load.
+//! `-- chaos` does something else to the server each second for a minute, and fails where a key has had more than its limit.
 
 #[path = "../../../tests/support/redis.rs"]
 mod servers;
@@ -31,15 +32,19 @@ use tower_quota::{
     redis::{OnFailure, RedisLimiter},
 };
 
+const SCRIPT: &str =
+    concat!(include_str!("../../../src/redis/bucket.lua"), include_str!("../../../src/redis/acquire.lua"));
 const RATE: u64 = 5_000;
 const RUN: Duration = Duration::from_secs(4);
 const FAULT: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(2_500)];
 const SLOW: Duration = Duration::from_millis(10);
 const OPEN: Quota = Quota::per_second(100_000_000);
 
-fn limiter(url: &str, quota: Quota) -> RedisLimiter {
+fn limiter(url: &str, quota: Quota, lease: u32) -> RedisLimiter {
     let policy = Policy::per(key_fn(|head| head.extensions().get::<u64>().copied()), quota);
-    RedisLimiter::builder(url, b"a secret for measuring", OnFailure::Local { share: 1.0 }).policy(policy).build().unwrap()
+    let builder = RedisLimiter::builder(url, b"a secret for measuring", OnFailure::Local { share: 1.0 }).policy(policy);
+    let builder = if lease > 0 { builder.lease(lease, Duration::from_millis(100)) } else { builder };
+    builder.build().unwrap()
 }
 
 fn request(key: u64) -> Request<()> {
@@ -52,7 +57,7 @@ fn request(key: u64) -> Request<()> {
 type Decide = Arc<dyn Fn(u64) -> BoxFuture<'static, bool> + Send + Sync>;
 
 async fn ours(url: &str) -> Decide {
-    let limiter = limiter(url, OPEN);
+    let limiter = limiter(url, OPEN, 0);
     while !limiter.is_connected() {
         let _ = limiter.decide(&request(0)).await;
         tokio::task::yield_now().await;
@@ -74,7 +79,7 @@ async fn manager(url: &str, deadline: Option<Duration>) -> Decide {
         config = config.set_response_timeout(Some(deadline)).set_connection_timeout(Some(deadline));
     }
     let manager = ConnectionManager::new_with_config(client, config).await.unwrap();
-    let script = Arc::new(Script::new(include_str!("../../../src/redis/acquire.lua")));
+    let script = Arc::new(Script::new(SCRIPT));
     Arc::new(move |key| {
         let (mut manager, script) = (manager.clone(), Arc::clone(&script));
         Box::pin(async move {
@@ -213,15 +218,18 @@ async fn loads() {
     println!("\n| {TASKS} at once | round trips a decision | server µs a decision | decisions a second |");
     println!("|---|--:|--:|--:|");
     let ten = Quota::per_second(10);
-    let loads: [(&str, Quota, Keys); 4] = [
-        ("one hot key, open", OPEN, Arc::new(|_| 0)),
-        ("10,000 keys by Zipf, open", OPEN, zipf(10_000)),
-        ("10,000 keys alike, open", OPEN, Arc::new(|random| random % 10_000)),
-        ("abuse: 16 keys at 10 a second", ten, Arc::new(|random| random % 16)),
+    let alike = || -> Keys { Arc::new(|random| random % 10_000) };
+    let loads: [(&str, Quota, Keys, u32); 6] = [
+        ("one hot key, open", OPEN, Arc::new(|_| 0), 0),
+        ("10,000 keys by Zipf, open", OPEN, zipf(10_000), 0),
+        ("…, leases of 64 for 100 ms", OPEN, zipf(10_000), 64),
+        ("10,000 keys alike, open", OPEN, alike(), 0),
+        ("…, leases of 64 for 100 ms", OPEN, alike(), 64),
+        ("abuse: 16 keys at 10 a second", ten, Arc::new(|random| random % 16), 0),
     ];
-    for (name, quota, keys) in loads {
+    for (name, quota, keys, lease) in loads {
         let server = tokio::task::spawn_blocking(|| Server::start(Engine::Redis)).await.unwrap();
-        let limiter = limiter(&server.url(), quota);
+        let limiter = limiter(&server.url(), quota, lease);
         while !limiter.is_connected() {
             let _ = limiter.decide(&request(0)).await;
             tokio::task::yield_now().await;
@@ -257,8 +265,115 @@ async fn loads() {
     }
 }
 
+/// What is done to the server, once a second, and undone a third of a second later where it can be.
+const FAULTS: [(&str, &[&str], &[&str]); 6] = [
+    ("frozen", &[], &[]),
+    ("killed", &[], &[]),
+    ("connections cut", &["CLIENT", "KILL", "TYPE", "normal"], &[]),
+    ("script flushed", &["SCRIPT", "FLUSH"], &[]),
+    ("full", &["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
+    ("paused", &["CLIENT", "PAUSE", "300", "ALL"], &[]),
+];
+
+/// A fault each second, at random: how long requests wait, and whether any key has more than its limit and what restarts forget.
+async fn chaos() {
+    const KEYS: u64 = 50;
+    const SECONDS: u64 = 60;
+    let mut server = tokio::task::spawn_blocking(|| Server::start(Engine::Redis)).await.unwrap();
+    let quota = Quota::per_second(20);
+    let policy = Policy::per(key_fn(|head| head.extensions().get::<u64>().copied()), quota);
+    // Whatever passes has passed by Redis.
+    let limiter = RedisLimiter::builder(server.url(), b"a secret for measuring", OnFailure::Closed).policy(policy);
+    let limiter = limiter.build().unwrap();
+    assert!(limiter.connect(Duration::from_secs(5)).await);
+    let admitted: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
+    let waits = Arc::new(Mutex::new(Vec::new()));
+    let start = Instant::now();
+    let done = Arc::new(AtomicBool::new(false));
+    let load = {
+        let (limiter, admitted, waits, done) =
+            (limiter.clone(), Arc::clone(&admitted), Arc::clone(&waits), Arc::clone(&done));
+        tokio::spawn(async move {
+            let mut ticks = interval(Duration::from_millis(1));
+            let mut number = 0_u64;
+            while !done.load(Ordering::Relaxed) {
+                ticks.tick().await;
+                for _ in 0..2 {
+                    number += 1;
+                    let (limiter, admitted, waits, key) =
+                        (limiter.clone(), Arc::clone(&admitted), Arc::clone(&waits), number % KEYS);
+                    tokio::spawn(async move {
+                        let begun = Instant::now();
+                        if limiter.decide(&request(key)).await.is_allowed() {
+                            admitted[key as usize].fetch_add(1, Ordering::Relaxed);
+                        }
+                        waits.lock().unwrap().push(begun.elapsed());
+                    });
+                }
+            }
+        })
+    };
+    let (mut random, mut restarts) = (0x9e37_79b9_7f4a_7c15_u64, 0);
+    let mut counts = [0; FAULTS.len()];
+    while start.elapsed() < Duration::from_secs(SECONDS) {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let which = random as usize % FAULTS.len();
+        counts[which] += 1;
+        let (name, fault, mend) = FAULTS[which];
+        server = tokio::task::spawn_blocking(move || {
+            match name {
+                "frozen" => server.signal("-STOP"),
+                "killed" => server.kill(),
+                _ => drop(server.cli(fault)),
+            }
+            std::thread::sleep(Duration::from_millis(333));
+            match name {
+                "frozen" => server.signal("-CONT"),
+                "killed" => server.run(),
+                _ if !mend.is_empty() => drop(server.cli(mend)),
+                _ => {}
+            }
+            std::thread::sleep(Duration::from_millis(667));
+            server
+        })
+        .await
+        .unwrap();
+        restarts += u64::from(name == "killed");
+    }
+    done.store(true, Ordering::Relaxed);
+    load.await.unwrap();
+    let took = start.elapsed().as_secs_f64();
+    let mut waits = waits.lock().unwrap().clone();
+    waits.sort();
+    let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+    let most = admitted.iter().map(|admitted| admitted.load(Ordering::Relaxed)).max().unwrap();
+    let bound = 20 + (took * 20.0) as u64 + restarts * 20;
+    println!("\n| {SECONDS} s of faults | |\n|---|--:|");
+    for ((name, ..), count) in FAULTS.iter().zip(counts) {
+        println!("| {name} | {count} |");
+    }
+    println!("| decisions | {} |", waits.len());
+    println!(
+        "| waited: median, 99 %, 99.9 %, longest (ms) | {:.1}, {:.1}, {:.1}, {:.1} |",
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        at(1.0)
+    );
+    println!("| admitted of the key that had most; bound | {most}; {bound} |");
+    assert!(most <= bound, "more than the limit and what restarts forget");
+}
+
 #[tokio::main]
 async fn main() {
-    failures().await;
-    loads().await;
+    match std::env::args().nth(1).as_deref() {
+        None => {
+            failures().await;
+            loads().await;
+        }
+        Some("chaos") => chaos().await,
+        Some(other) => panic!("`chaos`, or nothing; not {other}"),
+    }
 }
