@@ -349,3 +349,23 @@ const UNITS: [(&str, u64); 7] = [
     ("us", 1_000),
     ("ns", 1),
 ];
+
+#[cfg(all(test, feature = "redis"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_has_less_of_both_and_at_least_one_cell() {
+        let share = |quota: Quota, share| {
+            let scaled = quota.scaled(share);
+            (scaled.burst, scaled.period, scaled.cell_period)
+        };
+        assert_eq!(share(Quota::per_second(10).burst(40), 0.25), (10, 4_000_000_000, 400_000_000));
+        assert_eq!(share(Quota::per_second(10), 1.0), (10, 1_000_000_000, 100_000_000));
+        assert_eq!(share(Quota::per_second(10), 0.01), (1, 100_000_000_000, 10_000_000_000));
+        // Rounded so that a share never has more.
+        assert_eq!(share(Quota::per_second(10).burst(7), 0.3), (2, 3_333_333_334, 333_333_334));
+        // A cell takes no longer than a quota can say.
+        assert_eq!(share(Quota::per(1, Duration::from_secs(3_600)), 1e-15).2, MAX_NANOS);
+    }
+}

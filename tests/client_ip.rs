@@ -339,6 +339,12 @@ fn id04_no_more_than_32_entries_are_looked_at() {
     assert_eq!(long(10_000), ip("10.0.0.2"));
     let blank = format!("203.0.113.7,{}", " ".repeat(60_000));
     assert_eq!(behind_ten().resolve(ip("10.0.0.1"), &lines(XFF, &[&blank])), Some(ip("10.0.0.1")));
+    let far = format!("{}203.0.113.7", " ".repeat(200));
+    assert_eq!(
+        behind_ten().resolve(ip("10.0.0.1"), &lines(XFF, &[&far])),
+        Some(ip("10.0.0.1")),
+        "longer than any entry"
+    );
     let quoted = format!("for=203.0.113.7;x=\"{}\"", "\\".repeat(60_000));
     assert_eq!(behind_ten().forwarded().resolve(ip("10.0.0.1"), &lines(FORWARDED, &[&quoted])), Some(ip("10.0.0.1")));
 }

@@ -116,6 +116,8 @@ fn what_cannot_be_read_is_refused_with_a_reason() {
         let error = text.parse::<Quota>().expect_err(text);
         assert!(matches!(error, QuotaError::Syntax(_)), "{text}: {error:?}");
         assert!(error.to_string().contains("COUNT/PERIOD"), "{error}");
+        let (_, departure) = error.to_string().rsplit_once(": ").map(|(rule, why)| (rule.len(), why.len())).unwrap();
+        assert!(departure > 0, "{error} does not say what is wrong with this one");
     }
     assert_eq!("0/s".parse::<Quota>(), Err(QuotaError::ZeroCells));
     assert_eq!("1/0s".parse::<Quota>(), Err(QuotaError::ZeroPeriod));

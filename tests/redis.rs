@@ -932,7 +932,6 @@ async fn with_leases_a_busy_key_takes_few_calls_and_no_more_than_the_quota() {
         let calls = limiters[0].calls().calls - before.calls;
         assert!(calls < 200, "{calls} calls for 800 decisions");
         // What both hold goes back, and then is there for whoever asks.
-        let exact = connected(builder(&server.url(), OnFailure::Closed).policy(policy())).await;
         let rest = AtomicUsize::new(0);
         eventually(|| async {
             // A refusal would be remembered beyond the return: it is asked as one who knows nothing.

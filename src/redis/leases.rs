@@ -85,13 +85,12 @@ impl Leases {
     pub(super) fn keep(&mut self, limits: &Limits, reply: Reply, requests: u32, since: u64) -> Option<Settlement> {
         let used = requests.min(reply.granted);
         let held = Held { since, asked: requests, reply, used };
-        match self.held.insert(Limits::clone(limits), held) {
-            Some(former) => Self::rest(&former, limits),
-            None => {
-                self.due.push_back((since.saturating_add(nanos(self.lease.time)), Limits::clone(limits)));
-                None
-            }
+        if let Some(former) = self.held.insert(Limits::clone(limits), held) {
+            // It is due already.
+            return Self::rest(&former, limits);
         }
+        self.due.push_back((since.saturating_add(nanos(self.lease.time)), Limits::clone(limits)));
+        None
     }
 
     /// When to call [`expired`](Self::expired) next.

@@ -226,6 +226,16 @@ mod tests {
         assert_eq!(size_of::<(Key, Bucket)>(), 24);
     }
 
+    #[test]
+    fn it_is_near_its_cap_above_four_fifths() {
+        let store = Store::new(10, AtCap::Deny, ManualClock::new().into());
+        for key in 0..9_u64 {
+            assert!(!store.is_near_cap(), "{key}");
+            store.hold(key.into_key(&KeyHasher::random())).write(Bucket::from_bits(7));
+        }
+        assert!(store.is_near_cap());
+    }
+
     /// What a thread meets whose look-up was too early to see the key that another one has just brought in.
     #[test]
     fn a_key_that_another_thread_has_inserted_first_keeps_its_place() {
