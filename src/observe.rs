@@ -1,7 +1,8 @@
 //! What the crate reports, and the only file that knows to whom.
 //!
-//! Owns every event. A leaf: it is handed names and numbers, never keys, and knows no type of the crate, so that
-//! everything may call it. Without the feature `tracing` each function is empty. Never called under a lock of a bucket.
+//! Owns every event and every metric. A leaf: it is handed names, numbers and hashes that tell nobody whose they are, never
+//! keys, and knows no type of the crate, so that everything may call it. Without the features `tracing` and `metrics` each
+//! function is empty. Never called under a lock of a bucket.
 
 #[cfg(feature = "tracing")]
 pub(crate) use self::events::{
@@ -9,12 +10,20 @@ pub(crate) use self::events::{
 };
 #[cfg(all(feature = "redis", feature = "tracing"))]
 pub(crate) use self::events::{redis_found, redis_lost, redis_strange};
+#[cfg(feature = "metrics")]
+pub(crate) use self::metering::{Meters, swept};
+#[cfg(all(feature = "redis", feature = "metrics"))]
+pub(crate) use self::metering::{redis_called, redis_connections};
 #[cfg(not(feature = "tracing"))]
 pub(crate) use self::silence::{
     Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
 };
 #[cfg(all(feature = "redis", not(feature = "tracing")))]
 pub(crate) use self::silence::{redis_found, redis_lost, redis_strange};
+#[cfg(not(feature = "metrics"))]
+pub(crate) use self::unmetered::{Meters, swept};
+#[cfg(all(feature = "redis", not(feature = "metrics")))]
+pub(crate) use self::unmetered::{redis_called, redis_connections};
 
 #[cfg(feature = "tracing")]
 mod events {
@@ -23,11 +32,23 @@ mod events {
         sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     };
 
-    use tracing::{debug, error, warn};
+    use tracing::{Level, debug, enabled, error, info, warn};
 
-    pub(crate) fn refused<R: fmt::Debug>(policy: &str, reason: impl FnOnce() -> R) {
-        // The arguments are made only where somebody listens.
-        debug!(policy, reason = ?reason(), "request refused");
+    /// Each at DEBUG, with a hash that is the same for the same client, if the key is known; and one a minute at INFO, so that a
+    /// flood is seen where nobody listens to details. The arguments are made only where somebody does.
+    pub(crate) fn refused<R: fmt::Debug>(
+        policy: &str,
+        reason: impl FnOnce() -> R,
+        key: impl FnOnce() -> Option<u128>,
+        throttle: &Throttle,
+        now: u64,
+    ) {
+        if enabled!(Level::DEBUG) {
+            let key = key().map(|key| format!("{key:032x}"));
+            debug!(policy, reason = ?reason(), key, "request refused");
+        } else if enabled!(Level::INFO) && throttle.opens(now) {
+            info!(policy, reason = ?reason(), "requests are refused; said once a minute, and for each request at DEBUG");
+        }
     }
 
     /// A status of the server's own (5xx) means that nobody can be told from anybody: that is loud, but `throttle` lets
@@ -136,7 +157,14 @@ mod silence {
     #[derive(Debug, Default)]
     pub(crate) struct Throttle {}
 
-    pub(crate) fn refused<R>(_policy: &str, _reason: impl FnOnce() -> R) {}
+    pub(crate) fn refused<R>(
+        _policy: &str,
+        _reason: impl FnOnce() -> R,
+        _key: impl FnOnce() -> Option<u128>,
+        _throttle: &Throttle,
+        _now: u64,
+    ) {
+    }
     pub(crate) fn missing_key(_policy: &str, _status: u16, _remedy: &'static str, _throttle: &Throttle, _now: u64) {}
     pub(crate) fn near_cap(_policy: &str, _keys: usize, _max_keys: usize) {}
     pub(crate) fn unread_address(_from_a_proxy: impl FnOnce() -> bool, _names_a_client: impl FnOnce() -> bool) {}
@@ -150,4 +178,161 @@ mod silence {
     pub(crate) fn redis_strange(_why: &str, _throttle: &Throttle, _now: u64) {}
     pub(crate) fn no_sweeper(_error: &io::Error) {}
     pub(crate) fn sweep_panicked() {}
+}
+
+/// What became of a request under a policy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outcome {
+    Allowed,
+    Refused,
+    Blocked,
+    AtCapacity,
+    MissingKey,
+    #[cfg(feature = "redis")]
+    Unavailable,
+}
+
+/// Who decided.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Source {
+    #[default]
+    Memory,
+    #[cfg(feature = "redis")]
+    Redis,
+    /// A refusal that is certain without asking Redis.
+    #[cfg(feature = "redis")]
+    Remembered,
+    /// This process, without Redis.
+    #[cfg(feature = "redis")]
+    Alone,
+    /// Nobody: without Redis it passes.
+    #[cfg(feature = "redis")]
+    Open,
+}
+
+#[cfg(feature = "metrics")]
+mod metering {
+    use std::{fmt, sync::OnceLock, time::Duration};
+
+    use metrics::{Counter, counter, gauge, histogram};
+
+    use super::{Outcome, Source};
+
+    const OUTCOMES: [&str; 6] = ["allowed", "refused", "blocked", "at_capacity", "missing_key", "unavailable"];
+    const SOURCES: [&str; 5] = ["memory", "redis", "remembered", "alone", "open"];
+    const MODES: [&str; 2] = ["enforced", "shadow"];
+    /// For each policy: all of these, those near the limit, and those without room of their own.
+    const EACH: usize = OUTCOMES.len() * SOURCES.len() * MODES.len() + 2;
+
+    /// The counters of a limiter's policies. Each is asked for when it is first counted: a recorder that is installed after the
+    /// limiter was made, and before its first request, is the one that counts.
+    pub(crate) struct Meters {
+        counters: Box<[OnceLock<Counter>]>,
+    }
+
+    impl Meters {
+        pub(crate) fn new(policies: usize) -> Self {
+            Self { counters: (0..policies * EACH).map(|_| OnceLock::new()).collect() }
+        }
+
+        /// `near` says whether less than a fifth of the burst is left.
+        #[inline]
+        pub(crate) fn count(
+            &self,
+            (index, name): (usize, &str),
+            outcome: Outcome,
+            shadow: bool,
+            source: Source,
+            near: impl FnOnce() -> bool,
+        ) {
+            let (outcome, source, mode) = (outcome as usize, source as usize, usize::from(shadow));
+            let at = index * EACH + (outcome * SOURCES.len() + source) * MODES.len() + mode;
+            let counter = self.counters[at].get_or_init(|| {
+                let (outcome, source, mode) = (OUTCOMES[outcome], SOURCES[source], MODES[mode]);
+                counter!(
+                    "tower_quota_decisions_total",
+                    "policy" => name.to_owned(), "outcome" => outcome, "mode" => mode, "source" => source
+                )
+            });
+            counter.increment(1);
+            if near() {
+                let counter = self.counters[(index + 1) * EACH - 2]
+                    .get_or_init(|| counter!("tower_quota_near_limit_total", "policy" => name.to_owned()));
+                counter.increment(1);
+            }
+        }
+
+        /// A key without room of its own in a full map.
+        pub(crate) fn overflowed(&self, index: usize, name: &str) {
+            let counter = self.counters[(index + 1) * EACH - 1]
+                .get_or_init(|| counter!("tower_quota_overflow_total", "policy" => name.to_owned()));
+            counter.increment(1);
+        }
+    }
+
+    impl fmt::Debug for Meters {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Meters").finish_non_exhaustive()
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+    pub(crate) fn swept(policy: &str, removed: usize, keys: usize, nanos: u64) {
+        let policy = policy.to_owned();
+        counter!("tower_quota_sweeps_total", "policy" => policy.clone()).increment(1);
+        counter!("tower_quota_swept_keys_total", "policy" => policy.clone()).increment(removed as u64);
+        gauge!("tower_quota_keys", "policy" => policy.clone()).set(keys as f64);
+        histogram!("tower_quota_sweep_seconds", "policy" => policy).record(Duration::from_nanos(nanos));
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_called() {
+        counter!("tower_quota_redis_calls_total").increment(1);
+    }
+
+    /// One more of them, or one less.
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_connections(more: bool) {
+        let connections = gauge!("tower_quota_redis_connections");
+        if more {
+            connections.increment(1.0);
+        } else {
+            connections.decrement(1.0);
+            counter!("tower_quota_redis_lost_total").increment(1);
+        }
+    }
+}
+
+#[cfg(not(feature = "metrics"))]
+mod unmetered {
+    use super::{Outcome, Source};
+
+    #[derive(Debug)]
+    pub(crate) struct Meters {}
+
+    impl Meters {
+        pub(crate) fn new(_policies: usize) -> Self {
+            Self {}
+        }
+
+        #[inline(always)]
+        pub(crate) fn count(
+            &self,
+            _policy: (usize, &str),
+            _outcome: Outcome,
+            _shadow: bool,
+            _source: Source,
+            _near: impl FnOnce() -> bool,
+        ) {
+        }
+
+        #[inline(always)]
+        pub(crate) fn overflowed(&self, _index: usize, _name: &str) {}
+    }
+
+    pub(crate) fn swept(_policy: &str, _removed: usize, _keys: usize, _nanos: u64) {}
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_called() {}
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_connections(_more: bool) {}
 }

@@ -208,12 +208,20 @@ fn run(sweeper: &Sweeper) {
 /// Returns whether the store is still near its cap. Runs outside of the schedule's lock, and so does the end of the
 /// store if its limiter was dropped meanwhile.
 fn sweep(policy: &str, store: &Store, was_near_cap: bool) -> bool {
-    store.sweep();
+    sweep_now(policy, store);
     let near_cap = store.is_near_cap();
     if near_cap && !was_near_cap {
         observe::near_cap(policy, store.len(), store.max_keys());
     }
     near_cap
+}
+
+/// Sweeps a store once, and returns how many keys were removed.
+pub(crate) fn sweep_now(policy: &str, store: &Store) -> usize {
+    let clock = Clock::system();
+    let removed = store.sweep();
+    observe::swept(policy, removed, store.len(), clock.now());
+    removed
 }
 
 /// Half the time in which an exhausted bucket is full again, between a second and a minute: most keys are gone after

@@ -14,6 +14,7 @@ use tower_quota::{
     Policy, Quota, RateLimitLayer,
     key::{Header, PeerIp, key_fn},
 };
+use tracing_subscriber::filter::LevelFilter;
 
 const ONE: Quota = Quota::per_hour(1);
 
@@ -24,15 +25,44 @@ fn id08_a_missing_address_is_one_loud_line_that_says_what_to_call() {
         for _ in 0..10_000 {
             assert!(!limiter.decide(&Request::new(())).is_allowed());
         }
-        // RSP02: refusals of clients are no lines at this level at all.
-        let (limiter, _clock) = support::limiter([Policy::global(ONE), Policy::per(Header::new("k"), ONE)]);
-        for _ in 0..10_000 {
-            let _ = limiter.decide(&Request::new(()));
-            let _ = limiter.decide(&with_header("k", "S3CR3T"));
-        }
     });
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("ERROR") && text.contains("into_make_service_with_connect_info"), "{text}");
+}
+
+#[test]
+fn rsp02_a_flood_of_refusals_is_one_line_a_minute_and_each_has_its_own_for_who_asks() {
+    let flood = |seconds: u64| {
+        let (limiter, clock) = support::limiter([Policy::per(Header::new("k"), ONE)]);
+        for _ in 0..seconds {
+            clock.advance(std::time::Duration::from_secs(1));
+            for _ in 0..50 {
+                let _ = limiter.decide(&with_header("k", "S3CR3T"));
+            }
+        }
+        let _ = (limiter.decide(&with_header("k", "other")), limiter.decide(&with_header("k", "other")));
+    };
+    let text = events::Lines::default().collect(|| flood(100));
+    assert_eq!(text.lines().filter(|line| line.contains("INFO")).count(), 2, "{text}");
+    let text = events::Lines::default().collect_from(LevelFilter::DEBUG, || flood(2));
+    let keys: Vec<&str> = text.lines().map(|line| line.split("key=\"").nth(1).unwrap()).collect();
+    assert_eq!(keys.len(), 2 * 50 - 1 + 1);
+    assert!(keys[..99].iter().all(|key| *key == keys[0]), "one client is one hash");
+    assert_ne!(keys[99], keys[0]);
+    assert!(!text.contains("S3CR3T") && text.contains("per-k") && text.contains("Exceeded"), "{text}");
+    // Nobody listens.
+    flood(1);
+}
+
+#[test]
+fn refusals_for_want_of_a_header_are_no_lines_at_this_level() {
+    let text = events::Lines::default().collect(|| {
+        let (limiter, _clock) = support::limiter([Policy::global(ONE), Policy::per(Header::new("k"), ONE)]);
+        for _ in 0..10_000 {
+            let _ = limiter.decide(&Request::new(()));
+        }
+    });
+    assert_eq!(text, "");
 }
 
 #[test]

@@ -38,6 +38,25 @@ fn quickstart() {
     assert_eq!(refusal.field("ratelimit-policy"), Some(r#""per-ip";q=1;w=3600"#));
 }
 
+#[cfg(feature = "metrics")]
+#[test]
+fn prometheus() {
+    let example = Example::run("prometheus");
+    let statuses = get(&example, &[], 14);
+    burst_then_refusals(&statuses, 10);
+    let admitted = statuses.iter().filter(|status| **status == 200).count();
+    let page = Connection::open(example.address).send("GET", "/metrics", &[]);
+    assert_eq!(page.status, 200);
+    let count = |policy: &str, outcome: &str, mode: &str| {
+        let labels = format!(r#"{{policy="{policy}",outcome="{outcome}",mode="{mode}",source="memory"}} "#);
+        page.body.split(&labels).nth(1).map_or(0, |rest| rest.lines().next().unwrap().parse().unwrap())
+    };
+    assert_eq!(count("per-ip", "allowed", "enforced"), admitted);
+    assert_eq!(count("per-ip", "refused", "enforced"), 14 - admitted);
+    assert_eq!(count("tighter", "allowed", "shadow") + count("tighter", "refused", "shadow"), admitted);
+    assert!(count("tighter", "refused", "shadow") >= 3);
+}
+
 #[test]
 fn global() {
     burst_then_refusals(&get(&Example::run("global"), &[], 100), 5);

@@ -55,7 +55,7 @@ impl KeyHasher {
     }
 
     /// A key in 128 bits of which nobody can tell whose it is.
-    #[cfg(feature = "redis")]
+    #[cfg_attr(not(any(feature = "redis", feature = "tracing")), allow(dead_code, reason = "events may be off"))]
     pub(crate) fn opaque(&self, key: Key) -> u128 {
         let mut hasher = self.keyed;
         // No kind: no key of a limiter is hashed like it.

@@ -6,7 +6,7 @@ use super::{Limiter, Shared, buckets::Buckets, penalties::Penalties, sketch::Ske
 use crate::{
     clock::Clock,
     key::KeyHasher,
-    observe,
+    observe::{self, Meters, Source},
     policy::{Missing, Policy},
     store::Store,
     sweeper::{self, Sweeping},
@@ -22,6 +22,7 @@ pub struct Builder {
     top_denied: usize,
     /// Random unless set.
     hasher: Option<KeyHasher>,
+    source: Source,
 }
 
 /// Who removes the keys that owe nothing.
@@ -76,6 +77,12 @@ impl Builder {
         self
     }
 
+    /// Whom the meters name. In memory, unless set.
+    #[cfg(feature = "redis")]
+    pub(crate) fn source(self, source: Source) -> Self {
+        Self { source, ..self }
+    }
+
     /// Builds the limiter.
     ///
     /// Its order is that of the keyed policies, followed by that of the global ones, which are charged last.
@@ -111,12 +118,16 @@ impl Builder {
             buckets
         });
         let buckets = buckets.collect();
+        let meters = Meters::new(policies.len());
         let shared = Shared {
             policies: policies.into(),
             buckets,
             clock: self.clock,
             hasher: self.hasher.unwrap_or_else(KeyHasher::random),
             missing_keys: observe::Throttle::default(),
+            refusals: observe::Throttle::default(),
+            meters,
+            source: self.source,
             sketch: (self.top_denied > 0).then(|| Sketch::new(self.top_denied)),
             sweep: self.sweep,
         };

@@ -3,7 +3,11 @@
 //! Owns the steps from a held bucket to what is written into it. Knows nothing of the other policies' parts: the
 //! limiter tells it whether all have granted.
 
-use super::buckets::{Buckets, Held};
+use super::{
+    Counted,
+    buckets::{Buckets, Held},
+    is_near,
+};
 use crate::{
     bucket::{Bucket, Drawn},
     decision::{Draw, Outcome, Trial},
@@ -133,6 +137,14 @@ impl<'a> Claim<'a> {
             left: self.taken().unwrap_or(self.found),
             from_overflow: self.room == Room::Overflow,
         }
+    }
+
+    /// For the meters, of a request that is admitted.
+    pub(super) fn counted(&self, now: u64) -> Counted {
+        let Charge { quota, shadow, .. } = self.charge;
+        let taken = self.taken();
+        let near = taken.is_some_and(|after| is_near(after.backlog(now), quota));
+        Counted { policy: self.policy, allowed: taken.is_some(), shadow, near }
     }
 
     /// How the policy stands: after the draw if the request is granted, as it was found if not.

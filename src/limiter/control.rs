@@ -13,6 +13,7 @@ use crate::{
     policy::Policy,
     quota::Quota,
     store::Store,
+    sweeper,
 };
 
 impl Limiter {
@@ -228,7 +229,9 @@ impl Limiter {
         for penalties in self.shared.buckets.iter().filter_map(Buckets::penalties) {
             penalties.stores().for_each(|store| _ = store.sweep());
         }
-        self.shared.buckets.iter().filter_map(Buckets::store).map(Store::sweep).sum()
+        let policies = self.shared.policies.iter().zip(&self.shared.buckets);
+        let stores = policies.filter_map(|(policy, buckets)| Some((policy.name(), buckets.store()?)));
+        stores.map(|(policy, store)| sweeper::sweep_now(policy, store)).sum()
     }
 
     fn find(&self, name: &str) -> Result<(&Policy, &Buckets), UnknownPolicy> {

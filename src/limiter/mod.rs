@@ -67,8 +67,9 @@ use crate::{
     clock::Clock,
     decision::{Allowed, Decision, Denied, Draw, Draws, Outcome, Trial, Trials},
     key::{Key, KeyHasher, Parts, RequestHead},
-    observe,
+    observe::{self, Meters, Source},
     policy::{Charge, Policy},
+    quota::Quota,
 };
 
 /// Policies and their buckets. Clones share them: give one limiter to several layers and their requests are counted
@@ -87,6 +88,10 @@ struct Shared {
     hasher: KeyHasher,
     /// Of the events that say so.
     missing_keys: observe::Throttle,
+    refusals: observe::Throttle,
+    meters: Meters,
+    /// Who decides, to the meters.
+    source: Source,
     /// Of the keys that are refused, where they are asked for.
     sketch: Option<Sketch>,
     sweep: Sweep,
@@ -185,6 +190,7 @@ impl Shared {
         let judged = match self.judge_sole(head, 0) {
             // Made where it is returned, and not copied: a decision is large.
             Sole::Drawn(charge, alone) => {
+                self.count_alone(&charge, &alone);
                 return Decision::Allow(Allowed { policies, at: alone.now, draws: Draws::One(receipt(charge, alone)) });
             }
             undecided => self.judge_rest(undecided, head, Some(&mut draws), 0),
@@ -204,6 +210,7 @@ impl Shared {
     fn judge(&self, head: RequestHead<'_>, receipts: Option<&mut Draws>, patience: u64) -> Result<Grant, Denied> {
         match self.judge_sole(head, patience) {
             Sole::Drawn(charge, alone) => {
+                self.count_alone(&charge, &alone);
                 if let Some(receipts) = receipts {
                     *receipts = Draws::One(receipt(charge, alone));
                 }
@@ -243,13 +250,22 @@ impl Shared {
             Sole::Drawn(_, Alone { now: at, .. }) => Ok(Grant { at, wait: 0 }),
             Sole::Short(Charge { key, quota, .. }, Alone { drawn, now, .. }) => {
                 let trial = Trial::of(0, quota, drawn.clamped, drawn, now);
-                Err(self.denied(SmallVec::from_iter([trial]), &[(0, key)], now))
+                let key = [(0, key)];
+                Err(self.denied(SmallVec::from_iter([trial]), &key, &key, now, self.source))
             }
             Sole::Unusual(charge) => self.judge_all(&[(0, charge)], receipts, patience),
             Sole::DoesNotApply => Ok(Grant { at: self.clock.now(), wait: 0 }),
             Sole::Keyless(status) => Err(self.missing_key(0, status, head)),
             Sole::OneOfSeveral => self.judge_several(head, receipts, patience),
         }
+    }
+
+    #[inline(always)]
+    fn count_alone(&self, charge: &Charge, alone: &Alone) {
+        let Charge { quota, .. } = *charge;
+        let near = || is_near(alone.drawn.after.backlog(alone.now), quota);
+        let (policy, allowed) = ((0, self.policies[0].name()), observe::Outcome::Allowed);
+        self.meters.count(policy, allowed, false, self.source, near);
     }
 
     fn judge_several(
@@ -288,10 +304,15 @@ impl Shared {
         }
         let mut trials = Trials::new();
         let mut strikes = SmallVec::<[_; 4]>::new();
+        // Counted when every lock is released; empty without `metrics`.
+        let mut counted = SmallVec::<[Counted; 4]>::new();
         let (result, crowded_out) = {
             let claims = charges.iter().map(|(policy, charge)| Claim::new(*policy, *charge, &self.buckets[*policy]));
             let mut claims = claims.collect::<SmallVec<[Claim<'_>; 4]>>();
             let result = self.try_all(&mut claims, patience);
+            if let (Ok(grant), true) = (result, cfg!(feature = "metrics")) {
+                counted.extend(claims.iter().map(|claim| claim.counted(grant.at)));
+            }
             match (result, receipts) {
                 (Ok(grant), Some(receipts)) => claims.iter().for_each(|claim| receipts.push(claim.receipt(grant.at))),
                 (Ok(_), None) => {}
@@ -303,10 +324,15 @@ impl Shared {
             (result, claims.iter().find_map(Claim::crowded_out))
             // Here every lock is released.
         };
+        for Counted { policy, allowed, shadow, near } in counted {
+            let outcome = if allowed { observe::Outcome::Allowed } else { observe::Outcome::Refused };
+            self.meters.count((policy, self.policies[policy].name()), outcome, shadow, self.source, || near);
+        }
         if let Some(policy) = crowded_out {
+            self.meters.overflowed(policy, self.policies[policy].name());
             self.buckets[policy].press();
         }
-        result.map_err(|refused_at| self.denied(trials, &strikes, refused_at))
+        result.map_err(|refused_at| self.denied(trials, &strikes, &strikes, refused_at, self.source))
     }
 
     /// The critical section. In an error, the reading of the clock at which not all have granted.
@@ -361,21 +387,33 @@ impl Shared {
         });
         let trials: Trials = trials.collect();
         // The block may have ended since the first look.
-        if trials.iter().any(Trial::refuses) { Some(self.denied(trials, &[], 0)) } else { None }
+        let keys: SmallVec<[_; 4]> = charges.iter().map(|(policy, charge)| (*policy, charge.key)).collect();
+        let now = self.clock.now();
+        trials.iter().any(Trial::refuses).then(|| self.denied(trials, &keys, &[], now, self.source))
     }
 
     #[cold]
     fn missing_key(&self, index: usize, status: StatusCode, head: RequestHead<'_>) -> Denied {
         let policy = &self.policies[index];
         let now = self.clock.now();
+        let missing = observe::Outcome::MissingKey;
+        self.meters.count((index, policy.name()), missing, false, self.source, || false);
         observe::missing_key(policy.name(), status.as_u16(), policy.remedy(head), &self.missing_keys, now);
         Denied::missing_key(Arc::clone(&self.policies), index, status, policy.challenge(head))
     }
 
-    /// `refused` are the keys that lacked cells at `now`. Called with no lock held.
+    /// `keys` are those of policies that refuse, as far as they are known; `strikes` are the keys that lacked cells at `now`.
+    /// Called with no lock held.
     #[inline(never)]
-    fn denied(&self, mut trials: Trials, refused: &[(usize, Key)], now: u64) -> Denied {
-        for (policy, key) in refused {
+    fn denied(
+        &self,
+        mut trials: Trials,
+        keys: &[(usize, Key)],
+        strikes: &[(usize, Key)],
+        now: u64,
+        source: Source,
+    ) -> Denied {
+        for (policy, key) in strikes {
             if let Some(sketch) = &self.sketch {
                 sketch.count(*policy, *key);
             }
@@ -388,10 +426,36 @@ impl Shared {
                 observe::banned(self.policies[*policy].name(), length);
             }
         }
+        for trial in trials.iter().filter(|trial| cfg!(feature = "metrics") && trial.refuses()) {
+            let outcome = match trial.outcome {
+                Outcome::Blocked(_) => observe::Outcome::Blocked,
+                Outcome::AtCapacity => observe::Outcome::AtCapacity,
+                _ => observe::Outcome::Refused,
+            };
+            self.meters.count((trial.policy, self.policies[trial.policy].name()), outcome, false, source, || false);
+        }
         let denied = Denied::tried(Arc::clone(&self.policies), trials);
-        observe::refused(denied.policy(), || denied.reason());
+        let key = || {
+            let named = |(policy, _): &&(usize, Key)| self.policies[*policy].name() == denied.policy();
+            keys.iter().find(named).map(|(_, key)| self.hasher.opaque(*key))
+        };
+        observe::refused(denied.policy(), || denied.reason(), key, &self.refusals, now);
         denied
     }
+}
+
+/// Whether less than a fifth of the burst is left.
+fn is_near(backlog: u64, quota: Quota) -> bool {
+    backlog / 4 > quota.burst_nanos() / 5
+}
+
+/// What became of one policy's part in a request that is admitted.
+struct Counted {
+    policy: usize,
+    /// False in shadow mode, where it would have been refused.
+    allowed: bool,
+    shadow: bool,
+    near: bool,
 }
 
 /// What the short way comes to, for the one policy of a limiter.

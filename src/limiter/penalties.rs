@@ -40,19 +40,19 @@ impl Penalties {
     pub(super) fn new(ban: Option<Ban>, clock: &Clock, swept_as: Option<&Arc<str>>) -> Self {
         let mut sweepings = Vec::new();
         // Not to be taken for the policy's own keys where it is reported that there are many.
-        let swept_as: Option<Arc<str>> = swept_as.map(|name| format!("{name} (blocked keys)").into());
-        let mut store = |period| {
+        let mut store = |what, period| {
             let store = Arc::new(Store::new(MOST, AtCap::Deny, clock.clone()));
-            sweepings.extend(swept_as.clone().map(|name| Sweeping::start(name, &store, period)));
+            let swept_as: Option<Arc<str>> = swept_as.map(|name| format!("{name} ({what})").into());
+            sweepings.extend(swept_as.map(|name| Sweeping::start(name, &store, period)));
             store
         };
         let minute = Duration::from_secs(60);
-        let by_hand = store(minute);
+        let by_hand = store("blocked by hand", minute);
         let ban = ban.map(|ban| Banning {
             ban,
-            blocked: store(minute),
-            strikes: store(sweeper::period(ban.strikes.time_to_fill())),
-            severity: store(minute),
+            blocked: store("blocked", minute),
+            strikes: store("strikes", sweeper::period(ban.strikes.time_to_fill())),
+            severity: store("severity", minute),
         });
         Self { by_hand, ban, _sweepings: sweepings }
     }

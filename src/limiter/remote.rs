@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Charges, Grant, Limiter, buckets::Held};
+use super::{Charges, Grant, Limiter, buckets::Held, is_near};
 use crate::{
     bucket::{Bucket, Drawn},
     decision::{Denied, Draw, Draws, Outcome, Trial, Trials},
     key::{Key, RequestHead},
+    observe::{self, Source},
     policy::Charge,
     store::Room,
 };
@@ -38,7 +39,7 @@ impl Limiter {
             trial(*policy, charge, bucket, now)
         });
         let trials: Trials = trials.collect();
-        self.refusal(trials, charges)
+        self.refusal(trials, charges, Source::Remembered)
     }
 
     /// What the store has said of these buckets: what each owed before the request, and whether that was granted. `at` is when
@@ -66,6 +67,14 @@ impl Limiter {
             trials.push(trial);
         }
         if granted {
+            for trial in &trials {
+                // In shadow mode it may have refused.
+                let allowed = trial.outcome == Outcome::Granted;
+                let outcome = if allowed { observe::Outcome::Allowed } else { observe::Outcome::Refused };
+                let policy = (trial.policy, self.shared.policies[trial.policy].name());
+                let near = || allowed && is_near(trial.backlog, trial.quota);
+                self.shared.meters.count(policy, outcome, trial.shadow, Source::Redis, near);
+            }
             return Ok(Grant { at, wait: 0 });
         }
         // Where the server's arithmetic, which is in doubles, refuses what ours would not: by nanoseconds, in bursts of months.
@@ -74,7 +83,7 @@ impl Limiter {
                 enforced.outcome = Outcome::Wait(1);
             }
         }
-        self.refusal(trials, charges).map_or(Ok(Grant { at, wait: 0 }), Err)
+        self.refusal(trials, charges, Source::Redis).map_or(Ok(Grant { at, wait: 0 }), Err)
     }
 
     /// Decides in the buckets here, as if there were no others.
@@ -85,6 +94,8 @@ impl Limiter {
 
     /// The refusal of a policy that will not decide without its store.
     pub(crate) fn unavailable(&self, policy: usize) -> Denied {
+        let named = (policy, self.shared.policies[policy].name());
+        self.shared.meters.count(named, observe::Outcome::Unavailable, false, Source::Alone, || false);
         Denied::unavailable(Arc::clone(&self.shared.policies), policy)
     }
 
@@ -105,7 +116,13 @@ impl Limiter {
         }
     }
 
-    fn refusal(&self, trials: Trials, charges: &Charges) -> Option<Denied> {
+    /// A policy that lets pass what its store does not decide.
+    pub(crate) fn passed(&self, policy: usize) {
+        let named = (policy, self.shared.policies[policy].name());
+        self.shared.meters.count(named, observe::Outcome::Allowed, false, Source::Open, || false);
+    }
+
+    fn refusal(&self, trials: Trials, charges: &Charges, source: Source) -> Option<Denied> {
         if !trials.iter().any(Trial::refuses) {
             return None;
         }
@@ -113,7 +130,7 @@ impl Limiter {
             matches!(trial.outcome, Outcome::Wait(_)).then_some((trial.policy, charge.key)).filter(|_| !trial.shadow)
         };
         let refused: SmallVec<[_; 4]> = trials.iter().zip(charges).filter_map(short).collect();
-        Some(self.shared.denied(trials, &refused, self.now()))
+        Some(self.shared.denied(trials, &refused, &refused, self.now(), source))
     }
 
     fn known(&self, policy: usize, charge: &Charge) -> (Bucket, u64) {

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     key::KeyHasher,
     limiter::{ConfigError, Limiter},
+    observe::Source,
     policy::Policy,
 };
 
@@ -167,8 +168,9 @@ impl Builder {
             }
         }
         let hasher = KeyHasher::of(&self.secret);
-        let build = |policies| Limiter::builder().policies(policies).hasher(hasher.clone()).build();
-        let (local, alone) = (build(self.policies.clone())?, build(self.policies)?);
+        let build =
+            |policies, source| Limiter::builder().policies(policies).hasher(hasher.clone()).source(source).build();
+        let (local, alone) = (build(self.policies.clone(), Source::Remembered)?, build(self.policies, Source::Alone)?);
         let mut on_failure: Box<[_]> = local.policies().iter().map(|_| self.on_failure).collect();
         for (name, exception) in self.exceptions {
             let Some(policy) = local.policies().iter().position(|policy| policy.name() == name) else {

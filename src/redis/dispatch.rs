@@ -148,6 +148,7 @@ impl Health {
     /// A call goes out.
     fn sent(&self) {
         self.counts.calls.fetch_add(1, Ordering::Relaxed);
+        observe::redis_called();
         // Before the count, or a request would take the pause for a stall. Nobody else counts: there is one task.
         if self.under_way.load(Ordering::Acquire) == 0 {
             self.progressed();
@@ -161,7 +162,9 @@ impl Health {
 
     /// Nothing is under way: so it is where a connection or a task ends.
     fn nothing_is_sent(&self) {
-        self.up.store(false, Ordering::Release);
+        if self.up.swap(false, Ordering::AcqRel) {
+            observe::redis_connections(false);
+        }
         self.under_way.store(0, Ordering::Release);
     }
 
@@ -499,6 +502,7 @@ impl State {
                 self.link = Some(link);
                 self.answered = self.task.health.clock.now();
                 self.task.health.up.store(true, Ordering::Release);
+                observe::redis_connections(true);
                 self.task.health.changed.notify_waiters();
                 observe::redis_found();
                 // Until a request was answered, the next redial waits.

@@ -337,7 +337,7 @@ impl RedisLimiter {
         let mut here = Charges::new();
         for (policy, charge) in charges {
             match on_failure[*policy] {
-                OnFailure::Open => {}
+                OnFailure::Open => local.passed(*policy),
                 OnFailure::Closed if charge.shadow => {}
                 OnFailure::Closed => return Err(local.unavailable(*policy)),
                 OnFailure::Local { share } => {

@@ -14,14 +14,16 @@ pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 impl Lines {
     /// What is said at INFO and above while `work` runs.
     pub(crate) fn collect(&self, work: impl FnOnce()) -> String {
+        self.collect_from(LevelFilter::INFO, work)
+    }
+
+    /// What is said at `level` and above while `work` runs.
+    pub(crate) fn collect_from(&self, level: LevelFilter, work: impl FnOnce()) -> String {
         // Whether anybody listens is remembered for each event: two threads that begin to listen at once may miss theirs.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _others_wait = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(LevelFilter::INFO)
-            .with_ansi(false)
-            .with_writer(self.clone())
-            .finish();
+        let subscriber =
+            tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(self.clone()).finish();
         tracing::subscriber::with_default(subscriber, work);
         self.text()
     }

@@ -1,0 +1,109 @@
+//! What the crate counts through `metrics`, as the exporter for Prometheus shows it.
+#![cfg(feature = "metrics")]
+
+mod support;
+
+use std::time::Duration;
+
+use http::Request;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use support::{admitted, from_ip, limiter, with_header};
+use tower_quota::{
+    Limiter, Policy, Quota,
+    key::{Header, PeerIp},
+    policy::AtCap,
+};
+
+const FIVE: Quota = Quota::per_hour(5);
+
+/// What is exported after `work`, without comments.
+fn exported(work: impl FnOnce()) -> Vec<String> {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, work);
+    let text = recorder.handle().render();
+    text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(str::to_owned).collect()
+}
+
+fn decisions(policy: &str, outcome: &str, mode: &str, count: u32) -> String {
+    let labels = format!(r#"policy="{policy}",outcome="{outcome}",mode="{mode}",source="memory""#);
+    format!("tower_quota_decisions_total{{{labels}}} {count}")
+}
+
+fn assert_has(lines: &[String], expected: &str) {
+    assert!(lines.iter().any(|line| line == expected), "{expected} is not in\n{}", lines.join("\n"));
+}
+
+#[test]
+fn each_decision_is_counted_once_for_each_policy_that_made_it() {
+    // Made before the recorder is there, as a limiter in a constant would be.
+    let (limiter, _clock) = limiter([
+        Policy::per(Header::new("k"), FIVE).named("keys"),
+        Policy::per(Header::new("k"), Quota::per_hour(2)).named("new").shadow(),
+        Policy::global(Quota::per_hour(7)),
+    ]);
+    let lines = exported(|| {
+        assert_eq!(admitted(&limiter, &with_header("k", "S3CR3T"), 9), 5);
+        assert_eq!(admitted(&limiter, &with_header("k", "b"), 4), 2);
+        assert_eq!(admitted(&limiter, &Request::new(()), 3), 0);
+    });
+    for (policy, outcome, mode, count) in [
+        ("keys", "allowed", "enforced", 7),
+        ("keys", "refused", "enforced", 4),
+        ("keys", "missing_key", "enforced", 3),
+        ("new", "allowed", "shadow", 4),
+        ("new", "refused", "shadow", 3),
+        ("global", "allowed", "enforced", 7),
+        ("global", "refused", "enforced", 2),
+    ] {
+        assert_has(&lines, &decisions(policy, outcome, mode, count));
+    }
+    // The fifth of five, both seconds of two, the sixth and the seventh of seven.
+    assert_has(&lines, r#"tower_quota_near_limit_total{policy="keys"} 1"#);
+    assert_has(&lines, r#"tower_quota_near_limit_total{policy="new"} 2"#);
+    assert_has(&lines, r#"tower_quota_near_limit_total{policy="global"} 2"#);
+    // RSP07: few series, and no key in any.
+    assert_eq!(lines.len(), 7 + 3, "{lines:#?}");
+    assert!(!lines.concat().contains("S3CR3T"));
+}
+
+#[test]
+fn the_short_way_of_a_lone_policy_is_counted_as_well() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, FIVE)]);
+    let lines = exported(|| assert_eq!(admitted(&limiter, &from_ip([192, 0, 2, 1]), 12), 5));
+    assert_has(&lines, &decisions("per-ip", "allowed", "enforced", 5));
+    assert_has(&lines, &decisions("per-ip", "refused", "enforced", 7));
+    assert_has(&lines, r#"tower_quota_near_limit_total{policy="per-ip"} 1"#);
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+}
+
+#[test]
+fn keys_sweeps_and_a_full_map_are_seen() {
+    let (limiter, clock) = limiter([Policy::per(PeerIp, FIVE).max_keys(2).at_cap(AtCap::Deny)]);
+    let lines = exported(|| {
+        for host in 1..=3 {
+            let _ = admitted(&limiter, &from_ip([192, 0, 2, host]), 1);
+        }
+        clock.advance(Duration::from_secs(721));
+        let _ = admitted(&limiter, &from_ip([192, 0, 2, 1]), 1);
+        assert_eq!(limiter.sweep(), 1);
+    });
+    assert_has(&lines, r#"tower_quota_keys{policy="per-ip"} 1"#);
+    assert_has(&lines, r#"tower_quota_sweeps_total{policy="per-ip"} 1"#);
+    assert_has(&lines, r#"tower_quota_swept_keys_total{policy="per-ip"} 1"#);
+    assert_has(&lines, r#"tower_quota_overflow_total{policy="per-ip"} 1"#);
+    assert_has(&lines, &decisions("per-ip", "at_capacity", "enforced", 1));
+    assert!(lines.iter().any(|line| line.starts_with("tower_quota_sweep_seconds")), "{lines:#?}");
+}
+
+#[test]
+fn blocked_keys_are_told_from_refused_ones() {
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, FIVE)]);
+    limiter.block("per-ip", limiter.key_of(PeerIp.network([192, 0, 2, 1].into())), Duration::from_secs(60)).unwrap();
+    let lines = exported(|| assert_eq!(admitted(&limiter, &from_ip([192, 0, 2, 1]), 3), 0));
+    assert_has(&lines, &decisions("per-ip", "blocked", "enforced", 3));
+}
+
+#[test]
+fn without_a_recorder_nothing_is_counted_and_nothing_breaks() {
+    assert_eq!(admitted(&Limiter::new(Policy::per(PeerIp, FIVE)), &from_ip([192, 0, 2, 1]), 9), 5);
+}
