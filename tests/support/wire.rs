@@ -44,7 +44,7 @@ impl Connection {
         let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let length = body.len();
         let request =
-            format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n{fields}\r\n{body}");
+            format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n{fields}\r\n{body}");
         self.stream.get_mut().write_all(request.as_bytes()).unwrap();
     }
 
