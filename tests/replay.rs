@@ -39,7 +39,7 @@ fn said(output: &Output) -> String {
 
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).unwrap());
+    let groups = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap());
     groups.collect::<Vec<_>>().join(",")
 }
 

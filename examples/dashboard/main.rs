@@ -151,7 +151,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let limiter = Limiter::builder().policy(policy).top_denied(64).build()?;
     let dashboard = Dashboard { limiter: limiter.clone(), counts: Arc::default() };
     let (allowed, refused) = (Arc::clone(&dashboard.counts), Arc::clone(&dashboard.counts));
-    let limited = RateLimitLayer::new(&limiter).respond_with(move |denied| {
+    let layer = RateLimitLayer::new(&limiter).respond_with(move |denied| {
         refused.refused.fetch_add(1, Ordering::Relaxed);
         (denied.status(), denied.to_string()).into_response()
     });
@@ -161,7 +161,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     });
     let control = Router::new().route("/quota", put(set_quota)).route("/flood", post(flood));
     let app = Router::new()
-        .route("/hello", hello.layer(limited))
+        .route("/hello", hello.layer(layer))
         .merge(control.layer(from_fn(from_the_page)))
         .route("/events", get(events))
         .route("/", get(|| async { Html(include_str!("page.html")) }))

@@ -19,7 +19,7 @@ pub(crate) struct Entry {
 impl Entry {
     /// `None` for an empty line.
     pub(crate) fn read(line: &[u8]) -> Result<Option<Self>, &'static str> {
-        let text = str::from_utf8(line).map_err(|_| "not UTF-8")?.trim();
+        let text = std::str::from_utf8(line).map_err(|_| "not UTF-8")?.trim();
         match text.bytes().next() {
             None => Ok(None),
             Some(b'{') => Self::json(text).map(Some),
@@ -61,13 +61,12 @@ impl Entry {
         };
         let text = |names: &[&str]| find(names).and_then(Value::as_str);
         let host = text(&["remote_addr", "remote_ip", "client_ip", "ip"]).ok_or("no `remote_addr`")?;
-        let asked = match text(&["request"]) {
-            Some(line) => line.to_owned(),
-            None => {
-                let method = text(&["method", "request_method"]).unwrap_or("GET");
-                let path = text(&["path", "uri", "request_uri", "url"]).ok_or("no `path`")?;
-                format!("{method} {path}")
-            }
+        let asked = if let Some(line) = text(&["request"]) {
+            line.to_owned()
+        } else {
+            let method = text(&["method", "request_method"]).unwrap_or("GET");
+            let path = text(&["path", "uri", "request_uri", "url"]).ok_or("no `path`")?;
+            format!("{method} {path}")
         };
         let mut entry = Self::new(at, host, &asked)?;
         for (name, value) in value.get("headers").and_then(Value::as_object).into_iter().flatten() {

@@ -167,12 +167,12 @@ fn generate(lines: &str) -> Result<(), Box<dyn Error>> {
     let lines: u64 = lines.parse().map_err(|error| format!("{lines:?} lines: {error}"))?;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut millis = 1_790_000_000_000_i64;
+    let mut millis = 1_790_000_000_000;
     for _ in 0..lines {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        millis += (random % 3) as i64;
+        millis += i64::try_from(random % 3)?;
         let client = if random % 20 == 0 {
             "203.0.113.66".to_owned()
         } else {

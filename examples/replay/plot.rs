@@ -1,9 +1,10 @@
 //! Allowed and refused requests over the time of the log, as a picture.
+#![expect(clippy::cast_precision_loss, reason = "a picture is a few hundred points high")]
 
 use std::fmt::Write as _;
 
 /// As many as the picture is wide; half as many when they get wider.
-const BINS: usize = 480;
+const BINS: i64 = 480;
 /// Of the picture.
 const HEIGHT: f64 = 200.0;
 
@@ -23,7 +24,7 @@ impl Default for Plot {
 impl Plot {
     /// `after` so many nanoseconds.
     pub(crate) fn add(&mut self, after: i64, allowed: bool) {
-        while after / self.width >= BINS as i64 {
+        while after / self.width >= BINS {
             self.width *= 2;
             self.bins = self
                 .bins

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use tower_quota::{Decision, Limiter, Policy};
+use tower_quota::{Decision, Limiter, Policy, decision::Standing};
 
 /// Counted for each policy at the same time. Who was refused less often than a 1,024th of all may be forgotten, and the counts
 /// of others are too low by as much at most (Misra and Gries, 1982).
@@ -51,13 +51,14 @@ impl Report {
         match decision {
             Decision::Allow(allowed) => {
                 // In shadow mode a policy refuses nothing, and it is asked what it would have.
-                let violated = allowed.standings().filter(|standing| standing.is_violated());
+                let violated = allowed.standings().filter(Standing::is_violated);
                 violated.for_each(|standing| count(&mut self.policies, standing.policy(), client));
             }
             Decision::Deny(denied) => {
                 self.refused += 1;
                 let mut any = false;
-                for standing in denied.violated() {
+                // In shadow mode as well.
+                for standing in denied.standings().filter(Standing::is_violated) {
                     count(&mut self.policies, standing.policy(), client);
                     any = true;
                 }
@@ -69,6 +70,7 @@ impl Report {
         }
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "shares, to be read")]
     pub(crate) fn print(&self, out: &mut impl Write, nanos: i64) -> io::Result<()> {
         let share = |part: u64| part as f64 * 100.0 / self.requests.max(1) as f64;
         let (requests, refused) = (grouped(self.requests), grouped(self.refused));

@@ -58,7 +58,8 @@ impl Browser {
         let options = json!({ "binary": chromium.trim(), "args": arguments });
         let wanted = json!({ "capabilities": { "alwaysMatch": { "goog:chromeOptions": options } } });
         let session = browser.call("POST", "/session", &wanted);
-        browser.session = session["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {session}")).to_owned();
+        let id = session["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {session}"));
+        id.clone_into(&mut browser.session);
         // A headless window is as narrow as one says only so.
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         browser.ask(
