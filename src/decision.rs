@@ -520,6 +520,16 @@ impl Draws {
     }
 }
 
+#[cfg(feature = "redis")]
+impl Draws {
+    /// Into the policies' order.
+    pub(crate) fn sort(&mut self) {
+        if let Self::Many(draws) = self {
+            draws.sort_unstable_by_key(|draw| draw.trial.policy);
+        }
+    }
+}
+
 impl Deref for Draws {
     type Target = [Draw];
 

@@ -43,6 +43,7 @@
 //! None is on by default, and none changes what the others do.
 //!
 //! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default answer in axum's body.
+//! - `metrics`: counts decisions, keys and sweeps through the `metrics` crate; no key is ever a label.
 //! - `redis`: one limit for many processes, see `redis`. Needs tokio, and Rust 1.88.
 //! - `serde`: quotas and policies from configuration, see [`Quota`] and `config`.
 //! - `tonic`: reads the peer of tonic's TCP connections; the default answer in tonic's body.
@@ -81,6 +82,6 @@ pub use self::{
     service::RateLimit,
 };
 
-#[cfg(all(doctest, feature = "axum"))]
+#[cfg(all(doctest, feature = "axum", feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

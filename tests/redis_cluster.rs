@@ -152,6 +152,143 @@ async fn rds04_a_slot_that_moves_is_followed_and_loses_nothing() {
     }
 }
 
+/// The server that has a key's bucket, that bucket's name, and its slot.
+fn where_is(servers: &[Server; 3], limiter_keys: usize) -> (usize, String, String) {
+    let at = servers.iter().position(|server| server.keys().len() == limiter_keys).unwrap();
+    let key = servers[at].keys().remove(0);
+    let slot = servers[at].cli(&["CLUSTER", "KEYSLOT", &key]);
+    (at, key, slot)
+}
+
+/// One that has no slots yet stands on no map.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds04_a_slot_that_moves_to_a_new_node_is_followed() {
+    let (servers, _replica) = Server::cluster(Engine::Redis);
+    let limiter = connected(builder(&servers, OnFailure::Closed).policy(by_header(FIVE))).await;
+    assert_eq!(admitted(&limiter, "a", 2).await, 2);
+    let (at, key, slot) = where_is(&servers, 1);
+    let (source, target) = (&servers[at], Server::cluster_node(Engine::Redis));
+    source.meet(&target);
+    let (from, to) = (source.cluster_id(), target.cluster_id());
+    within_a_minute(|| target.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from]) == "OK");
+    assert_eq!(source.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to]), "OK");
+    assert_eq!(source.cli(&["MIGRATE", "127.0.0.1", &target.port.to_string(), &key, "0", "5000"]), "OK");
+    assert_eq!(admitted(&limiter, "a", 1).await, 1);
+    assert_eq!(target.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]), "OK");
+    assert_eq!(source.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]), "OK");
+    assert_eq!(admitted(&limiter, "a", 10).await, 2);
+    assert!(limiter.is_connected());
+}
+
+/// Two keys in one call, neither of which is there yet: the source sends it on, and the target has not all.
+#[tokio::test(flavor = "multi_thread")]
+async fn rds04_several_policies_of_one_principal_are_decided_while_their_slot_moves() {
+    for engine in ENGINES {
+        let (servers, _replica) = Server::cluster(engine);
+        let policies = || [by_header(FIVE).named("five"), by_header(Quota::per_hour(3)).named("three")];
+        let limiter = connected(builder(&servers, OnFailure::Closed).policies(policies())).await;
+        assert_eq!(admitted(&limiter, "a", 1).await, 1);
+        let (at, _, slot) = where_is(&servers, 2);
+        let (source, target) = (&servers[at], &servers[(at + 1) % 3]);
+        source.cli(&["FLUSHALL"]);
+        assert_eq!(target.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source.cluster_id()]), "OK");
+        assert_eq!(source.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target.cluster_id()]), "OK");
+        let fresh = connected(builder(&servers, OnFailure::Closed).policies(policies())).await;
+        assert_eq!(admitted(&fresh, "a", 10).await, 3, "{engine:?}");
+        assert!(fresh.is_connected());
+    }
+}
+
+/// A migration that was half cancelled: a key has no home, and nobody else is harmed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_without_a_home_harms_no_other_key() {
+    let (servers, _replica) = Server::cluster(Engine::Redis);
+    let limiter = connected(builder(&servers, OnFailure::Closed).policy(by_header(Quota::per_hour(1_000)))).await;
+    assert_eq!(admitted(&limiter, "a", 1).await, 1);
+    let (at, _, slot) = where_is(&servers, 1);
+    let (source, target) = (&servers[at], &servers[(at + 1) % 3]);
+    source.cli(&["FLUSHALL"]);
+    assert_eq!(source.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target.cluster_id()]), "OK");
+    for other in 0..100 {
+        assert!(!decide(&limiter, "a").await.is_allowed());
+        assert!(decide(&limiter, &other.to_string()).await.is_allowed(), "{other}");
+    }
+}
+
+/// Whoever made the map first is gone, or not driven: who decides elsewhere has it made.
+#[test]
+fn the_map_is_made_wherever_somebody_decides() {
+    let (mut servers, replica) = Server::cluster(Engine::Redis);
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let limiter = builder(&servers, OnFailure::Closed).policy(by_header(Quota::per_hour(1_000))).build().unwrap();
+    // Its first task waits for ever.
+    let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    idle.block_on(async { assert!(!decide(&limiter, "a").await.is_allowed()) });
+    let first = runtime();
+    first.block_on(async { assert!(limiter.connect(Duration::from_secs(30)).await, "behind an idle runtime") });
+    drop(first);
+    let second = runtime();
+    second.block_on(async {
+        assert!(limiter.connect(Duration::from_secs(30)).await);
+        servers[0].kill();
+        eventually(|| async {
+            for key in 0..30 {
+                let _ = decide(&limiter, &key.to_string()).await;
+            }
+            replica.cli(&["ROLE"]).starts_with("master") && limiter.is_connected()
+        })
+        .await;
+    });
+    drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_address_s_password_counts_for_all_and_the_standings_are_in_order() {
+    let (mut servers, _replica) = Server::cluster(Engine::Redis);
+    for server in &servers {
+        let login = ["ACL", "SETUSER", "limiter", "on", ">password", "allkeys", "allcommands"];
+        assert_eq!(server.cli(&login), "OK");
+        assert_eq!(server.cli(&["ACL", "SETUSER", "default", "-cluster|slots", "-evalsha"]), "OK");
+    }
+    let policies = [
+        Policy::per(Header::new("k"), FIVE).named("p0"),
+        Policy::per(Header::new("other"), FIVE).named("p1"),
+        Policy::per(Header::new("k"), FIVE).named("p2"),
+    ];
+    let first = format!("redis://limiter:password@127.0.0.1:{}", servers[2].port);
+    let limiter = RedisLimiter::builder(first, b"the secret of these tests", OnFailure::Local { share: 0.4 })
+        .timeout(Duration::from_secs(5))
+        .cluster([servers[0].url()])
+        .policies(policies);
+    servers[2].kill();
+    let limiter = &limiter.build().unwrap();
+    // The second address knows the others; the first one is away.
+    let names = &async |key: &str| {
+        let mut request = with_header("k", key);
+        request.headers_mut().insert("other", key.parse().unwrap());
+        match limiter.decide(&request).await {
+            Decision::Allow(allowed) => {
+                allowed.standings().map(|standing| standing.policy().to_owned()).collect::<Vec<_>>()
+            }
+            Decision::Deny(denied) => panic!("{denied}"),
+        }
+    };
+    let mut tries = 100..;
+    eventually(|| {
+        let key = tries.next().unwrap().to_string();
+        async move { limiter.calls().calls > 0 || names(&key).await.is_empty() }
+    })
+    .await;
+    for key in 0..20 {
+        assert_eq!(names(&key.to_string()).await, ["p0", "p1", "p2"]);
+    }
+    let before = limiter.calls().calls;
+    for key in 20..40 {
+        assert_eq!(names(&key.to_string()).await, ["p0", "p1", "p2"]);
+    }
+    assert!(limiter.calls().calls > before + 10, "the others are asked");
+}
+
 /// The others go on, and what was known of the keys of the one that is lost still counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn rds01_a_lost_primary_takes_nobody_else_with_it() {

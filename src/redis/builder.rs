@@ -103,8 +103,8 @@ impl Builder {
     /// Draws cells ahead for keys that are asked for often: at most so many at once for a key, which are this process's own for
     /// so long, and go back then. Off unless set.
     ///
-    /// As many are drawn as came in that time of late, and at most a sixteenth of what is left of the limit: so near a limit
-    /// decisions are as exact as without. What it may admit in one moment beyond the limit: `most` for each process, of
+    /// No more are drawn than came since the last call, or in that time of late, and at most a sixteenth of what is left of the
+    /// limit: so near a limit decisions are as exact as without. What goes back has lost what time has returned since. What it may admit in one moment beyond the limit: `most` for each process, of
     /// cells that were drawn before. What it may refuse wrongly: as much, for as long. A process that ends, or loses its
     /// connection, leaves them drawn.
     pub fn lease(mut self, most: u32, time: Duration) -> Self {
@@ -184,8 +184,14 @@ impl Builder {
         let place = match (&self.cluster, sentinels) {
             (Some(_), Some(_)) => return fault("a cluster has no sentinels: its nodes see to that".to_owned()),
             (Some(others), None) => {
-                let seeds = [&self.url].into_iter().chain(others).map(|url| link::address(url));
-                let seeds = seeds.collect::<Result<_, _>>().map_err(RedisConfigError)?;
+                let first = link::address(&self.url).map_err(RedisConfigError)?;
+                link::address_of(&first).map_err(RedisConfigError)?;
+                let mut seeds = vec![first.clone()];
+                for url in others {
+                    let (host, port) =
+                        link::address(url).and_then(|other| link::address_of(&other)).map_err(RedisConfigError)?;
+                    seeds.push(link::beside(&first, &host, port));
+                }
                 Place::Cluster(Arc::new(Cluster::new(seeds, manner.clone())))
             }
             (None, sentinels) => {

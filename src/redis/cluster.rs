@@ -5,20 +5,28 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::{
+    future::join_all,
+    stream::{FuturesUnordered, StreamExt as _},
+};
 use tokio::{
     sync::{Notify, mpsc},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
-    link::{self, Address, Contact, Elsewhere, Range, Server},
+    link::{self, Address, Contact, Elsewhere, Fault, Range, Server},
     node::{Manner, Node},
     script::Limit,
+};
+use crate::{
+    clock::{Clock, nanos},
+    observe,
 };
 
 pub(super) enum Place {
@@ -48,9 +56,10 @@ impl Place {
     /// The node that another one has named; the same one where it has named none.
     pub(super) fn follow(&self, from: Arc<Node>, to: &Elsewhere) -> Option<Arc<Node>> {
         let Self::Cluster(cluster) = self else { return None };
-        match &to.address {
-            None => Some(from),
-            Some(address) => cluster.map().nodes.get(address).cloned(),
+        match (&to.address, from.address()) {
+            (None, _) => Some(from),
+            (Some((host, port)), Some((own, _))) if host.is_empty() => cluster.at(&(own.clone(), *port)),
+            (Some(address), _) => cluster.at(address),
         }
     }
 
@@ -68,10 +77,7 @@ impl Place {
     pub(super) async fn found(&self) {
         match self {
             Self::One(node) => node.found().await,
-            Self::Cluster(cluster) => {
-                let map = cluster.found().await;
-                join_all(map.nodes.values().map(|node| node.found())).await;
-            }
+            Self::Cluster(cluster) => cluster.found().await,
         }
     }
 }
@@ -83,8 +89,17 @@ pub(super) struct Cluster {
     map: Mutex<Arc<Map>>,
     /// Told when there is another map.
     changed: Notify,
-    /// To the task that makes it, where one runs.
-    look: Mutex<Option<mpsc::Sender<()>>>,
+    clock: Clock,
+    look: Mutex<Look>,
+    unmapped: observe::Throttle,
+}
+
+/// The way to the task that makes the map.
+#[derive(Default)]
+struct Look {
+    wanted: Option<mpsc::Sender<()>>,
+    /// When the one was asked for that has not been made yet.
+    since: Option<u64>,
 }
 
 /// Where the slots are.
@@ -95,6 +110,10 @@ struct Map {
     nodes: HashMap<Address, Arc<Node>>,
 }
 
+/// A map that is wanted and not made for so long: the task's runtime is not driven. Longer than it takes to ask a few nodes that
+/// are away.
+const NEGLECTED: Duration = Duration::from_secs(5);
+
 impl Map {
     fn node_of(&self, slot: u16) -> Option<Arc<Node>> {
         let after = self.ranges.partition_point(|(first, ..)| *first <= slot);
@@ -103,43 +122,96 @@ impl Map {
     }
 }
 
-/// Between two looks at the map.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks at the map, doubled up to the second while nobody knows.
+const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+/// Of those who may know where slots are; the first answer counts.
+const ASKED_AT_ONCE: usize = 4;
+/// Of the looks in a row that have found nothing, the one that is reported.
+const FIRST_REPORT: u32 = 3;
 
 impl Cluster {
     pub(super) fn new(seeds: Vec<Contact>, manner: Manner) -> Self {
-        Self { seeds, manner, map: Mutex::default(), changed: Notify::new(), look: Mutex::default() }
+        Self {
+            seeds,
+            manner,
+            map: Mutex::default(),
+            changed: Notify::new(),
+            clock: Clock::system(),
+            look: Mutex::default(),
+            unmapped: observe::Throttle::default(),
+        }
     }
 
     fn map(&self) -> Arc<Map> {
         Arc::clone(&self.map.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Ends when there is a map.
-    async fn found(self: &Arc<Self>) -> Arc<Map> {
+    /// Ends when each node of the map has a connection: of the one that is in force then.
+    async fn found(self: &Arc<Self>) {
         loop {
-            let mut changed = std::pin::pin!(self.changed.notified());
+            let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             let map = self.map();
-            if !map.nodes.is_empty() {
-                return map;
+            if map.nodes.is_empty() {
+                self.look();
+                // Anew, for whoever should make it may be gone.
+                let _ = timeout(NEGLECTED, changed).await;
+                continue;
             }
-            self.look();
-            changed.await;
+            tokio::select! {
+                _ = join_all(map.nodes.values().map(|node| node.found())) => return,
+                () = changed => {}
+            }
         }
     }
 
-    /// Has the map made anew. Starts the task that does it where none runs.
-    fn look(self: &Arc<Self>) {
+    /// The node of this address. One that is not on the map is new, has no slots yet, and is dialled now; until it has some, it
+    /// is kept with the others.
+    fn at(self: &Arc<Self>, address: &Address) -> Option<Arc<Node>> {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = map.nodes.get(address) {
+            return Some(Arc::clone(node));
+        }
+        if map.nodes.len() >= MOST_NODES {
+            return None;
+        }
+        let node = self.node(address, |_| true);
+        let mut nodes = map.nodes.clone();
+        nodes.insert(address.clone(), Arc::clone(&node));
+        *map = Arc::new(Map { ranges: map.ranges.clone(), nodes });
+        Some(node)
+    }
+
+    /// The node that another one has named, if that says where.
+    pub(super) fn named(self: &Arc<Self>, to: &Elsewhere) -> Option<Arc<Node>> {
+        to.address.as_ref().filter(|(host, _)| !host.is_empty()).and_then(|address| self.at(address))
+    }
+
+    fn node(self: &Arc<Self>, address: &Address, has: impl Fn(u16) -> bool) -> Arc<Node> {
+        let server = Server::Single(link::beside(&self.seeds[0], &address.0, address.1));
+        let probe = Limit::probe(&self.manner.prefix, has);
+        let node = Node::new(server, probe, self.manner.clone(), Some((Arc::downgrade(self), address.clone())));
+        // Who is sent there need not be the first to find that there is no connection.
+        node.start();
+        Arc::new(node)
+    }
+
+    /// Has the map made anew. Starts the task that does it where none runs, or nobody drives it.
+    pub(super) fn look(self: &Arc<Self>) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let now = self.clock.now();
         let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(look) = look.as_ref().filter(|look| !look.is_closed()) {
-            let _ = look.try_send(());
-            return;
+        let since = *look.since.get_or_insert(now);
+        if let Some(wanted) = look.wanted.as_ref().filter(|wanted| !wanted.is_closed()) {
+            // Where it is full, somebody is about to look.
+            let _ = wanted.try_send(());
+            if now.saturating_sub(since) < nanos(NEGLECTED) {
+                return;
+            }
         }
         let (sender, wanted) = mpsc::channel(1);
         drop(runtime.spawn(watch(Arc::downgrade(self), sender.downgrade(), wanted)));
-        *look = Some(sender);
+        *look = Look { wanted: Some(sender), since: Some(now) };
     }
 
     /// Those who may know: first the nodes that are up.
@@ -147,58 +219,85 @@ impl Cluster {
         let map = self.map();
         let (up, down): (Vec<_>, Vec<_>) = map.nodes.iter().partition(|(_, node)| node.is_up());
         let known = up.into_iter().chain(down).map(|((host, port), _)| link::beside(&self.seeds[0], host, *port));
-        known.chain(self.seeds.iter().cloned()).collect()
+        known.take(ASKED_AT_ONCE).chain(self.seeds.iter().take(ASKED_AT_ONCE).cloned()).collect()
     }
 
     /// Nodes that are still there keep their connections.
-    fn take(&self, ranges: Vec<Range>, moved: &mpsc::Sender<()>) {
+    fn take(self: &Arc<Self>, ranges: Vec<Range>) {
         let mut own: HashMap<Address, Vec<(u16, u16)>> = HashMap::new();
         for (first, last, address) in &ranges {
             own.entry(address.clone()).or_default().push((*first, *last));
         }
-        let former = self.map();
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         let node = |address: Address, own: Vec<(u16, u16)>| {
             let has = |slot: u16| own.iter().any(|(first, last)| (*first..=*last).contains(&slot));
-            // One whose probe has moved away could not be dialled again.
-            let keeps = |node: &&Arc<Node>| node.is_up() || has(node.probe().slot());
-            let node = former.nodes.get(&address).filter(keeps).cloned().unwrap_or_else(|| {
-                let server = Server::Single(link::beside(&self.seeds[0], &address.0, address.1));
-                let probe = Limit::probe(&self.manner.prefix, has);
-                Arc::new(Node::new(server, probe, self.manner.clone(), Some(moved.clone())))
-            });
+            let node = map.nodes.get(&address).cloned().unwrap_or_else(|| self.node(&address, has));
             (address, node)
         };
         let nodes: HashMap<_, _> = own.into_iter().map(|(address, own)| node(address, own)).collect();
         let mut ranges: Vec<_> =
             ranges.into_iter().map(|(first, last, address)| (first, last, Arc::clone(&nodes[&address]))).collect();
         ranges.sort_by_key(|(first, ..)| *first);
-        *self.map.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Map { ranges, nodes });
+        *map = Arc::new(Map { ranges, nodes });
+        drop(map);
         self.changed.notify_waiters();
+    }
+
+    /// The task that has looked: whether it still is the one that is asked.
+    fn looked(&self, sender: &mpsc::WeakSender<()>) -> bool {
+        let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = sender.upgrade();
+        let is_asked = own.zip(look.wanted.as_ref()).is_some_and(|(own, asked)| own.same_channel(asked));
+        if is_asked {
+            look.since = None;
+        }
+        is_asked
     }
 }
 
-/// Looks at the map once, and whenever it is wanted. Ends with the last handle: until then the cluster has a sender, and each of
-/// its nodes.
-async fn watch(cluster: Weak<Cluster>, moved: mpsc::WeakSender<()>, mut wanted: mpsc::Receiver<()>) {
+/// No cluster has as many primaries.
+const MOST_NODES: usize = 2_048;
+
+/// Looks at the map once, and whenever it is wanted. Ends with the last handle, or when another one looks in its place.
+async fn watch(cluster: Weak<Cluster>, sender: mpsc::WeakSender<()>, mut wanted: mpsc::Receiver<()>) {
+    let mut failures = 0;
     loop {
         let Some(asked) = cluster.upgrade().map(|cluster| cluster.ask_first()) else { return };
-        let mut found = None;
-        for node in asked {
-            found = link::slots(&node).await.filter(|ranges| !ranges.is_empty());
-            if found.is_some() {
+        let mut found = Err(Fault::Late);
+        for some in asked.chunks(ASKED_AT_ONCE) {
+            let mut answers: FuturesUnordered<_> = some.iter().map(link::slots).collect();
+            while let Some(answer) = answers.next().await {
+                found = answer;
+                if found.is_ok() {
+                    break;
+                }
+            }
+            if found.is_ok() {
                 break;
             }
         }
-        let known = found.is_some();
         {
-            let (Some(cluster), Some(moved)) = (cluster.upgrade(), moved.upgrade()) else { return };
-            if let Some(ranges) = found {
-                cluster.take(ranges, &moved);
+            let Some(cluster) = cluster.upgrade() else { return };
+            if !cluster.looked(&sender) {
+                return;
+            }
+            match found {
+                Ok(ranges) => {
+                    failures = 0;
+                    cluster.take(ranges);
+                }
+                Err(fault) => {
+                    failures += 1;
+                    if failures == FIRST_REPORT {
+                        observe::redis_lost(fault.why(), &cluster.unmapped, cluster.clock.now());
+                    }
+                }
             }
         }
+        let [first, most] = PAUSE;
         #[expect(clippy::disallowed_methods, reason = "no test waits for it")]
-        sleep(PAUSE).await;
-        if known && wanted.recv().await.is_none() {
+        sleep(first.saturating_mul(1 << failures.min(4)).min(most)).await;
+        if failures == 0 && wanted.recv().await.is_none() {
             return;
         }
     }

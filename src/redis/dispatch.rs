@@ -11,7 +11,7 @@ use std::{
     future::pending,
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::{
+    cluster::Cluster,
     leases::Leases,
     link::{Elsewhere, Fault, Link, Server},
     script::{Limit, Limits, Moment, Owed, Reply, Settlement},
@@ -202,8 +203,8 @@ pub(super) struct Dispatcher {
     pub(super) patience: Duration,
     pub(super) health: Arc<Health>,
     pub(super) throttles: Throttles,
-    /// Where somebody wants to know that slots may have moved: in a cluster.
-    pub(super) moved: Option<mpsc::Sender<()>>,
+    /// Where the server is one of several: who wants to know that slots may have moved.
+    pub(super) cluster: Option<Weak<Cluster>>,
     pub(super) leases: Option<Leases>,
 }
 
@@ -223,7 +224,7 @@ struct Done {
 
 enum Was {
     Drawn { call: Call, reply: Result<Reply, Fault> },
-    Settled(Result<(), Fault>),
+    Settled { settlement: Settlement, settled: Result<(), Fault> },
 }
 
 /// For requests that have asked for the same.
@@ -284,6 +285,7 @@ impl Dispatcher {
                 () = expiring => state.return_leases(),
             }
         }
+        state.end().await;
     }
 }
 
@@ -343,6 +345,15 @@ impl State {
         None
     }
 
+    /// The last handle is gone: what was drawn ahead goes back, and what is on its way arrives.
+    async fn end(&mut self) {
+        for settlement in self.task.leases.as_mut().map(Leases::take_all).unwrap_or_default() {
+            self.settle(settlement);
+        }
+        let arrive = async { while self.under_way.next().await.is_some() {} };
+        let _ = timeout(self.task.patience, arrive).await;
+    }
+
     fn return_leases(&mut self) {
         let now = self.task.health.clock.now();
         let back = self.task.leases.as_mut().map(|leases| leases.expired(now)).unwrap_or_default();
@@ -366,7 +377,8 @@ impl State {
 
     fn settle(&mut self, settlement: Settlement) {
         self.send(|mut link, patience| async move {
-            Was::Settled(timeout(patience, link.settle(&settlement)).await.unwrap_or(Err(Fault::Late)))
+            let settled = timeout(patience, link.settle(&settlement)).await.unwrap_or(Err(Fault::Late));
+            Was::Settled { settlement, settled }
         });
     }
 
@@ -374,7 +386,15 @@ impl State {
         self.task.health.returned();
         let after_a_pause = done.after_a_pause;
         let (call, reply) = match done.was {
-            Was::Settled(settled) => return self.weigh(settled.err(), after_a_pause),
+            Was::Settled { settlement, settled } => {
+                // A slot that has moved; of one that is on its way, what is settled is lost.
+                if let (Err(Fault::Elsewhere(to)), Some(cluster)) = (&settled, &self.task.cluster) {
+                    if let Some(node) = cluster.upgrade().filter(|_| !to.asking).and_then(|cluster| cluster.named(to)) {
+                        node.settle(settlement);
+                    }
+                }
+                return self.weigh(settled.err(), after_a_pause);
+            }
             Was::Drawn { call, reply } => (call, reply),
         };
         let Call { limits, asking, answers, since } = call;
@@ -393,7 +413,7 @@ impl State {
                 }
                 None
             }
-            Err(Fault::Elsewhere(elsewhere)) if self.task.moved.is_some() => {
+            Err(Fault::Elsewhere(elsewhere)) if self.task.cluster.is_some() => {
                 for answer in answers {
                     let _ = answer.send(Answer::Elsewhere(elsewhere.clone()));
                 }
@@ -439,7 +459,7 @@ impl State {
                 self.answered();
                 observe::redis_strange(&why, &self.task.throttles.strange, self.answered);
             }
-            Some(Fault::Elsewhere(elsewhere)) if self.task.moved.is_some() => {
+            Some(Fault::Elsewhere(elsewhere)) if self.task.cluster.is_some() => {
                 self.answered();
                 if !elsewhere.asking {
                     self.look_for_slots();
@@ -458,9 +478,8 @@ impl State {
     }
 
     fn look_for_slots(&self) {
-        if let Some(moved) = &self.task.moved {
-            // Where it is full somebody is about to look.
-            let _ = moved.try_send(());
+        if let Some(cluster) = self.task.cluster.as_ref().and_then(Weak::upgrade) {
+            cluster.look();
         }
     }
 
@@ -486,11 +505,12 @@ impl State {
 
     fn dial(&mut self) {
         let (server, probe, patience) = (self.task.server.clone(), self.task.probe.clone(), self.task.patience);
+        let in_cluster = self.task.cluster.is_some();
         let wait = pause(self.attempt);
         self.dialling = Some(Box::pin(async move {
             #[expect(clippy::disallowed_methods, reason = "no test waits for it")]
             sleep(wait).await;
-            server.dial(&probe, patience).await
+            server.dial(&probe, in_cluster, patience).await
         }));
     }
 

@@ -70,8 +70,9 @@ impl Leases {
     /// How many more to ask for.
     pub(super) fn ahead(&self, limits: &Limits, now: u64) -> u32 {
         let Some(held) = self.held.get(limits) else { return 0 };
-        let age = now.saturating_sub(held.since).max(1);
-        let come = u128::from(held.asked) * u128::from(nanos(self.lease.time)) / u128::from(age);
+        let (age, time) = (now.saturating_sub(held.since), nanos(self.lease.time));
+        // In less time than a lease has, no more: a second request a millisecond later is no thousand requests a second.
+        let come = u128::from(held.asked) * u128::from(time) / u128::from(age.max(time).max(1));
         let owed = held.reply.owed_before(held.reply.granted, limits);
         let left = limits.iter().zip(owed).filter(|(limit, _)| !limit.shadow).map(|(limit, owed)| {
             let left = limit.burst.saturating_sub(owed.saturating_sub(age));
@@ -114,6 +115,12 @@ impl Leases {
             self.held.remove(&limits);
         }
         back
+    }
+
+    /// All that is left.
+    pub(super) fn take_all(&mut self) -> Vec<Settlement> {
+        self.due.clear();
+        self.held.drain().filter_map(|(limits, held)| Self::rest(&held, &limits)).collect()
     }
 
     /// They stay drawn: nobody can be told.
@@ -163,16 +170,23 @@ mod tests {
         assert_eq!(leases.ahead(&limits, 0), 0, "never seen");
         leases.keep(&limits, reply(1, 0), 1, 0);
         assert_eq!(leases.ahead(&limits, 1_000 * MS), 0, "one a second");
-        assert_eq!(leases.ahead(&limits, 50 * MS), 2, "one in 50 ms");
+        assert_eq!(leases.ahead(&limits, MS), 1, "as many as came, however soon");
+        for _ in 0..9 {
+            assert!(leases.take(&limits, MS).is_none());
+        }
+        assert_eq!(leases.ahead(&limits, MS), 10);
+        assert_eq!(leases.ahead(&limits, 200 * MS), 5, "so many in 100 ms");
+        leases.keep(&limits, reply(500, 0), 500, 0);
         assert_eq!(leases.ahead(&limits, MS), 64, "no more than is said");
     }
 
     #[test]
     fn nothing_is_drawn_ahead_near_the_limit() {
         let mut leases = leases(64);
-        for (burst, owed, ahead) in [(1_000, 0, 62), (1_000, 500, 59), (32, 0, 1), (16, 0, 0), (10, 9, 0)] {
+        for (burst, owed, ahead) in [(1_000, 0, 56), (1_000, 500, 53), (132, 0, 2), (116, 0, 1), (115, 0, 0)] {
             let limits = limits(burst);
-            leases.keep(&limits, reply(1, owed), 1, 0);
+            // A hundred came together.
+            leases.keep(&limits, reply(100, owed), 100, 0);
             assert_eq!(leases.ahead(&limits, 1), ahead, "{burst} {owed}");
         }
     }

@@ -49,7 +49,10 @@ impl Server {
     }
 
     /// A connection that has proved itself: the scripts are there, they run and write, and answer in time.
-    pub(super) async fn dial(&self, probe: &Limit, patience: Duration) -> Result<Link, Fault> {
+    ///
+    /// In a cluster a node proves itself as well by knowing who has the probe: its slot may be on its way elsewhere, or be
+    /// another's already.
+    pub(super) async fn dial(&self, probe: &Limit, in_cluster: bool, patience: Duration) -> Result<Link, Fault> {
         let info = self.find().await?;
         let proving = async {
             let connection = connect(info, patience.saturating_mul(2)).await;
@@ -60,8 +63,8 @@ impl Server {
                 took: Duration::ZERO,
             };
             link.load().await.map_err(|error| Fault::of(&error))?;
-            link.acquire(slice::from_ref(probe), 1, false).await?;
-            let (clock, again) = (Clock::system(), link.acquire(slice::from_ref(probe), 1, false));
+            link.prove(probe, in_cluster).await?;
+            let (clock, again) = (Clock::system(), link.prove(probe, in_cluster));
             timeout(patience, again).await.unwrap_or(Err(Fault::Late))?;
             link.took = Duration::from_nanos(clock.now());
             Ok(link)
@@ -120,6 +123,16 @@ async fn connect(info: ConnectionInfo, give_up: Duration) -> Result<MultiplexedC
 /// Host and port.
 pub(super) type Address = (String, u16);
 
+/// # Errors
+///
+/// Where it is no host and port, as those of a cluster are.
+pub(super) fn address_of(contact: &Contact) -> Result<Address, String> {
+    match contact.addr() {
+        ConnectionAddr::Tcp(host, port) if contact.redis_settings().db() == 0 => Ok((host.clone(), *port)),
+        _ => Err("a node of a cluster is `redis://host:port`, without a database".to_owned()),
+    }
+}
+
 /// A node of a cluster of which another one is known.
 pub(super) fn beside(other: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
     other.clone().set_addr(ConnectionAddr::Tcp(host.to_owned(), port))
@@ -128,15 +141,22 @@ pub(super) fn beside(other: &ConnectionInfo, host: &str, port: u16) -> Connectio
 /// A primary of a cluster, and the first and last of the slots in a row that it has.
 pub(super) type Range = (u16, u16, Address);
 
-/// Where the slots of a cluster are, as one of its nodes says. `None` where it does not.
-pub(super) async fn slots(node: &ConnectionInfo) -> Option<Vec<Range>> {
+/// Where the slots of a cluster are, as one of its nodes says.
+pub(super) async fn slots(node: &ConnectionInfo) -> Result<Vec<Range>, Fault> {
     let asked = timeout(DIAL, async {
         let mut connection = connect(node.clone(), DIAL).await?;
         cmd("CLUSTER").arg("SLOTS").query_async::<Value>(&mut connection).await
     });
-    let Value::Array(ranges) = asked.await.ok()?.ok()? else { return None };
-    let ConnectionAddr::Tcp(itself, _) = node.addr() else { return None };
-    ranges.iter().map(|range| read_range(range, itself)).collect()
+    let answer = asked.await.unwrap_or_else(|_late| Ok(Value::Nil)).map_err(|error| Fault::of(&error))?;
+    let ranges = match (&answer, node.addr()) {
+        (Value::Nil, _) => return Err(Fault::Late),
+        (Value::Array(ranges), ConnectionAddr::Tcp(itself, _)) => {
+            ranges.iter().map(|range| read_range(range, itself)).collect()
+        }
+        _ => None,
+    };
+    let ranges: Option<Vec<_>> = ranges.filter(|ranges: &Vec<_>| !ranges.is_empty());
+    ranges.ok_or_else(|| Fault::Link("a node of the cluster does not say where the slots are".into()))
 }
 
 /// First slot, last slot, primary, replicas.
@@ -147,10 +167,20 @@ fn read_range(range: &Value, asked: &str) -> Option<Range> {
     };
     let Value::Array(range) = range else { return None };
     let [first, last, Value::Array(primary), ..] = &range[..] else { return None };
-    let [host, port, ..] = &primary[..] else { return None };
-    let host = match host {
-        Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
-        // A node that does not know its own name is where it was found.
+    let [host, port, more @ ..] = &primary[..] else { return None };
+    let text = |value: &Value| match value {
+        Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
+        _ => None,
+    };
+    let host = match text(host) {
+        // It is to have a name, and has none: its address is told besides.
+        Some(unknown) if unknown == "?" => {
+            let Some(Value::Array(besides)) = more.get(1) else { return None };
+            let at = besides.iter().position(|name| text(name).as_deref() == Some("ip"))?;
+            text(besides.get(at + 1)?)?
+        }
+        Some(host) if !host.is_empty() => host,
+        // A node that does not know where it is, is where it was found.
         _ => asked.to_owned(),
     };
     Some((number(first)?, number(last)?, (host, number(port)?)))
@@ -173,6 +203,13 @@ impl Link {
         Ok(())
     }
 
+    async fn prove(&mut self, probe: &Limit, in_cluster: bool) -> Result<(), Fault> {
+        match self.acquire(slice::from_ref(probe), 1, false).await {
+            Err(Fault::Elsewhere(_)) if in_cluster => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
     /// Asks for `want` requests of these limits, or as many as are to be had. `asking` tells a node of a cluster that the slot is
     /// on its way there.
     pub(super) async fn acquire(&mut self, limits: &[Limit], want: u32, asking: bool) -> Result<Reply, Fault> {
@@ -190,7 +227,7 @@ impl Link {
             let mut both = pipe();
             both.cmd("ASKING").ignore().add_command(in_full());
             let answers: Result<(Vec<i64>,), _> = both.query_async(&mut self.connection).await;
-            answers.map(|(numbers,)| numbers).map_err(|error| Fault::of(&error))?
+            answers.map(|(numbers,)| numbers).map_err(|error| Fault::of(&last_of(error)))?
         } else {
             self.run(by_name, in_full).await?
         };
@@ -221,6 +258,15 @@ impl Link {
     }
 }
 
+/// The error of the last command of several: of all together the client says neither code nor detail.
+fn last_of(error: RedisError) -> RedisError {
+    let errors = error.clone().into_server_errors();
+    match errors.as_deref().and_then(<[_]>::last) {
+        Some((_, error)) => error.clone().into(),
+        None => error,
+    }
+}
+
 fn call<'a>(verb: &str, script: &str, keys: impl ExactSizeIterator<Item = &'a String>) -> Cmd {
     let mut command = cmd(verb);
     command.arg(script).arg(keys.len());
@@ -233,7 +279,7 @@ fn call<'a>(verb: &str, script: &str, keys: impl ExactSizeIterator<Item = &'a St
 /// Where a cluster says that a key is; it has carried nothing out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Elsewhere {
-    /// `None` for the same node, once more.
+    /// `None` for the same node, once more. Without a host it is that of the node that says so.
     pub(super) address: Option<Address>,
     /// The slot is on its way to that node.
     pub(super) asking: bool,

@@ -77,6 +77,7 @@ pub use self::{
 use self::{
     cluster::Place,
     dispatch::{Answer, Counts, Decided},
+    link::Elsewhere,
     node::{Manner, Node},
     receipts::Receipts,
     script::{Limit, Limits, Names, Owed, Settlement},
@@ -111,9 +112,24 @@ struct Shared {
 }
 
 /// What is asked, made while the request is at hand.
-type Asked = Result<Charges, Denied>;
+type Charged = Result<Charges, Denied>;
+
+/// What comes of a call.
+enum Asked {
+    Decided(Arc<Node>, Decided),
+    /// Redis does not answer in time, or not to this.
+    Nothing,
+    /// Some keys are here and others there.
+    Torn,
+}
+
+struct Answered {
+    group: Group,
+    decided: Option<(Arc<Node>, Decided)>,
+}
 
 /// What is asked for in one call.
+#[derive(Clone)]
 struct Group {
     charges: Charges,
     limits: Limits,
@@ -141,7 +157,8 @@ impl RedisLimiter {
     /// ```
     ///
     /// What handlers settle by an [`Admission`](crate::limiter::Admission) is sent to Redis and not waited for; what is lost on
-    /// the way stays as it was drawn. A charge ends at one burst there.
+    /// the way stays as it was drawn. A charge ends at one burst there. A policy that let the request pass without Redis
+    /// ([`OnFailure::Open`]) has drawn nothing and is not among those that can be settled.
     pub fn layer_with<R>(&self, set: impl FnOnce(RateLimitLayer) -> RateLimitLayer<R>) -> RedisRateLimitLayer<R> {
         let (front, respond) = set(RateLimitLayer::new(&self.shared.alone)).into_parts();
         RedisRateLimitLayer::new(self.clone(), front, respond)
@@ -196,14 +213,14 @@ impl RedisLimiter {
     }
 
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
-    pub(crate) fn asked(&self, head: RequestHead<'_>) -> Asked {
+    pub(crate) fn asked(&self, head: RequestHead<'_>) -> Charged {
         self.shared.local.charges(head)
     }
 
     /// `receipts` are for what is settled afterwards.
     pub(crate) async fn answered(
         &self,
-        asked: Asked,
+        asked: Charged,
         draws: &mut Draws,
         receipts: Option<&mut Receipts>,
     ) -> Result<Grant, Denied> {
@@ -215,31 +232,29 @@ impl RedisLimiter {
         // Before it is asked: then what is learnt is no more than what is true.
         let at = local.now();
         let groups = self.groups(charges);
-        match &groups[..] {
+        let mut answered: SmallVec<[Answered; 1]> = match &groups[..] {
+            [only] => self.ask_for(only.clone()).await,
+            several => {
+                join_all(several.iter().map(|group| self.ask_for(group.clone()))).await.into_iter().flatten().collect()
+            }
+        };
+        let granted = match &mut answered[..] {
             // No policy applies.
             [] => Ok(Grant { at, wait: 0 }),
-            [group] => match self.ask(&group.limits).await {
-                Some((node, Decided { granted, owed, at: moment })) => {
-                    if let (true, Some(receipts)) = (granted, receipts) {
-                        receipts.add(group, &node, moment);
-                    }
-                    local.learn(&group.charges, &owed, granted, at, draws)
+            [Answered { group, decided: Some((_, Decided { granted, owed, .. })) }] => {
+                local.learn(&group.charges, owed, *granted, at, draws)
+            }
+            [Answered { group, decided: None }] => self.without_redis(&group.charges, draws),
+            several => self.weigh(several, at, draws),
+        };
+        if let (Ok(_), Some(receipts)) = (&granted, receipts) {
+            for Answered { group, decided } in &answered {
+                if let Some((node, decided)) = decided {
+                    receipts.add(group, node, decided.at);
                 }
-                None => self.without_redis(&group.charges, draws),
-            },
-            several => {
-                let answers = join_all(several.iter().map(|group| self.ask(&group.limits))).await;
-                self.weigh(several, &answers, at, draws).inspect(|_| {
-                    if let Some(receipts) = receipts {
-                        for (group, (node, decided)) in
-                            several.iter().zip(&answers).filter_map(|(group, answer)| Some((group, answer.as_ref()?)))
-                        {
-                            receipts.add(group, node, decided.at);
-                        }
-                    }
-                })
             }
         }
+        granted
     }
 
     /// For what is drawn from now on.
@@ -267,38 +282,36 @@ impl RedisLimiter {
 
     /// All grant, or what some have granted is put back: in a cluster no call is carried out over several slots.
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]
-    fn weigh(
-        &self,
-        groups: &[Group],
-        answers: &[Option<(Arc<Node>, Decided)>],
-        at: u64,
-        draws: &mut Draws,
-    ) -> Result<Grant, Denied> {
+    fn weigh(&self, answered: &[Answered], at: u64, draws: &mut Draws) -> Result<Grant, Denied> {
         let local = &self.shared.local;
-        let (mut charges, mut owed, mut unanswered) = (Charges::new(), Owed::new(), Charges::new());
-        for (group, answer) in groups.iter().zip(answers) {
-            match answer {
-                Some((_, decided)) => {
-                    charges.extend_from_slice(&group.charges);
-                    owed.extend_from_slice(&decided.owed);
-                }
+        let (mut known, mut unanswered) = (SmallVec::<[_; 4]>::new(), Charges::new());
+        for Answered { group, decided } in answered {
+            match decided {
+                Some((_, decided)) => known.extend(group.charges.iter().copied().zip(decided.owed.iter().copied())),
                 None => unanswered.extend_from_slice(&group.charges),
             }
         }
-        let granted = answers.iter().flatten().all(|(_, decided)| decided.granted);
+        // In the limiter's order, as all that is told.
+        known.sort_unstable_by_key(|((policy, _), _)| *policy);
+        let (charges, owed): (Charges, Owed) = known.into_iter().unzip();
+        let granted = answered.iter().flat_map(|answered| &answered.decided).all(|(_, decided)| decided.granted);
         let denied = if !granted {
             None
         } else if unanswered.is_empty() {
             return local.learn(&charges, &owed, true, at, draws);
         } else {
             match self.without_redis(&unanswered, draws) {
-                // Of the draws here the time counts; those there have their own.
-                Ok(here) => return local.learn(&charges, &owed, true, at, draws).map(|_| here),
+                Ok(here) => {
+                    let granted = local.learn(&charges, &owed, true, at, draws);
+                    draws.sort();
+                    // Of the draws here the time counts; those there have their own.
+                    return granted.map(|_| here);
+                }
                 Err(denied) => Some(denied),
             }
         };
-        for (group, answer) in groups.iter().zip(answers) {
-            if let Some((node, Decided { granted: true, at, owed })) = answer {
+        for Answered { group, decided } in answered {
+            if let Some((node, Decided { granted: true, at, owed })) = decided {
                 let limits = group.limits.iter().zip(owed.iter().copied());
                 if let Some(all) = Settlement::all_of(limits, *at) {
                     node.settle(all);
@@ -311,24 +324,59 @@ impl RedisLimiter {
         }
     }
 
-    /// `None` where Redis does not answer in time, or not to this.
-    async fn ask(&self, limits: &Limits) -> Option<(Arc<Node>, Decided)> {
+    /// In one call; in as many as there are limits, where their slot is on its way to another node and some keys are here and
+    /// others there.
+    async fn ask_for(&self, group: Group) -> SmallVec<[Answered; 1]> {
+        let begun = self.shared.local.now();
+        match self.ask(&group.limits, begun).await {
+            Asked::Decided(node, decided) => smallvec![Answered { group, decided: Some((node, decided)) }],
+            Asked::Torn if group.limits.len() > 1 => {
+                let each = group.charges.iter().zip(&*group.limits);
+                let each =
+                    each.map(|(charge, limit)| Group { charges: smallvec![*charge], limits: [limit.clone()].into() });
+                let ask = async |group: Group| {
+                    let decided = match self.ask(&group.limits, begun).await {
+                        Asked::Decided(node, decided) => Some((node, decided)),
+                        Asked::Torn | Asked::Nothing => None,
+                    };
+                    Answered { group, decided }
+                };
+                join_all(each.map(ask)).await.into()
+            }
+            Asked::Torn | Asked::Nothing => smallvec![Answered { group, decided: None }],
+        }
+    }
+
+    async fn ask(&self, limits: &Limits, begun: u64) -> Asked {
         let Shared { place, manner, local, .. } = &*self.shared;
-        let begun = local.now();
-        let (mut node, mut asking) = (place.node_of(&limits[0])?, false);
+        let Some(mut node) = place.node_of(&limits[0]) else { return Asked::Nothing };
+        let (mut asking, mut torn) = (false, false);
         // Once more than a slot that moves asks for.
         for _ in 0..3 {
             let gone = Duration::from_nanos(local.now().saturating_sub(begun));
-            let answer = node.ask(Arc::clone(limits), asking, manner.patience.saturating_sub(gone)).await?;
-            match answer {
-                Answer::Decided(decided) => return Some((node, decided)),
-                Answer::Elsewhere(to) => {
-                    node = place.follow(node, &to)?;
-                    asking = to.asking;
+            let left = manner.patience.saturating_sub(gone);
+            if left.is_zero() {
+                return Asked::Nothing;
+            }
+            match node.ask(Arc::clone(limits), asking, left).await {
+                None => return Asked::Nothing,
+                Some(Answer::Decided(decided)) => return Asked::Decided(node, decided),
+                // Some keys are there and some are not; it helps to ask again only if they are just on their way.
+                Some(Answer::Elsewhere(Elsewhere { address: None, .. })) if torn => return Asked::Torn,
+                Some(Answer::Elsewhere(to)) => {
+                    torn = to.address.is_none();
+                    asking = to.asking || (torn && asking);
+                    let Some(next) = place.follow(node, &to) else { return Asked::Nothing };
+                    node = next;
+                    if !node.is_up() {
+                        // It has been named just now, and may be new.
+                        let gone = Duration::from_nanos(local.now().saturating_sub(begun));
+                        let _ = timeout(manner.patience.saturating_sub(gone), node.found()).await;
+                    }
                 }
             }
         }
-        None
+        if torn { Asked::Torn } else { Asked::Nothing }
     }
 
     #[expect(clippy::result_large_err, reason = "made where it is returned, on the path that is not taken often")]

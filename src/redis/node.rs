@@ -3,7 +3,7 @@
 //! Owns the way, and starts a task where none runs. Knows nothing of policies, or of other servers.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -13,9 +13,10 @@ use tokio::{
 };
 
 use super::{
+    cluster::Cluster,
     dispatch::{Answer, Ask, Counts, Dispatcher, Draw, Health, Throttles},
     leases::{Lease, Leases},
-    link::Server,
+    link::{Address, Server},
     script::{Limit, Limits, Settlement},
 };
 use crate::clock::Clock;
@@ -35,7 +36,8 @@ pub(super) struct Node {
     server: Server,
     probe: Limit,
     manner: Manner,
-    moved: Option<mpsc::Sender<()>>,
+    /// Where it is one of several: these, and where it is.
+    cluster: Option<(Weak<Cluster>, Address)>,
     /// To the task, where one runs.
     way: Mutex<Option<Way>>,
 }
@@ -48,12 +50,18 @@ struct Way {
 }
 
 impl Node {
-    pub(super) fn new(server: Server, probe: Limit, manner: Manner, moved: Option<mpsc::Sender<()>>) -> Self {
-        Self { server, probe, manner, moved, way: Mutex::new(None) }
+    pub(super) fn new(server: Server, probe: Limit, manner: Manner, cluster: Option<(Weak<Cluster>, Address)>) -> Self {
+        Self { server, probe, manner, cluster, way: Mutex::new(None) }
     }
 
-    pub(super) fn probe(&self) -> &Limit {
-        &self.probe
+    /// Where it is, if it is one of several.
+    pub(super) fn address(&self) -> Option<&Address> {
+        self.cluster.as_ref().map(|(_, address)| address)
+    }
+
+    /// Dials, before anybody asks.
+    pub(super) fn start(&self) {
+        let _ = self.way();
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -81,17 +89,18 @@ impl Node {
         if let Ok(answer) = timeout(within, answered).await {
             return answer.ok();
         }
-        if waiting.is_ignored() {
+        // With less than its time it may only have had no turn yet.
+        if within > self.manner.patience / 2 && waiting.is_ignored() {
             // Its runtime is not driven, or blocked. The next decision starts a task where it is itself.
             self.leave(&way);
         }
         None
     }
 
-    /// Where there is a connection, from any thread. What is lost on the way stays as it was drawn.
+    /// Where there is a connection, also one that is slow, and from any thread. What is lost on the way stays as it was drawn.
     pub(super) fn settle(&self, settlement: Settlement) {
         let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(way) = way.as_ref().filter(|way| way.health.answers()) {
+        if let Some(way) = way.as_ref().filter(|way| way.health.is_up()) {
             let _ = way.asks.send(Ask::Settle(settlement));
         }
     }
@@ -110,7 +119,7 @@ impl Node {
                 patience: *patience,
                 health: Arc::clone(&health),
                 throttles: Throttles::default(),
-                moved: self.moved.clone(),
+                cluster: self.cluster.as_ref().map(|(cluster, _)| Weak::clone(cluster)),
                 leases: lease.map(Leases::new),
             };
             drop(runtime.spawn(task.run(receiver)));

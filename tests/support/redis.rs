@@ -70,12 +70,7 @@ impl Server {
 
     /// Primaries of one cluster, with a third of the slots each, and behind the first one a replica.
     pub(crate) fn cluster(engine: Engine) -> ([Self; 3], Self) {
-        let start = || {
-            let bus = free_port().to_string();
-            let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
-            // Those that are there go on for their slots.
-            Self::start_with(engine, &[&settings[..], &["--cluster-require-full-coverage", "no"]].concat())
-        };
+        let start = || Self::cluster_node(engine);
         let (primaries, replica) = ([(); 3].map(|()| start()), start());
         let slots = ["0 5460", "5461 10922", "10923 16383"];
         for ((number, primary), slots) in primaries.iter().enumerate().zip(slots) {
@@ -98,6 +93,22 @@ impl Server {
             });
         }
         (primaries, replica)
+    }
+
+    /// One that is not in a cluster yet.
+    pub(crate) fn cluster_node(engine: Engine) -> Self {
+        let bus = free_port().to_string();
+        let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
+        // Those that are there go on for their slots.
+        Self::start_with(engine, &[&settings[..], &["--cluster-require-full-coverage", "no"]].concat())
+    }
+
+    /// Brings another one into its cluster.
+    pub(crate) fn meet(&self, other: &Self) {
+        let (port, bus) = (other.port.to_string(), &other.more[3]);
+        assert_eq!(self.cli(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]), "OK");
+        within_a_minute(|| other.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+        within_a_minute(|| self.cli(&["CLUSTER", "NODES"]).contains(&other.cluster_id()));
     }
 
     pub(crate) fn cluster_id(&self) -> String {
