@@ -281,6 +281,7 @@ fn id13_no_debug_output_shows_a_secret() {
         assert!(!output.contains("S3CR3T"), "{output}");
     }
     assert_eq!(format!("{:?}", limiter.key_of("203.0.113.7".parse::<IpAddr>().unwrap())), "Key(Ipv4)");
+    assert!(format!("{limiter:?}").contains("per-x-api-key"), "what is limited is no secret");
 }
 
 proptest! {
