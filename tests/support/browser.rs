@@ -41,7 +41,8 @@ impl Browser {
             .spawn()
             .expect("chromedriver comes with Debian's chromium-driver");
         let mut browser = Self { driver, address, session: String::new(), profile };
-        browser.wait(|browser| browser.call("GET", "/status", &Value::Null)["ready"] == true);
+        browser
+            .wait(|browser| browser.call("GET", "/status", &Value::Null).is_some_and(|status| status["ready"] == true));
         let arguments = [
             "--headless",
             "--no-sandbox",
@@ -57,7 +58,7 @@ impl Browser {
         arguments.push(format!("--window-size={width},{height}"));
         let options = json!({ "binary": chromium.trim(), "args": arguments });
         let wanted = json!({ "capabilities": { "alwaysMatch": { "goog:chromeOptions": options } } });
-        let session = browser.call("POST", "/session", &wanted);
+        let session = browser.call("POST", "/session", &wanted).expect("the driver is ready");
         let id = session["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {session}"));
         id.clone_into(&mut browser.session);
         // A headless window is as narrow as one says only so.
@@ -70,16 +71,20 @@ impl Browser {
         browser
     }
 
-    fn call(&self, method: &str, path: &str, body: &Value) -> Value {
-        let Ok(stream) = std::net::TcpStream::connect(self.address) else { return Value::Null };
+    /// `None` where nobody answers.
+    fn call(&self, method: &str, path: &str, body: &Value) -> Option<Value> {
+        let stream = std::net::TcpStream::connect(self.address).ok()?;
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let fields = [("content-type", "application/json"), ("connection", "close")];
-        let reply = Connection::over(stream).send_body(method, path, &fields, &body);
-        serde_json::from_str::<Value>(&reply.body).map_or(Value::Null, |value| value["value"].clone())
+        let mut connection = Connection::over(stream);
+        connection.begin(method, path, &[("content-type", "application/json"), ("connection", "close")], &body);
+        let reply = connection.try_receive()?;
+        let answer: Value = serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply:?}"));
+        Some(answer["value"].clone())
     }
 
     fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
         let value = self.call(method, &format!("/session/{}{path}", self.session), body);
+        let value = value.unwrap_or_else(|| panic!("{method} {path}: no answer"));
         assert!(value["error"].is_null(), "{method} {path}: {value}");
         value
     }
