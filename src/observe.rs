@@ -13,7 +13,7 @@ pub(crate) use self::events::{redis_found, redis_lost, redis_strange};
 #[cfg(feature = "metrics")]
 pub(crate) use self::metering::{Meters, swept};
 #[cfg(all(feature = "redis", feature = "metrics"))]
-pub(crate) use self::metering::{redis_called, redis_connections};
+pub(crate) use self::metering::{redis_called, redis_connections, redis_given_up};
 #[cfg(not(feature = "tracing"))]
 pub(crate) use self::silence::{
     Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
@@ -23,7 +23,7 @@ pub(crate) use self::silence::{redis_found, redis_lost, redis_strange};
 #[cfg(not(feature = "metrics"))]
 pub(crate) use self::unmetered::{Meters, swept};
 #[cfg(all(feature = "redis", not(feature = "metrics")))]
-pub(crate) use self::unmetered::{redis_called, redis_connections};
+pub(crate) use self::unmetered::{redis_called, redis_connections, redis_given_up};
 
 #[cfg(feature = "tracing")]
 mod events {
@@ -298,8 +298,12 @@ mod metering {
             connections.increment(1.0);
         } else {
             connections.decrement(1.0);
-            counter!("tower_quota_redis_lost_total").increment(1);
         }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_given_up() {
+        counter!("tower_quota_redis_lost_total").increment(1);
     }
 }
 
@@ -336,4 +340,6 @@ mod unmetered {
     pub(crate) fn redis_called() {}
     #[cfg(feature = "redis")]
     pub(crate) fn redis_connections(_more: bool) {}
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_given_up() {}
 }

@@ -449,6 +449,74 @@ async fn rds09_a_server_that_is_loading_is_done_without_until_it_has() {
     assert_eq!(admitted(&limiter, "b", 10).await, 5, "shared again");
 }
 
+/// Back by an hour: who owed a burst owes a burst, and not an hour. Ahead by an hour: one more burst.
+#[tokio::test(flavor = "multi_thread")]
+async fn s7_a_server_whose_clock_steps_locks_nobody_out_and_admits_one_burst_more() {
+    let server = Server::with_clock();
+    // Each time by one that has seen nothing.
+    let fresh =
+        || connected(builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_second(1).burst(5))));
+    assert_eq!(admitted(&fresh().await, "a", 10).await, 5);
+    server.step_clock(-3_600);
+    let late = fresh().await;
+    let wait = late.decide(&with_header("k", "a")).await.denied().unwrap().retry_after().unwrap();
+    assert!(wait <= Duration::from_secs(1), "{wait:?}");
+    eventually(|| admits(&late, "a")).await;
+    assert!(admitted(&fresh().await, "b", 10).await >= 5);
+    server.step_clock(3_600);
+    let more = admitted(&fresh().await, "b", 10).await;
+    assert!((5..=6).contains(&more), "{more}");
+}
+
+#[cfg(feature = "metrics")]
+#[test]
+fn it_is_counted_who_has_decided() {
+    let mut server = Server::start(Engine::Redis);
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let counted = recorder.handle();
+    let _listening = metrics::set_default_local_recorder(&recorder);
+    let count = |policy: &str, outcome: &str, source: &str| {
+        let labels = format!(r#"policy="{policy}",outcome="{outcome}",mode="enforced",source="{source}"}} "#);
+        let text = counted.render();
+        text.split(&labels).nth(1).map_or(0, |rest| rest.lines().next().unwrap().parse::<u32>().unwrap())
+    };
+    // All on this thread, where somebody listens.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let policies = [by_header(FIVE).named("share"), Policy::per(PeerIp, FIVE).named("open")];
+        let limiter = builder(&server.url(), OnFailure::Local { share: 0.4 }).on_failure_of("open", OnFailure::Open);
+        let limiter = limiter.policies([policies[0].clone(), policies[1].clone().when(|head| head.method() == "PUT")]);
+        let limiter = connected(limiter).await;
+        assert!(counted.render().contains("tower_quota_redis_connections 1"));
+        assert_eq!(admitted(&limiter, "a", 8).await, 5);
+        assert_eq!(count("share", "allowed", "redis"), 5);
+        assert_eq!((count("share", "refused", "redis"), count("share", "refused", "remembered")), (0, 3));
+        let other = connected(builder(&server.url(), OnFailure::Closed).policy(policies[0].clone())).await;
+        assert!(!admits(&other, "a").await);
+        assert_eq!(count("share", "refused", "redis"), 1, "by one that knew nothing");
+        drop(other);
+        server.kill();
+        eventually(|| async {
+            let _ = admits(&limiter, "x").await;
+            !limiter.is_connected()
+        })
+        .await;
+        let (before, refused) = (count("share", "allowed", "alone"), count("share", "refused", "alone"));
+        assert_eq!(admitted(&limiter, "b", 5).await, 2);
+        assert_eq!((count("share", "allowed", "alone") - before, count("share", "refused", "alone") - refused), (2, 3));
+        let mut put = from_ip(Ipv4Addr::LOCALHOST);
+        *put.method_mut() = http::Method::PUT;
+        put.headers_mut().insert("k", "c".parse().unwrap());
+        assert!(limiter.decide(&put).await.is_allowed());
+        assert_eq!(count("open", "allowed", "open"), 1);
+        let text = counted.render();
+        assert!(
+            text.contains("tower_quota_redis_connections 0") && text.contains("tower_quota_redis_lost_total 1"),
+            "{text}"
+        );
+    });
+}
+
 /// Not limiters in one process: processes.
 #[test]
 fn processes_of_the_system_share_one_bucket() {

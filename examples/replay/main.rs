@@ -10,7 +10,8 @@
 //! `path` and, if there are any, `headers`. A line that cannot be read is counted and skipped. Lines stand in the order in which
 //! requests ended; one that is a little early is decided at the time of the one before.
 //!
-//! Nothing is kept of a line but what the limiter keeps of a request, so files may be of any size.
+//! Files may be of any size. Nothing is kept of a line but what the limiter keeps of a key: at most `max-keys` for each policy
+//! (a million unless set), some 50 bytes each, and those of the last minutes in practice.
 
 mod line;
 mod plot;

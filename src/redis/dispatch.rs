@@ -486,6 +486,7 @@ impl State {
     /// The connection is of no use: nobody waits for it any longer, and another one is dialled.
     fn give_up(&mut self, fault: &Fault) {
         self.task.health.nothing_is_sent();
+        observe::redis_given_up();
         self.report(fault);
         self.link = None;
         self.late = 0;

@@ -27,6 +27,8 @@ pub(crate) struct Server {
     more: Vec<String>,
     /// Of a sentinel: it needs a file.
     settings: Option<PathBuf>,
+    /// In place of the system's.
+    has_clock: bool,
 }
 
 pub(crate) fn free_port() -> u16 {
@@ -50,7 +52,21 @@ impl Server {
         let directory = env::temp_dir().join(format!("tower-quota-redis-{}-{number}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let more = more.iter().map(|argument| (*argument).to_owned()).collect();
-        Self { engine, process: None, directory, port: free_port(), more, settings: None }
+        Self { engine, process: None, directory, port: free_port(), more, settings: None, has_clock: false }
+    }
+
+    /// One whose clock the test sets. Of Valkey: Debian's Redis does not run with it.
+    pub(crate) fn with_clock() -> Self {
+        let mut server = Self::prepare(Engine::Valkey, &[]);
+        server.has_clock = true;
+        server.step_clock(0);
+        server.run();
+        server
+    }
+
+    /// So many seconds from the system's time.
+    pub(crate) fn step_clock(&self, seconds: i64) {
+        fs::write(self.directory.join("clock"), format!("{seconds:+}s")).unwrap();
     }
 
     /// A sentinel that alone decides over the primary of this name.
@@ -117,16 +133,13 @@ impl Server {
 
     /// Starts it, on the port that it had.
     pub(crate) fn run(&mut self) {
-        // Also for measurements, which are packages of their own below this one.
-        let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
-        let script = above.find_map(|folder| Some(folder.join("tests/support/redis.sh")).filter(|file| file.exists()));
-        let script = script.expect("the script stands beside this file");
-        let name = if self.engine == Engine::Redis { "redis" } else { "valkey" };
-        let output = Command::new("sh").arg(script).arg(name).output().unwrap();
-        assert!(output.status.success(), "no server: {}", String::from_utf8_lossy(&output.stderr));
-        let binary = String::from_utf8(output.stdout).unwrap();
         let port = self.port.to_string();
-        let mut command = Command::new(binary.trim());
+        let mut command = Command::new(path_of(if self.engine == Engine::Redis { "redis" } else { "valkey" }));
+        if self.has_clock {
+            let clock = self.directory.join("clock");
+            command.env("LD_PRELOAD", path_of("clock")).env("FAKETIME_TIMESTAMP_FILE", clock);
+            command.envs([("FAKETIME_NO_CACHE", "1"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]);
+        }
         command.args(&self.settings).args(["--port", &port, "--bind", "127.0.0.1", "--daemonize", "no"]);
         if self.settings.is_none() {
             command.args(["--save", "", "--appendonly", "no"]);
@@ -176,6 +189,17 @@ impl Server {
             process.wait().unwrap();
         }
     }
+}
+
+/// As the script says.
+fn path_of(name: &str) -> String {
+    // Also for measurements, which are packages of their own below this one.
+    let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let script = above.find_map(|folder| Some(folder.join("tests/support/redis.sh")).filter(|file| file.exists()));
+    let script = script.expect("the script stands beside this file");
+    let output = Command::new("sh").arg(script).arg(name).output().unwrap();
+    assert!(output.status.success(), "no {name}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 impl Drop for Server {

