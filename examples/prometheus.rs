@@ -20,9 +20,9 @@
 //! rate(tower_quota_decisions_total{outcome="missing_key"}[5m]) > 1
 //! # Alert: new clients share buckets, for the map is full. Raise `max_keys`, or look for a flood of addresses.
 //! rate(tower_quota_overflow_total[5m]) > 0
-//! # Alert: Redis is away, or some requests pass uncounted.
+//! # Alert: Redis is away, for all or for some keys: processes decide alone, or requests pass uncounted.
 //! tower_quota_redis_connections < 1
-//! rate(tower_quota_decisions_total{source="open"}[5m]) > 0
+//! sum by (source) (rate(tower_quota_decisions_total{source=~"alone|open"}[5m])) > 0
 //! ```
 
 use std::{env, net::SocketAddr};

@@ -13,7 +13,7 @@ pub(crate) use self::events::{redis_found, redis_lost, redis_strange};
 #[cfg(feature = "metrics")]
 pub(crate) use self::metering::{Meters, swept};
 #[cfg(all(feature = "redis", feature = "metrics"))]
-pub(crate) use self::metering::{redis_called, redis_connections, redis_given_up};
+pub(crate) use self::metering::{redis_called, redis_connections, redis_given_up, redis_starts};
 #[cfg(not(feature = "tracing"))]
 pub(crate) use self::silence::{
     Throttle, banned, missing_key, near_cap, no_sweeper, refused, same_name_twice, sweep_panicked, unread_address,
@@ -23,7 +23,7 @@ pub(crate) use self::silence::{redis_found, redis_lost, redis_strange};
 #[cfg(not(feature = "metrics"))]
 pub(crate) use self::unmetered::{Meters, swept};
 #[cfg(all(feature = "redis", not(feature = "metrics")))]
-pub(crate) use self::unmetered::{redis_called, redis_connections, redis_given_up};
+pub(crate) use self::unmetered::{redis_called, redis_connections, redis_given_up, redis_starts};
 
 #[cfg(feature = "tracing")]
 mod events {
@@ -301,6 +301,12 @@ mod metering {
         }
     }
 
+    /// From here on there is a series, also where no connection ever comes.
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_starts() {
+        gauge!("tower_quota_redis_connections").increment(0.0);
+    }
+
     #[cfg(feature = "redis")]
     pub(crate) fn redis_given_up() {
         counter!("tower_quota_redis_lost_total").increment(1);
@@ -340,6 +346,8 @@ mod unmetered {
     pub(crate) fn redis_called() {}
     #[cfg(feature = "redis")]
     pub(crate) fn redis_connections(_more: bool) {}
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis_starts() {}
     #[cfg(feature = "redis")]
     pub(crate) fn redis_given_up() {}
 }

@@ -78,6 +78,7 @@ fn the_page_is_used_without_a_mouse_in_a_narrow_window() {
     browser.go(&format!("http://{}/", example.address));
     browser.wait(is_live);
     assert_fits(&browser);
+    assert_eq!(number(&browser, "document.getElementById('rate').labels.length"), 1, "it has a name");
     let focused = || browser.run("return document.activeElement.id").as_str().unwrap().to_owned();
     // Tab, and then the arrow to the right (the protocol's numbers).
     browser.press("\u{E004}");
@@ -93,7 +94,7 @@ fn the_page_is_used_without_a_mouse_in_a_narrow_window() {
     assert_eq!(focused(), "ten");
     browser.press("\u{E007}");
     browser.wait(|browser| text(browser, "buckets").contains(" of 15"));
-    assert_eq!(number(&browser, "document.querySelectorAll('#buckets li').length"), 6);
+    browser.wait(|browser| number(browser, "document.querySelectorAll('#buckets li').length") == 6);
     assert_fits(&browser);
     draw(&browser, "narrow");
 }

@@ -96,6 +96,20 @@ fn keys_sweeps_and_a_full_map_are_seen() {
 }
 
 #[test]
+fn each_full_map_is_counted() {
+    let full = |name: &'static str| Policy::per(PeerIp, FIVE).named(name).max_keys(1);
+    let (limiter, _clock) = limiter([full("a"), full("b")]);
+    let lines = exported(|| {
+        for host in 1..=3 {
+            let _ = admitted(&limiter, &from_ip([192, 0, 2, host]), 1);
+        }
+    });
+    for policy in ["a", "b"] {
+        assert_has(&lines, &format!(r#"tower_quota_overflow_total{{policy="{policy}"}} 2"#));
+    }
+}
+
+#[test]
 fn blocked_keys_are_told_from_refused_ones() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, FIVE)]);
     limiter.block("per-ip", limiter.key_of(PeerIp.network([192, 0, 2, 1].into())), Duration::from_secs(60)).unwrap();

@@ -100,6 +100,9 @@ fn it_reads_the_formats_and_skips_what_is_none() {
         r#"{"time":"yesterday","remote_addr":"192.0.2.1","path":"/"}"#,
         r#"example.org - - [10/Oct/2026:13:55:39 -0700] "GET / HTTP/1.1" 200 12"#,
         r#"192.0.2.1 - - [32/Oct/2026:13:55:39 -0700] "GET / HTTP/1.1" 200 12"#,
+        r#"192.0.2.1 - [x [10/Oct/2026:13:55:39 -0700] "GET / HTTP/1.1" 200 12"#,
+        r#"{"ts":"1791665739.5","request":{"remote_ip":"192.0.2.3","method":"GET","uri":"/caddy","headers":{"X-Api-Key":["k"],"Odd":7}}}"#,
+        r#"192.0.2.1 - - [10/Oct/1700:13:55:39 -0700] "GET / HTTP/1.1" 200 12"#,
         // Later than the one before it was; a probe in another protocol.
         r#"2001:db8::1 - - [10/Oct/2026:20:55:30 +0000] "\x16\x03\x01" 400 0 "-" "-""#,
     ];
@@ -109,8 +112,8 @@ fn it_reads_the_formats_and_skips_what_is_none() {
     text.extend_from_slice(b"\n192.0.2.1 - - [10/Oct/2026:13:55:40 -0700] \"GET /last HTTP/1.1\" 200 12");
     fs::write(&log, &text).unwrap();
     let said = said(&replay(&[LIMITS, log.to_str().unwrap()]));
-    assert!(said.starts_with("6 requests in "), "{said}");
-    assert!(said.contains("6 lines were not read, the first in line 3: no time in brackets"), "{said}");
+    assert!(said.starts_with("8 requests in "), "{said}");
+    assert!(said.contains("7 lines were not read, the first in line 3: no time in brackets"), "{said}");
     assert!(said.contains("\n0 would be refused (0.00 %)"), "{said}");
     fs::remove_file(log).unwrap();
 }
@@ -161,6 +164,16 @@ fn it_reads_what_is_piped_draws_it_and_says_what_is_wrong() {
     for file in [limits, plot] {
         fs::remove_file(file).unwrap();
     }
+}
+
+#[test]
+fn it_says_when_files_are_not_in_order() {
+    let log = file("order.log");
+    let line = |day: u32| format!("192.0.2.1 - - [{day}/Oct/2026:13:55:36 +0000] \"GET / HTTP/1.1\" 200 12\n");
+    fs::write(&log, [12, 11, 10].map(line).concat()).unwrap();
+    let said = said(&replay(&[LIMITS, log.to_str().unwrap()]));
+    assert!(said.contains("2 lines are over a minute earlier than one before, the first is line 2"), "{said}");
+    fs::remove_file(log).unwrap();
 }
 
 fn said_of_nothing() -> String {

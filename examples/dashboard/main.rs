@@ -43,6 +43,8 @@ const CLIENTS: [&str; 6] = ["amber", "birch", "cedar", "dune", "ember", "fjord"]
 const POLICY: &str = "client";
 /// As many as one looks at.
 const SHOWN: usize = 48;
+/// Many owe nothing any more, and have not been swept.
+const LOOKED_AT: usize = 4_096;
 
 #[derive(Clone)]
 struct Dashboard {
@@ -66,7 +68,7 @@ impl Dashboard {
     fn snapshot(&self) -> Value {
         let Self { limiter, counts } = self;
         let quota = limiter.quota(POLICY).expect("the policy is there");
-        let mut keys = limiter.list(POLICY, 0, SHOWN).map(|page| page.keys).unwrap_or_default();
+        let mut keys = limiter.list(POLICY, 0, LOOKED_AT).map(|page| page.keys).unwrap_or_default();
         // Those that one can press a button for come first, however many others there are.
         let own = CLIENTS.map(|client| limiter.key_of(client));
         let known = own.iter().filter_map(|key| Some((*key, limiter.peek(POLICY, *key).ok()?)));
@@ -136,6 +138,17 @@ async fn flood(State(dashboard): State<Dashboard>, Query(Flood { clients }): Que
     StatusCode::NO_CONTENT.into_response()
 }
 
+/// Under no other name: else a page of another site could have this address for its own.
+async fn by_its_name(request: Request, next: Next) -> Response {
+    let host = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let name = host.map(|host| host.rsplit_once(':').map_or(host, |(name, _)| name));
+    if matches!(name, Some("localhost" | "127.0.0.1")) {
+        next.run(request).await
+    } else {
+        (StatusCode::MISDIRECTED_REQUEST, "open it as localhost").into_response()
+    }
+}
+
 /// A page of another site can neither set this field nor read the answer.
 async fn from_the_page(request: Request, next: Next) -> Response {
     if request.headers().contains_key("x-dashboard") {
@@ -152,7 +165,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let dashboard = Dashboard { limiter: limiter.clone(), counts: Arc::default() };
     let (allowed, refused) = (Arc::clone(&dashboard.counts), Arc::clone(&dashboard.counts));
     let layer = RateLimitLayer::new(&limiter).respond_with(move |denied| {
-        refused.refused.fetch_add(1, Ordering::Relaxed);
+        if denied.status() == StatusCode::TOO_MANY_REQUESTS {
+            refused.refused.fetch_add(1, Ordering::Relaxed);
+        }
         (denied.status(), denied.to_string()).into_response()
     });
     let hello = get(move || async move {
@@ -165,6 +180,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .merge(control.layer(from_fn(from_the_page)))
         .route("/events", get(events))
         .route("/", get(|| async { Html(include_str!("page.html")) }))
+        .layer(from_fn(by_its_name))
         .with_state(dashboard);
     let port = env::var("PORT").map_or(Ok(3000), |port| port.parse())?;
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;

@@ -30,9 +30,11 @@ impl Entry {
     /// `host ident user [time] "request" status bytes "referer" "user agent"`, the last two in the combined format.
     fn common(text: &str) -> Result<Self, &'static str> {
         let (host, rest) = text.split_once(' ').ok_or("one word is no line of a log")?;
-        let (_, rest) = rest.split_once('[').ok_or("no time in brackets")?;
-        let (time, rest) = rest.split_once(']').ok_or("no time in brackets")?;
-        let mut quoted = Quoted(rest);
+        // Before the request: the name of a user may be anything.
+        let (before, rest) = rest.split_once("] \"").ok_or("no time in brackets")?;
+        let (_, time) = before.rsplit_once('[').ok_or("no time in brackets")?;
+        let rest = format!("\"{rest}");
+        let mut quoted = Quoted(&rest);
         let asked = quoted.next().ok_or("no request in quotes")?;
         let mut entry = Self::new(common_time(time)?, host, asked)?;
         for name in [header::REFERER, header::USER_AGENT] {
@@ -46,17 +48,23 @@ impl Entry {
     /// The names that nginx, Caddy and others give.
     fn json(text: &str) -> Result<Self, &'static str> {
         let value: Value = serde_json::from_str(text).map_err(|_| "not JSON")?;
-        let find = |names: &[&str]| names.iter().find_map(|name| value.get(name));
+        // Caddy has what belongs to the request in an object of its own.
+        let within = value.get("request").filter(|within| within.is_object());
+        let find = |names: &[&str]| {
+            let mut all = names.iter().flat_map(|name| [value.get(name), within.and_then(|within| within.get(name))]);
+            all.find_map(|found| found.filter(|found| !found.is_object()))
+        };
+        let seconds = |seconds: f64| {
+            #[allow(clippy::cast_possible_truncation, reason = "looked at before")]
+            let nanos = (seconds * 1e6).round() as i64 * 1_000;
+            if (0.0..7.2e9).contains(&seconds) { Ok(nanos) } else { Err(NO_TIME) }
+        };
         let at = match find(&["time", "timestamp", "ts", "@timestamp", "time_iso8601"]) {
-            Some(Value::String(text)) => {
-                let time: Timestamp = text.parse().map_err(|_| "a time that is none of RFC 3339")?;
-                nanos(time)?
-            }
-            #[allow(clippy::cast_possible_truncation, reason = "in seconds, and looked at before")]
-            Some(Value::Number(seconds)) => match seconds.as_f64().filter(|seconds| (0.0..9e9).contains(seconds)) {
-                Some(seconds) => (seconds * 1e6).round() as i64 * 1_000,
-                None => return Err("a time that is none"),
+            Some(Value::String(text)) => match text.parse() {
+                Ok(number) => seconds(number)?,
+                Err(_) => nanos(text.parse().map_err(|_| "a time that is none of RFC 3339")?)?,
             },
+            Some(Value::Number(number)) => seconds(number.as_f64().unwrap_or(f64::NAN))?,
             _ => return Err("no `time`"),
         };
         let text = |names: &[&str]| find(names).and_then(Value::as_str);
@@ -69,9 +77,11 @@ impl Entry {
             format!("{method} {path}")
         };
         let mut entry = Self::new(at, host, &asked)?;
-        for (name, value) in value.get("headers").and_then(Value::as_object).into_iter().flatten() {
-            let name = HeaderName::try_from(name).map_err(|_| "the name of a field that is none")?;
-            entry.field(name, value.as_str().ok_or("a field that is no text")?);
+        let headers = [Some(&value), within].into_iter().flatten().filter_map(|part| part.get("headers")?.as_object());
+        for (name, values) in headers.flatten() {
+            let Ok(name) = HeaderName::try_from(name) else { continue };
+            let values = values.as_array().map_or(std::slice::from_ref(values), Vec::as_slice);
+            values.iter().filter_map(Value::as_str).for_each(|value| entry.field(name.clone(), value));
         }
         Ok(entry)
     }
@@ -98,8 +108,11 @@ impl Entry {
     }
 }
 
+const NO_TIME: &str = "a time before 1970 or after 2198";
+
+/// So that differences never overflow.
 fn nanos(time: Timestamp) -> Result<i64, &'static str> {
-    i64::try_from(time.as_nanosecond()).map_err(|_| "a time that is none of ours")
+    i64::try_from(time.as_nanosecond()).ok().filter(|at| (0..7_200_000_000_000_000_000).contains(at)).ok_or(NO_TIME)
 }
 
 /// `10/Oct/2000:13:55:36 -0700`.

@@ -3,12 +3,13 @@
 //! ```sh
 //! cargo run --release --example replay -- generate 200000 > /tmp/access.log
 //! cargo run --release --example replay -- examples/replay/limits.toml /tmp/access.log --plot /tmp/replay.svg
-//! zcat access.log.*.gz | cargo run --release --example replay -- limits.toml -
+//! ls -rv access.log.*.gz | xargs zcat | cargo run --release --example replay -- limits.toml -
 //! ```
 //!
 //! Logs in the common or combined format (Apache, nginx), or a JSON object in each line with `time`, `remote_addr`, `method`,
 //! `path` and, if there are any, `headers`. A line that cannot be read is counted and skipped. Lines stand in the order in which
-//! requests ended; one that is a little early is decided at the time of the one before.
+//! requests ended; one that is a little early is decided at the time of the one before, and it is told how many are over a minute
+//! early: then files are not in the order of their times, and the rest means nothing.
 //!
 //! Files may be of any size. Nothing is kept of a line but what the limiter keeps of a key: at most `max-keys` for each policy
 //! (a million unless set), some 50 bytes each, and those of the last minutes in practice.
@@ -39,6 +40,8 @@ struct Limits {
 
 const USAGE: &str = "replay LIMITS.toml LOG|- [--plot FILE.svg]
 replay generate LINES";
+
+const MINUTE: i64 = 60_000_000_000;
 
 /// What is longer is no line of an access log.
 const LONGEST_LINE: usize = 64 * 1024;
@@ -82,6 +85,10 @@ fn replay(limits: &str, log: &str, plot: Option<&str>) -> Result<(), Box<dyn Err
     let mut bytes = Vec::new();
     while read_line(&mut input, &mut bytes)? {
         progress.passed(bytes.len());
+        if bytes.len() > LONGEST_LINE {
+            report.unreadable(progress.lines, "longer than 64 KiB");
+            continue;
+        }
         let entry = match Entry::read(&bytes) {
             Ok(Some(entry)) => entry,
             Ok(None) => continue,
@@ -99,7 +106,10 @@ fn replay(limits: &str, log: &str, plot: Option<&str>) -> Result<(), Box<dyn Err
             clock.advance(Duration::from_nanos(step));
             now = entry.at;
         }
-        if now - swept > 60_000_000_000 {
+        if now - entry.at > MINUTE {
+            report.early(progress.lines);
+        }
+        if now - swept > MINUTE {
             limiter.sweep();
             swept = now;
         }

@@ -19,6 +19,9 @@ pub(crate) struct Report {
     unreadable: u64,
     /// The first of them: number and reason.
     first: Option<(u64, &'static str)>,
+    /// Lines that are much earlier than one before, and the first of them.
+    early: u64,
+    first_early: Option<u64>,
 }
 
 struct Counted {
@@ -38,12 +41,17 @@ impl Report {
             forgotten: 0,
         };
         let policies = limiter.policies().iter().map(counted).collect();
-        Self { policies, requests: 0, refused: 0, unreadable: 0, first: None }
+        Self { policies, requests: 0, refused: 0, unreadable: 0, first: None, early: 0, first_early: None }
     }
 
     pub(crate) fn unreadable(&mut self, line: u64, why: &'static str) {
         self.unreadable += 1;
         self.first.get_or_insert((line, why));
+    }
+
+    pub(crate) fn early(&mut self, line: u64) {
+        self.early += 1;
+        self.first_early.get_or_insert(line);
     }
 
     pub(crate) fn decided(&mut self, client: IpAddr, decision: &Decision<'_>) {
@@ -77,6 +85,13 @@ impl Report {
         writeln!(out, "{requests} requests in {}", span(nanos))?;
         if let Some((line, why)) = self.first {
             writeln!(out, "{} lines were not read, the first in line {line}: {why}", grouped(self.unreadable))?;
+        }
+        if let Some(line) = self.first_early {
+            let early = grouped(self.early);
+            writeln!(
+                out,
+                "{early} lines are over a minute earlier than one before, the first is line {line}: not in order?"
+            )?;
         }
         writeln!(out, "{refused} would be refused ({:.2} %)", share(self.refused))?;
         for Counted { name, refused, clients, forgotten } in &self.policies {

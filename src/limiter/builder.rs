@@ -100,6 +100,11 @@ impl Builder {
         policies.extend(global);
         let buckets = policies.iter().map(|policy| {
             let swept_as = match self.sweep {
+                #[cfg(feature = "redis")]
+                Sweep::Background if matches!(self.source, Source::Alone) => {
+                    // Not to be taken for the keys of the limiter that knows Redis.
+                    Some(format!("{} (without Redis)", policy.name()).into())
+                }
                 Sweep::Background => Some(policy.shared_name()),
                 Sweep::Manual => None,
             };

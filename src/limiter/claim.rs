@@ -168,9 +168,9 @@ impl<'a> Claim<'a> {
         short.then_some((self.policy, self.charge.key))
     }
 
-    /// The policy, if its map had no room for the key.
+    /// Whether the policy's map had no room for the key.
     #[inline(always)]
-    pub(super) fn crowded_out(&self) -> Option<usize> {
-        (self.room != Room::Own).then_some(self.policy)
+    pub(super) fn is_crowded_out(&self) -> bool {
+        self.room != Room::Own
     }
 }

@@ -306,7 +306,7 @@ impl Shared {
         let mut strikes = SmallVec::<[_; 4]>::new();
         // Counted when every lock is released; empty without `metrics`.
         let mut counted = SmallVec::<[Counted; 4]>::new();
-        let (result, crowded_out) = {
+        let (result, mut crowded_out) = {
             let claims = charges.iter().map(|(policy, charge)| Claim::new(*policy, *charge, &self.buckets[*policy]));
             let mut claims = claims.collect::<SmallVec<[Claim<'_>; 4]>>();
             let result = self.try_all(&mut claims, patience);
@@ -321,14 +321,16 @@ impl Shared {
                     strikes.extend(claims.iter().filter_map(Claim::strike));
                 }
             }
-            (result, claims.iter().find_map(Claim::crowded_out))
+            (result, if claims.iter().any(Claim::is_crowded_out) { crowded_out(&claims) } else { 0 })
             // Here every lock is released.
         };
         for Counted { policy, allowed, shadow, near } in counted {
             let outcome = if allowed { observe::Outcome::Allowed } else { observe::Outcome::Refused };
             self.meters.count((policy, self.policies[policy].name()), outcome, shadow, self.source, || near);
         }
-        if let Some(policy) = crowded_out {
+        while crowded_out != 0 {
+            let (policy, _) = charges[crowded_out.trailing_zeros() as usize];
+            crowded_out &= crowded_out - 1;
             self.meters.overflowed(policy, self.policies[policy].name());
             self.buckets[policy].press();
         }
@@ -442,6 +444,13 @@ impl Shared {
         observe::refused(denied.policy(), || denied.reason(), key, &self.refusals, now);
         denied
     }
+}
+
+/// One bit for each claim whose policy had no room for the key, of the first 64.
+#[cold]
+fn crowded_out(claims: &[Claim<'_>]) -> u64 {
+    let bit = |(at, claim): (u32, &Claim<'_>)| u64::from(claim.is_crowded_out()).checked_shl(at).unwrap_or(0);
+    (0..).zip(claims).map(bit).fold(0, |bits, bit| bits | bit)
 }
 
 /// Whether less than a fifth of the burst is left.

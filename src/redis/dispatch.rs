@@ -265,6 +265,7 @@ impl Dispatcher {
             under_way: FuturesUnordered::new(),
             waiting: HashMap::new(),
         };
+        observe::redis_starts();
         state.dial();
         loop {
             let expiring = expiring(&state.task);

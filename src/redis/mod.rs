@@ -385,7 +385,7 @@ impl RedisLimiter {
         let mut here = Charges::new();
         for (policy, charge) in charges {
             match on_failure[*policy] {
-                OnFailure::Open => local.passed(*policy),
+                OnFailure::Open => {}
                 OnFailure::Closed if charge.shadow => {}
                 OnFailure::Closed => return Err(local.unavailable(*policy)),
                 OnFailure::Local { share } => {
@@ -400,7 +400,10 @@ impl RedisLimiter {
                 }
             }
         }
-        alone.decide_here(&here, draws)
+        alone.decide_here(&here, draws).inspect(|_| {
+            let passed = charges.iter().filter(|(policy, _)| on_failure[*policy] == OnFailure::Open);
+            passed.for_each(|(policy, _)| local.passed(*policy));
+        })
     }
 }
 
