@@ -31,10 +31,9 @@ impl Entry {
     fn common(text: &str) -> Result<Self, &'static str> {
         let (host, rest) = text.split_once(' ').ok_or("one word is no line of a log")?;
         // Before the request: the name of a user may be anything.
-        let (before, rest) = rest.split_once("] \"").ok_or("no time in brackets")?;
-        let (_, time) = before.rsplit_once('[').ok_or("no time in brackets")?;
-        let rest = format!("\"{rest}");
-        let mut quoted = Quoted(&rest);
+        let end = rest.find("] \"").ok_or("no time in brackets")?;
+        let (_, time) = rest[..end].rsplit_once('[').ok_or("no time in brackets")?;
+        let mut quoted = Quoted(&rest[end..]);
         let asked = quoted.next().ok_or("no request in quotes")?;
         let mut entry = Self::new(common_time(time)?, host, asked)?;
         for name in [header::REFERER, header::USER_AGENT] {
