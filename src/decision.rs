@@ -80,8 +80,71 @@ pub struct Denied {
     policies: Arc<[Policy]>,
     cause: Cause,
     trials: Trials,
+    /// Of the trials: found once, for an answer asks for it several times.
+    summary: Summary,
     /// Whole seconds that clients are told to wait beyond what they must.
     jitter: u64,
+}
+
+/// What the policies that refused come to together.
+#[derive(Clone, Copy)]
+struct Summary {
+    reason: Reason,
+    tells: Tells,
+    /// The longest of their waits, in nanoseconds. Means something only where a wait helps.
+    wait: u64,
+    /// The one that refused, if only one did, and for want of cells.
+    sole: Option<usize>,
+}
+
+/// How much of the wait is told: what the most reticent of the policies that refused lets be told.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Tells {
+    Nothing,
+    /// Which do not give a hidden quota away.
+    WholeSeconds,
+    Exactly,
+}
+
+impl Summary {
+    /// Of a refusal without trials.
+    fn untried(reason: Reason) -> Self {
+        Self { reason, tells: Tells::Exactly, wait: 0, sole: None }
+    }
+
+    fn of(policies: &[Policy], trials: &[Trial]) -> Self {
+        let mut summary = Self::untried(Reason::Exceeded);
+        let mut refused = 0;
+        for trial in trials.iter().filter(|trial| trial.refuses()) {
+            let reason = trial.outcome.reason();
+            // Of several that hold, the one that a wait helps least against.
+            if severity(reason) > severity(summary.reason) {
+                summary.reason = reason;
+            }
+            summary.wait = summary.wait.max(trial.outcome.nanos().unwrap_or(0));
+            summary.tells = summary.tells.min(match policies[trial.policy].advertised() {
+                advertise if !advertise.tells_the_wait() => Tells::Nothing,
+                advertise if advertise.names_the_policy() => Tells::Exactly,
+                _ => Tells::WholeSeconds,
+            });
+            refused += 1;
+            summary.sole = (refused == 1 && reason == Reason::Exceeded).then_some(trial.policy);
+        }
+        summary
+    }
+
+    fn wait(self) -> Option<u64> {
+        matches!(self.reason, Reason::Blocked | Reason::Exceeded).then_some(self.wait)
+    }
+}
+
+fn severity(reason: Reason) -> u8 {
+    match reason {
+        Reason::CostAboveBurst => 3,
+        Reason::AtCapacity => 2,
+        Reason::Blocked => 1,
+        Reason::Exceeded | Reason::MissingKey | Reason::Unavailable => 0,
+    }
 }
 
 #[derive(Clone)]
@@ -89,7 +152,8 @@ enum Cause {
     MissingKey {
         policy: usize,
         status: StatusCode,
-        challenge: Option<HeaderValue>,
+        /// Apart, for it is large, and refusals are moved.
+        challenge: Option<Box<HeaderValue>>,
     },
     Tried,
     #[cfg(feature = "redis")]
@@ -124,16 +188,22 @@ impl Denied {
         status: StatusCode,
         challenge: Option<HeaderValue>,
     ) -> Self {
-        Self { policies, cause: Cause::MissingKey { policy, status, challenge }, trials: SmallVec::new(), jitter: 0 }
+        let (cause, summary) = (
+            Cause::MissingKey { policy, status, challenge: challenge.map(Box::new) },
+            Summary::untried(Reason::MissingKey),
+        );
+        Self { policies, cause, trials: SmallVec::new(), summary, jitter: 0 }
     }
 
     #[cfg(feature = "redis")]
     pub(crate) fn unavailable(policies: Arc<[Policy]>, policy: usize) -> Self {
-        Self { policies, cause: Cause::Unavailable { policy }, trials: SmallVec::new(), jitter: 0 }
+        let (cause, summary) = (Cause::Unavailable { policy }, Summary::untried(Reason::Unavailable));
+        Self { policies, cause, trials: SmallVec::new(), summary, jitter: 0 }
     }
 
     pub(crate) fn tried(policies: Arc<[Policy]>, trials: Trials) -> Self {
-        Self { policies, cause: Cause::Tried, trials, jitter: 0 }
+        let summary = Summary::of(&policies, &trials);
+        Self { policies, cause: Cause::Tried, trials, summary, jitter: 0 }
     }
 
     /// Sends the client away for so many seconds more: the wait only grows, and so stays true.
@@ -144,17 +214,7 @@ impl Denied {
     /// Why the request was refused. Where several reasons hold, the one that a wait helps least against.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        let any = |outcome| self.trials.iter().any(|trial| trial.refuses() && trial.outcome == outcome);
-        let blocked = || self.trials.iter().any(|trial| matches!(trial.outcome, Outcome::Blocked(_)));
-        match self.cause {
-            Cause::MissingKey { .. } => Reason::MissingKey,
-            #[cfg(feature = "redis")]
-            Cause::Unavailable { .. } => Reason::Unavailable,
-            Cause::Tried if any(Outcome::Never) => Reason::CostAboveBurst,
-            Cause::Tried if any(Outcome::AtCapacity) => Reason::AtCapacity,
-            Cause::Tried if blocked() => Reason::Blocked,
-            Cause::Tried => Reason::Exceeded,
-        }
+        self.summary.reason
     }
 
     /// The status that says so: 429 (RFC 6585 §4), or for a missing key what its policy says.
@@ -172,12 +232,7 @@ impl Denied {
     /// the nanosecond. `None` where no wait is known to help.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        match self.reason() {
-            Reason::Blocked | Reason::Exceeded => {
-                self.trials.iter().filter(|trial| trial.refuses()).filter_map(|trial| trial.outcome.wait()).max()
-            }
-            Reason::AtCapacity | Reason::CostAboveBurst | Reason::MissingKey | Reason::Unavailable => None,
-        }
+        self.summary.wait().map(Duration::from_nanos)
     }
 
     /// The value of the `Retry-After` field (RFC 9110 §10.2.3): [`retry_after`](Self::retry_after) in whole seconds,
@@ -185,26 +240,31 @@ impl Denied {
     /// refused [advertises nothing](crate::policy::Advertise::Nothing).
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u64> {
-        let wait = self.told_wait()?;
-        Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+        // Rounded up here, and not by way of a duration: this is asked for with each refusal.
+        let wait = self.summary.wait().filter(|_| !self.is_silent())?;
+        Some(wait.div_ceil(SECOND).saturating_add(self.jitter).max(1))
     }
 
     /// What clients are told to wait: to the nanosecond where every policy that refused names itself, and else in whole
     /// seconds, which do not give a hidden quota away.
     pub(crate) fn told_wait(&self) -> Option<Duration> {
-        if self.is_silent() {
-            return None;
-        }
-        let mut wait = self.retry_after()?;
-        if !self.violated_policies().all(|policy| policy.advertised().names_the_policy()) && wait.subsec_nanos() > 0 {
-            wait = Duration::from_secs(wait.as_secs() + 1);
-        }
-        Some(wait.saturating_add(Duration::from_secs(self.jitter)))
+        let wait = match self.summary.tells {
+            Tells::Nothing => None,
+            Tells::WholeSeconds => self.summary.wait().map(|wait| Duration::from_secs(wait.div_ceil(SECOND))),
+            Tells::Exactly => self.retry_after(),
+        };
+        wait.map(|wait| wait.saturating_add(Duration::from_secs(self.jitter)))
     }
 
     /// Whether a policy refused of which nothing may be told.
     fn is_silent(&self) -> bool {
-        !self.violated_policies().all(|policy| policy.advertised().tells_the_wait())
+        self.summary.tells == Tells::Nothing
+    }
+
+    /// The policy that refused, if it is the only one, lets the wait be told, and has not enough cells: what nearly all
+    /// refusals are.
+    pub(crate) fn sole_excess(&self) -> Option<usize> {
+        self.summary.sole.filter(|_| !self.is_silent())
     }
 
     /// The reason as clients are told it.
@@ -239,7 +299,7 @@ impl Denied {
     /// The value of `WWW-Authenticate` where the status is 401.
     pub(crate) fn challenge(&self) -> Option<&HeaderValue> {
         match &self.cause {
-            Cause::MissingKey { status: StatusCode::UNAUTHORIZED, challenge, .. } => challenge.as_ref(),
+            Cause::MissingKey { status: StatusCode::UNAUTHORIZED, challenge, .. } => challenge.as_deref(),
             _ => None,
         }
     }
@@ -296,24 +356,32 @@ pub(crate) struct Sentence<'a> {
 impl Denied {
     /// The policy that the reason is true of: the one to wait for longest, where a wait helps.
     fn culprit(&self, reason: Reason) -> Option<usize> {
-        let is_culprit = |trial: &&Trial| match trial.outcome {
-            Outcome::AtCapacity => reason == Reason::AtCapacity,
-            Outcome::Blocked(_) => reason == Reason::Blocked,
-            Outcome::Never => reason == Reason::CostAboveBurst,
-            Outcome::Wait(_) => reason == Reason::Exceeded,
-            Outcome::Granted => false,
-        };
-        let culprits = self.trials.iter().filter(|trial| trial.refuses()).filter(is_culprit);
+        let culprits = self.trials.iter().filter(|trial| trial.refuses() && trial.outcome.reason() == reason);
         // Of several that are equal, the first.
-        let longest = culprits.reduce(|a, b| if b.outcome.wait() > a.outcome.wait() { b } else { a })?;
-        let elsewhere = self.retry_after().is_some_and(|wait| longest.outcome.wait() < Some(wait));
+        let longest = culprits.reduce(|a, b| if b.outcome.nanos() > a.outcome.nanos() { b } else { a })?;
+        let elsewhere = self.summary.wait().is_some_and(|wait| longest.outcome.nanos() < Some(wait));
         (!elsewhere).then_some(longest.policy)
     }
 
     pub(crate) fn sentence(&self) -> Sentence<'_> {
         let reason = self.told_reason();
+        let policy = match self.cause {
+            Cause::MissingKey { policy, .. } => Some(policy),
+            #[cfg(feature = "redis")]
+            Cause::Unavailable { policy } => Some(policy),
+            Cause::Tried => self.culprit(reason),
+        };
+        let policy = policy.map(|policy| &self.policies[policy]);
+        let named = policy.filter(|policy| policy.advertised().names_the_policy());
+        Sentence { retry_in: self.retry_after_seconds(), ..Sentence::of(reason, self.status(), named) }
+    }
+}
+
+impl<'a> Sentence<'a> {
+    /// Without the time to come back at.
+    pub(crate) fn of(reason: Reason, status: StatusCode, named: Option<&'a Policy>) -> Self {
         let (start, preposition, end) = match reason {
-            Reason::MissingKey if self.status() == StatusCode::INTERNAL_SERVER_ERROR => {
+            Reason::MissingKey if status == StatusCode::INTERNAL_SERVER_ERROR => {
                 ("The server is not set up to tell clients apart", " for the policy ", ".")
             }
             Reason::MissingKey => ("The request has no key", " for the policy ", "."),
@@ -325,16 +393,7 @@ impl Denied {
             Reason::Exceeded => ("Too many requests", " for the policy ", "."),
             Reason::Unavailable => ("The limit cannot be checked now", " for the policy ", "."),
         };
-        let policy = match self.cause {
-            Cause::MissingKey { policy, .. } => Some(policy),
-            #[cfg(feature = "redis")]
-            Cause::Unavailable { policy } => Some(policy),
-            Cause::Tried => self.culprit(reason),
-        };
-        let policy = policy.map(|policy| &self.policies[policy]);
-        let named = policy.filter(|policy| policy.advertised().names_the_policy());
-        let named = named.map(|policy| (preposition, policy));
-        Sentence { start, named, end, retry_in: self.retry_after_seconds() }
+        Sentence { start, named: named.map(|policy| (preposition, policy)), end, retry_in: None }
     }
 }
 
@@ -475,9 +534,22 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    fn wait(self) -> Option<Duration> {
+    fn reason(self) -> Reason {
         match self {
-            Self::Blocked(nanos) | Self::Wait(nanos) => Some(Duration::from_nanos(nanos)),
+            Self::AtCapacity => Reason::AtCapacity,
+            Self::Blocked(_) => Reason::Blocked,
+            Self::Never => Reason::CostAboveBurst,
+            Self::Granted | Self::Wait(_) => Reason::Exceeded,
+        }
+    }
+
+    fn wait(self) -> Option<Duration> {
+        self.nanos().map(Duration::from_nanos)
+    }
+
+    fn nanos(self) -> Option<u64> {
+        match self {
+            Self::Blocked(nanos) | Self::Wait(nanos) => Some(nanos),
             Self::AtCapacity | Self::Granted | Self::Never => None,
         }
     }
@@ -563,3 +635,6 @@ impl Draw {
 
 /// Policies whose receipts a decision holds without allocating. They are moved with it, and most limiters have one or two.
 const INLINE: usize = 2;
+
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;

@@ -161,8 +161,8 @@ where
         let parts = limiter.parts(&request);
         let (grant, draws) = match limiter.admit_within(parts.head(), patience, &mut draws) {
             Ok(grant) => (grant, draws),
-            Err(denied) => {
-                let response = self.front.refused(&self.respond, denied, parts.head());
+            Err(mut denied) => {
+                let response = self.front.refused(&self.respond, &mut denied, parts.head());
                 return State::Called { future: ResponseFuture::refused(response) }.into();
             }
         };

@@ -9,17 +9,17 @@ use http::{Request, Response};
 
 use crate::{
     decision::{Denied, Draws},
-    headers::{Fields, Style, Writer},
+    headers::{Fields, Style},
     key::RequestHead,
     limiter::{Admission, Grant, Limiter},
     policy::{Policy, ResponseHead},
-    response::Respond,
+    response::{Respond, Templates},
 };
 
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
     pub(crate) limiter: Limiter,
-    writer: Arc<Writer>,
+    templates: Arc<Templates>,
     /// Whether handlers find an [`Admission`] in the request's extensions.
     admissions: bool,
     /// Whether a policy wants to see responses.
@@ -28,14 +28,14 @@ pub(crate) struct Front {
 
 impl Front {
     pub(crate) fn new(limiter: Limiter) -> Self {
-        let writer = Arc::new(Writer::new(limiter.policies(), Style::default()));
+        let templates = Arc::new(Templates::new(limiter.policies(), Style::default()));
         let asks_responses = limiter.policies().iter().any(Policy::asks_the_response);
-        Self { limiter, writer, admissions: false, asks_responses }
+        Self { limiter, templates, admissions: false, asks_responses }
     }
 
     pub(crate) fn styled(&self, change: impl FnOnce(Style) -> Style) -> Self {
-        let writer = Writer::new(self.limiter.policies(), change(self.writer.style()));
-        Self { writer: Arc::new(writer), ..self.clone() }
+        let templates = Templates::new(self.limiter.policies(), change(self.templates.writer.style()));
+        Self { templates: Arc::new(templates), ..self.clone() }
     }
 
     pub(crate) fn with_admissions(&self) -> Self {
@@ -51,7 +51,7 @@ impl Front {
     /// Whether [`admitted`](Self::admitted) does anything with receipts.
     #[inline]
     pub(crate) fn wants_receipts(&self) -> bool {
-        self.writer.tells_always() || self.admissions || self.asks_responses
+        self.templates.writer.tells_always() || self.admissions || self.asks_responses
     }
 
     /// What remains to be done with the response, for a request that is admitted.
@@ -69,7 +69,7 @@ impl Front {
         if draws.is_empty() && !self.admissions {
             return None;
         }
-        let fields = self.writer.admitted(&draws);
+        let fields = self.templates.writer.admitted(&draws);
         let admission = (self.admissions || self.asks_responses).then(|| receipt(self.limiter.clone(), draws));
         if let (true, Some(admission)) = (self.admissions, &admission) {
             request.extensions_mut().insert(admission.clone());
@@ -82,13 +82,11 @@ impl Front {
     pub(crate) fn refused<B, R: Respond<B>>(
         &self,
         respond: &R,
-        mut denied: Denied,
+        denied: &mut Denied,
         head: RequestHead<'_>,
     ) -> Response<R::Body> {
-        denied.add_jitter(self.writer.jitter());
-        let mut response = respond.respond(&denied, head);
-        self.writer.refused(&denied, response.headers_mut());
-        response
+        denied.add_jitter(self.templates.writer.jitter());
+        respond.complete(denied, head, &self.templates)
     }
 }
 

@@ -28,7 +28,7 @@
 //! [`Standing::remaining`]: crate::decision::Standing::remaining
 //! [`Standing::next_cell`]: crate::decision::Standing::next_cell
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 
@@ -89,6 +89,11 @@ pub(crate) struct Writer {
     always: Option<HeaderValue>,
     /// The policies that are told on a refusal, under their own quotas.
     on_refusal: Option<HeaderValue>,
+    admission: Template,
+    /// By a policy that is told.
+    refusal: Template,
+    /// By a policy of which nothing is told but the wait.
+    nameless_refusal: Template,
     /// No field takes more bytes.
     longest: usize,
 }
@@ -119,10 +124,21 @@ impl Writer {
         let items: Box<[Item]> = items.collect();
         // Of each item its name, and three parameters with a separator and no more than 20 digits each.
         let longest = items.iter().map(|item| item.name.len() + 96).sum();
-        let mut writer = Self { style, items, always: None, on_refusal: None, longest };
+        let mut writer = Self {
+            style,
+            items,
+            always: None,
+            on_refusal: None,
+            admission: Template::default(),
+            refusal: Template::default(),
+            nameless_refusal: Template::of_refusal(None),
+            longest,
+        };
         let all = || writer.items.iter().enumerate().map(|(index, item)| (index, item.quota));
         (writer.always, writer.on_refusal) =
             (writer.render_policies(all(), ALWAYS), writer.render_policies(all(), ON_REFUSAL));
+        writer.admission = Template::of_admission(writer.always.clone());
+        writer.refusal = Template::of_refusal(writer.on_refusal.clone());
         writer
     }
 
@@ -156,10 +172,35 @@ impl Writer {
         Some(Fields { writer: Arc::clone(self), limits, rare })
     }
 
+    /// The fields of the response to a refused request, whose content-type is `kind`.
+    pub(crate) fn refusal(&self, denied: &Denied, kind: HeaderValue) -> HeaderMap {
+        match self.usual_refusal(denied) {
+            Some((seconds, Some(limits))) => self.refusal.with(kind, number(seconds), limits),
+            Some((seconds, None)) => self.nameless_refusal.with(kind, number(seconds), unwritten()),
+            None => {
+                let mut headers = HeaderMap::with_capacity(MOST);
+                headers.insert(header::CONTENT_TYPE, kind);
+                self.refused(denied, &mut headers);
+                headers
+            }
+        }
+    }
+
+    /// The values of a refusal that has all the fields of its template, and no others.
+    fn usual_refusal(&self, denied: &Denied) -> Option<(u64, Option<HeaderValue>)> {
+        let (policy, seconds) = (denied.sole_excess()?, denied.retry_after_seconds()?);
+        if !ON_REFUSAL(self.items[policy].advertise) {
+            return Some((seconds, None));
+        }
+        if self.style.legacy.is_some() || !self.is_usual(&denied.trials()) {
+            return None;
+        }
+        Some((seconds, Some(self.render_limits(denied.refusals())?)))
+    }
+
     /// Completes the response to a refused request, whoever made it: what is there already stays.
     pub(crate) fn refused(&self, denied: &Denied, headers: &mut HeaderMap) {
-        // RFC 6585 §4 forbids caches to store a 429; not every cache knows, and gRPC's is a 200.
-        headers.entry(header::CACHE_CONTROL).or_insert(const { HeaderValue::from_static("no-store") });
+        headers.entry(header::CACHE_CONTROL).or_insert(no_store());
         if is_grpc(headers) {
             return;
         }
@@ -184,22 +225,22 @@ impl Writer {
     }
 
     fn append(&self, headers: &mut HeaderMap, policies: Option<HeaderValue>, limits: HeaderValue) {
-        match self.style.draft {
-            Draft::V11 => observe::same_name_twice(|| self.name_in(headers)),
-            // One dictionary: of a second one, the keys would replace those of the first.
-            Draft::V7 if headers.contains_key(name!("ratelimit")) => return,
-            Draft::V7 => {}
+        // One dictionary: of a second one, the keys would replace those of the first.
+        if self.style.draft == Draft::V7 && headers.contains_key(name!("ratelimit")) {
+            return;
         }
         // Where a response has as many fields as can be, there is no room for more.
         if let Some(policies) = policies {
             let _ = headers.try_append(name!("ratelimit-policy"), policies);
         }
-        let _ = headers.try_append(name!("ratelimit"), limits);
+        if let Ok(true) = headers.try_append(name!("ratelimit"), limits) {
+            observe::same_name_twice(|| self.name_taken(headers));
+        }
     }
 
-    /// A policy of ours whose name is taken by an item that is there already.
-    fn name_in(&self, headers: &HeaderMap) -> Option<&str> {
-        let lines = || headers.get_all(name!("ratelimit")).into_iter().map(HeaderValue::as_bytes);
+    /// A policy of ours whose name is taken by an item that was there before ours, which are the last.
+    fn name_taken(&self, headers: &HeaderMap) -> Option<&str> {
+        let lines = || headers.get_all(name!("ratelimit")).into_iter().rev().skip(1).map(HeaderValue::as_bytes);
         let mut items = self.items.iter().filter(|item| item.advertise.names_the_policy());
         let taken = items
             .find(|item| lines().any(|line| line.windows(item.name.len()).any(|part| part == item.name.as_bytes())));
@@ -213,13 +254,17 @@ impl Writer {
         trials: impl ExactSizeIterator<Item = &'a Trial> + Clone,
         applies: Applies,
     ) -> Option<HeaderValue> {
-        let usual = trials.len() == self.items.len()
-            && trials.clone().all(|trial| trial.quota == self.items[trial.policy].quota && !trial.shadow);
-        if usual {
+        if self.is_usual(&trials) {
             return None;
         }
         let told = trials.filter(|trial| !trial.shadow);
         self.render_policies(told.map(|trial| (trial.policy, trial.quota)), applies)
+    }
+
+    /// Whether every policy was asked, under its own quota, and is there to refuse.
+    fn is_usual<'a>(&self, trials: &(impl ExactSizeIterator<Item = &'a Trial> + Clone)) -> bool {
+        trials.len() == self.items.len()
+            && trials.clone().all(|trial| trial.quota == self.items[trial.policy].quota && !trial.shadow)
     }
 
     fn render_policies(&self, quotas: impl Iterator<Item = (usize, Quota)>, applies: Applies) -> Option<HeaderValue> {
@@ -304,6 +349,55 @@ impl Writer {
     }
 }
 
+/// Fields that are made once, but for the values of a request. Copied: to insert them one by one takes three times as long.
+#[derive(Debug, Default)]
+struct Template {
+    fields: HeaderMap,
+}
+
+impl Template {
+    fn of_admission(policies: Option<HeaderValue>) -> Self {
+        let limits =
+            policies.map(|policies| [(name!("ratelimit-policy"), policies), (name!("ratelimit"), unwritten())]);
+        Self { fields: limits.into_iter().flatten().collect() }
+    }
+
+    fn of_refusal(policies: Option<HeaderValue>) -> Self {
+        let Self { fields: limits } = Self::of_admission(policies);
+        let mut fields = HeaderMap::with_capacity(MOST);
+        fields.insert(header::CONTENT_TYPE, unwritten());
+        fields.insert(header::CACHE_CONTROL, no_store());
+        fields.insert(header::RETRY_AFTER, unwritten());
+        fields.extend(limits);
+        Self { fields }
+    }
+
+    /// With these values, as far as it has their fields.
+    fn with(&self, mut content_type: HeaderValue, mut retry_after: HeaderValue, mut limits: HeaderValue) -> HeaderMap {
+        let mut fields = self.fields.clone();
+        for (name, value) in fields.iter_mut().filter(|(_, value)| value.is_empty()) {
+            // Not looked up: that would hash each name, and these are few.
+            if *name == header::CONTENT_TYPE {
+                mem::swap(value, &mut content_type);
+            } else if *name == header::RETRY_AFTER {
+                mem::swap(value, &mut retry_after);
+            } else if *name == name!("ratelimit") {
+                mem::swap(value, &mut limits);
+            }
+        }
+        fields
+    }
+}
+
+fn unwritten() -> HeaderValue {
+    const { HeaderValue::from_static("") }
+}
+
+/// RFC 6585 §4 forbids caches to store a 429; not every cache knows, and gRPC's is a 200.
+fn no_store() -> HeaderValue {
+    const { HeaderValue::from_static("no-store") }
+}
+
 /// What one response to an admitted request tells.
 #[derive(Debug)]
 pub(crate) struct Fields {
@@ -324,6 +418,10 @@ impl Fields {
             return;
         }
         let Self { writer, limits, rare } = self;
+        if headers.is_empty() && rare.is_none() {
+            *headers = writer.admission.with(unwritten(), unwritten(), limits);
+            return;
+        }
         let (policies, legacy) = rare.map_or((None, None), |rare| (rare.policies, rare.legacy));
         writer.append(headers, policies.or_else(|| writer.always.clone()), limits);
         if let Some(legacy) = legacy {

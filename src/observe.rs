@@ -36,8 +36,8 @@ mod events {
 
     /// Each at DEBUG, with a hash that is the same for the same client, if the key is known; and one a minute at INFO, so that a
     /// flood is seen where nobody listens to details. The arguments are made only where somebody does.
-    pub(crate) fn refused<R: fmt::Debug>(
-        policy: &str,
+    pub(crate) fn refused<'a, R: fmt::Debug>(
+        policy: impl FnOnce() -> &'a str,
         reason: impl FnOnce() -> R,
         key: impl FnOnce() -> Option<u128>,
         throttle: &Throttle,
@@ -45,9 +45,9 @@ mod events {
     ) {
         if enabled!(Level::DEBUG) {
             let key = key().map(|key| format!("{key:032x}"));
-            debug!(policy, reason = ?reason(), key, "request refused");
+            debug!(policy = policy(), reason = ?reason(), key, "request refused");
         } else if enabled!(Level::INFO) && throttle.opens(now) {
-            info!(policy, reason = ?reason(), "requests are refused; said once a minute, and for each request at DEBUG");
+            info!(policy = policy(), reason = ?reason(), "requests are refused; said once a minute, and for each request at DEBUG");
         }
     }
 
@@ -81,15 +81,24 @@ mod events {
 
     /// Whoever counts by the peer's address behind a proxy limits all its clients as one. Said once, for the process;
     /// looked for in the first requests only, so that it costs the others nothing.
+    #[inline]
     pub(crate) fn unread_address(from_a_proxy: impl FnOnce() -> bool, names_a_client: impl FnOnce() -> bool) {
-        static LOOKS_LEFT: AtomicU32 = AtomicU32::new(1_000);
-        let left = LOOKS_LEFT.load(Ordering::Relaxed);
-        if left == 0 || !from_a_proxy() {
+        if LOOKS_LEFT.load(Ordering::Relaxed) > 0 {
+            look_for_an_unread_address(from_a_proxy, names_a_client);
+        }
+    }
+
+    static LOOKS_LEFT: AtomicU32 = AtomicU32::new(1_000);
+
+    #[cold]
+    fn look_for_an_unread_address(from_a_proxy: impl FnOnce() -> bool, names_a_client: impl FnOnce() -> bool) {
+        if !from_a_proxy() {
             return;
         }
         if !names_a_client() {
-            // Lost updates only make for more looks.
-            LOOKS_LEFT.store(left - 1, Ordering::Relaxed);
+            // Two threads may count one look: that only makes for more.
+            let left = LOOKS_LEFT.load(Ordering::Relaxed);
+            LOOKS_LEFT.store(left.saturating_sub(1), Ordering::Relaxed);
         } else if LOOKS_LEFT.swap(0, Ordering::Relaxed) > 0 {
             warn!(
                 remedy = "count by `ClientIp::behind([...])` with the proxy's network in the list",
@@ -157,8 +166,8 @@ mod silence {
     #[derive(Debug, Default)]
     pub(crate) struct Throttle {}
 
-    pub(crate) fn refused<R>(
-        _policy: &str,
+    pub(crate) fn refused<'a, R>(
+        _policy: impl FnOnce() -> &'a str,
         _reason: impl FnOnce() -> R,
         _key: impl FnOnce() -> Option<u128>,
         _throttle: &Throttle,

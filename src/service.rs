@@ -77,7 +77,7 @@ where
                 let after = if wants_receipts { self.front.admitted(&mut request, grant, draws) } else { None };
                 ResponseFuture::called(self.inner.call(request), after)
             }
-            Err(denied) => ResponseFuture::refused(self.front.refused(&self.respond, denied, parts.head())),
+            Err(mut denied) => ResponseFuture::refused(self.front.refused(&self.respond, &mut denied, parts.head())),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use proptest::prelude::*;
@@ -23,7 +23,8 @@ use tower_quota::{
     clock::ManualClock,
     headers::{Draft, Reset},
     key::{Header, RequestHead, key_fn},
-    policy::{Advertise, AtCap, Missing},
+    policy::{Advertise, AtCap, Ban, Missing},
+    response::{Respond, Standard},
 };
 
 /// T = 2 s.
@@ -42,7 +43,7 @@ fn on_manual_clock(policies: impl IntoIterator<Item = Policy>) -> (RateLimitLaye
 /// The answer of a service behind `layer` that sends `fields` itself.
 fn ask_of<R>(layer: &RateLimitLayer<R>, request: Request<()>, fields: &HeaderMap) -> Response<R::Body>
 where
-    R: tower_quota::response::Respond<String> + Clone,
+    R: Respond<String> + Clone,
 {
     let mut response = Response::new(String::from("served"));
     *response.headers_mut() = fields.clone();
@@ -53,7 +54,7 @@ where
 
 fn ask<R>(layer: &RateLimitLayer<R>) -> Response<R::Body>
 where
-    R: tower_quota::response::Respond<String> + Clone,
+    R: Respond<String> + Clone,
 {
     ask_of(layer, Request::new(()), &HeaderMap::new())
 }
@@ -275,7 +276,7 @@ fn the_sentence_names_the_policy_that_its_reason_is_true_of() {
 fn a_responder_of_ones_own_is_told_the_request() {
     #[derive(Clone)]
     struct Teapot;
-    impl tower_quota::response::Respond<String> for Teapot {
+    impl Respond<String> for Teapot {
         type Body = String;
         fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<String> {
             let told: Vec<_> = denied.told_policies().collect();
@@ -724,4 +725,80 @@ async fn a_trailers_only_answer_ends_with_its_head() {
     (*call.method_mut(), *call.version_mut()) = (Method::POST, Version::HTTP_2);
     let refusal = service.call(call).await.unwrap();
     assert!(refusal.body().is_end_stream());
+}
+
+/// Hands the default answer on, which then has its fields added one by one.
+#[derive(Clone)]
+struct HandedOn;
+
+impl Respond<String> for HandedOn {
+    type Body = String;
+
+    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<String> {
+        Standard::default().respond(denied, head)
+    }
+}
+
+#[test]
+fn what_is_made_beforehand_says_the_same_as_what_is_put_together() {
+    let costing =
+        |quota: Quota| everyone(quota).cost_by(|head| head.headers()["cost"].to_str().unwrap().parse().unwrap());
+    let with = |advertise| costing(FIVE).advertise(advertise);
+    let second = || costing(Quota::per_hour(7)).named("second \"one\"");
+    let sets: Vec<Vec<Policy>> = vec![
+        vec![with(Advertise::Everything)],
+        vec![with(Advertise::OnRefusal)],
+        vec![with(Advertise::RetryAfter)],
+        vec![with(Advertise::Nothing)],
+        vec![with(Advertise::Everything), second()],
+        vec![with(Advertise::RetryAfter), second()],
+        vec![with(Advertise::Nothing), second()],
+        vec![with(Advertise::Everything), second().shadow()],
+        vec![with(Advertise::Everything).quota_by(|_head| Some(Quota::per_minute(3)))],
+        vec![with(Advertise::Everything), second().when(|head| head.headers()["cost"] == "1")],
+        vec![costing(FIVE), Policy::global(Quota::per_hour(2))],
+        vec![Policy::per(Header::new("x-api-key"), FIVE), costing(FIVE)],
+        vec![costing(FIVE).ban(Ban::after(2, Duration::from_secs(60)))],
+    ];
+    let served = [HeaderMap::new(), HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("a/b"))])];
+    let (mut refusals, mut admissions) = (0, 0);
+    for policies in sets {
+        for (draft, legacy) in [Draft::V7, Draft::V11]
+            .into_iter()
+            .flat_map(|draft| [None, Some(Reset::DeltaSeconds)].map(|legacy| (draft, legacy)))
+        {
+            // Two limiters that are asked the same at the same times.
+            let [(beforehand, clock), (together, other_clock)] = [(); 2].map(|()| {
+                let (layer, clock) = on_manual_clock(policies.clone());
+                (legacy.into_iter().fold(layer.draft(draft), RateLimitLayer::legacy), clock)
+            });
+            let together = together.responder(HandedOn);
+            for cost in ["0", "1", "3", "5", "1", "8", "4", "1", "1", "1", "2"] {
+                for clock in [&clock, &other_clock] {
+                    clock.advance(Duration::from_millis(700));
+                }
+                let request = || with_header("cost", cost);
+                let [bare, typed] = [0, 1].map(|fields| {
+                    let mut response = ask_of(&beforehand, request(), &served[fields]);
+                    let same = ask_of(&together, request(), &served[fields]);
+                    assert_eq!((response.status(), response.body()), (same.status(), same.body()));
+                    assert_eq!(response.headers(), same.headers(), "{policies:?} {cost}");
+                    response.headers_mut().remove(header::CONTENT_TYPE);
+                    response
+                });
+                let refused = |response: &Response<String>| response.status() != StatusCode::OK;
+                refusals += usize::from(refused(&bare));
+                admissions += usize::from(!refused(&bare) && !refused(&typed));
+                if !refused(&bare) {
+                    let names = |response: &Response<String>| {
+                        let mut names: Vec<_> = response.headers().keys().cloned().collect();
+                        names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+                        names
+                    };
+                    assert!(refused(&typed) || names(&bare) == names(&typed), "{policies:?} {cost}");
+                }
+            }
+        }
+    }
+    assert!(refusals > 100 && admissions > 20, "{refusals} {admissions}");
 }

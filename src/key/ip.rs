@@ -73,7 +73,7 @@ impl PeerIp {
 
 impl KeyExtractor for PeerIp {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        PeerNetwork { prefixes: Prefixes::default() }.extract(head)
+        Prefixes::default().of_peer(head)
     }
 
     fn name(&self) -> Cow<'static, str> {
@@ -128,9 +128,7 @@ impl PeerNetwork {
 
 impl KeyExtractor for PeerNetwork {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        let peer = peer(head.extensions())?;
-        observe::unread_address(|| is_private(peer), || names_a_client(head.headers()));
-        Ok(head.key(self.prefixes.network(peer)))
+        self.prefixes.of_peer(head)
     }
 
     fn name(&self) -> Cow<'static, str> {
@@ -190,6 +188,7 @@ pub(super) struct Prefixes {
 }
 
 impl Default for Prefixes {
+    #[inline]
     fn default() -> Self {
         Self { v4: 32, v6: 64 }
     }
@@ -206,8 +205,16 @@ impl Prefixes {
         Self { v6: bits, ..self }
     }
 
+    #[inline]
     pub(super) fn network(self, address: IpAddr) -> ClientNetwork {
         ClientNetwork { address, prefixes: self }
+    }
+
+    #[inline]
+    fn of_peer(self, head: RequestHead<'_>) -> Result<Key, Missing> {
+        let peer = peer(head.extensions())?;
+        observe::unread_address(|| is_private(peer), || names_a_client(head.headers()));
+        Ok(head.key(self.network(peer)))
     }
 }
 

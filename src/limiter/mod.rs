@@ -251,7 +251,9 @@ impl Shared {
             Sole::Short(Charge { key, quota, .. }, Alone { drawn, now, .. }) => {
                 let trial = Trial::of(0, quota, drawn.clamped, drawn, now);
                 let key = [(0, key)];
-                Err(self.denied(SmallVec::from_iter([trial]), &key, &key, now, self.source))
+                let mut trials = Trials::new();
+                trials.push(trial);
+                Err(self.denied(trials, &key, &key, now, self.source))
             }
             Sole::Unusual(charge) => self.judge_all(&[(0, charge)], receipts, patience),
             Sole::DoesNotApply => Ok(Grant { at: self.clock.now(), wait: 0 }),
@@ -441,7 +443,7 @@ impl Shared {
             let named = |(policy, _): &&(usize, Key)| self.policies[*policy].name() == denied.policy();
             keys.iter().find(named).map(|(_, key)| self.hasher.opaque(*key))
         };
-        observe::refused(denied.policy(), || denied.reason(), key, &self.refusals, now);
+        observe::refused(|| denied.policy(), || denied.reason(), key, &self.refusals, now);
         denied
     }
 }

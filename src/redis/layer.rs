@@ -104,7 +104,7 @@ where
                     }
                     Ok(response.map(R::Body::from))
                 }
-                Err(denied) => Ok(front.refused(&respond, denied, front.limiter.parts(&request).head())),
+                Err(mut denied) => Ok(front.refused(&respond, &mut denied, front.limiter.parts(&request).head())),
             }
         })
     }

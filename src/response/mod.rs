@@ -42,11 +42,12 @@ mod problem;
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use http::Response;
+use http::{HeaderMap, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{
     BodyExt as _, Empty, Full,
@@ -54,7 +55,13 @@ use http_body_util::{
 };
 use pin_project_lite::pin_project;
 
-use crate::{decision::Denied, headers, key::RequestHead};
+use self::problem::{Content, Excess};
+use crate::{
+    decision::Denied,
+    headers::{self, Style, Writer},
+    key::RequestHead,
+    policy::Policy,
+};
 
 /// Makes the response to a refused request, where the service behind answers with a body `B`.
 ///
@@ -70,6 +77,38 @@ pub trait Respond<B> {
 
     /// The response to a refused request, of which `head` is what there is.
     fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<Self::Body>;
+
+    /// The same with all its fields. The crate's own: the default answers take fields that are made already, where those
+    /// of others are completed.
+    #[doc(hidden)]
+    #[allow(private_interfaces, reason = "nobody outside calls or implements it")]
+    fn complete(&self, denied: &Denied, head: RequestHead<'_>, templates: &Templates) -> Response<Self::Body> {
+        let mut response = self.respond(denied, head);
+        templates.writer.refused(denied, response.headers_mut());
+        response
+    }
+}
+
+/// What of the answers of one layer is made once.
+#[derive(Debug)]
+pub(crate) struct Templates {
+    pub(crate) writer: Arc<Writer>,
+    /// One for each policy, in the limiter's order.
+    excesses: Box<[Excess]>,
+}
+
+impl Templates {
+    pub(crate) fn new(policies: &[Policy], style: Style) -> Self {
+        let excesses = policies.iter().map(Excess::of).collect();
+        Self { writer: Arc::new(Writer::new(policies, style)), excesses }
+    }
+
+    fn json(&self, denied: &Denied) -> Content {
+        match denied.sole_excess().zip(denied.retry_after_seconds()) {
+            Some((policy, seconds)) => self.excesses[policy].json(seconds),
+            None => problem::json(denied),
+        }
+    }
 }
 
 /// A body that the default answer can be written into.
@@ -92,20 +131,31 @@ impl<B: RefusalBody> Respond<B> for Standard {
     type Body = B;
 
     fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<B> {
-        self.bytes(denied, head).map(B::from_bytes)
+        if headers::is_grpc_call(head) {
+            return grpc::trailers_only(denied).map(B::from_bytes);
+        }
+        let Content { kind, body } = if self.plain { problem::plain(denied) } else { problem::json(denied) };
+        let fields = HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]);
+        respond(denied, fields, B::from_bytes(body))
+    }
+
+    #[allow(private_interfaces, reason = "nobody outside calls or implements it")]
+    fn complete(&self, denied: &Denied, head: RequestHead<'_>, templates: &Templates) -> Response<B> {
+        if headers::is_grpc_call(head) {
+            let mut response = grpc::trailers_only(denied);
+            templates.writer.refused(denied, response.headers_mut());
+            return response.map(B::from_bytes);
+        }
+        let Content { kind, body } = if self.plain { problem::plain(denied) } else { templates.json(denied) };
+        respond(denied, templates.writer.refusal(denied, kind), B::from_bytes(body))
     }
 }
 
-impl Standard {
-    fn bytes(self, denied: &Denied, head: RequestHead<'_>) -> Response<Bytes> {
-        if headers::is_grpc_call(head) {
-            grpc::trailers_only(denied)
-        } else if self.plain {
-            problem::plain(denied)
-        } else {
-            problem::json(denied)
-        }
-    }
+fn respond<B>(denied: &Denied, fields: HeaderMap, body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    *response.status_mut() = denied.status();
+    *response.headers_mut() = fields;
+    response
 }
 
 /// The default answer in front of any body of bytes.
@@ -118,7 +168,12 @@ impl<B> Respond<B> for AnyBody {
     type Body = MaybeRefused<B>;
 
     fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<MaybeRefused<B>> {
-        self.standard.bytes(denied, head).map(RefusalBody::from_bytes)
+        self.standard.respond(denied, head)
+    }
+
+    #[allow(private_interfaces, reason = "nobody outside calls or implements it")]
+    fn complete(&self, denied: &Denied, head: RequestHead<'_>, templates: &Templates) -> Response<MaybeRefused<B>> {
+        self.standard.complete(denied, head, templates)
     }
 }
 
