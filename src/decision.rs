@@ -571,14 +571,14 @@ pub(crate) struct Draw {
     pub(crate) from_overflow: bool,
 }
 
-/// The receipts of a decision, in the policies' order. A single one is written where it stays: to be handed to a collection
-/// it would be copied, and it is large.
+/// The receipts of a decision, in the policies' order, those of four policies without an allocation. A single one is written
+/// where it stays: to be handed to a collection it would be copied, and it is large.
 #[derive(Debug, Default)]
 pub(crate) enum Draws {
     #[default]
     None,
     One(Draw),
-    Many(SmallVec<[Draw; INLINE]>),
+    Many(SmallVec<[Draw; 4]>),
 }
 
 impl Draws {
@@ -589,6 +589,20 @@ impl Draws {
             Self::One(first) => *self = Self::Many(SmallVec::from_iter([*first, draw])),
             Self::Many(draws) => draws.push(draw),
         }
+    }
+}
+
+impl Extend<Draw> for Draws {
+    #[inline(always)]
+    fn extend<I: IntoIterator<Item = Draw>>(&mut self, draws: I) {
+        let mut draws = draws.into_iter();
+        // Several are not gone about by way of one, which would copy the first.
+        if let (Self::None, (2.., _)) = (&self, draws.size_hint()) {
+            let mut several = SmallVec::new();
+            draws.by_ref().for_each(|draw| several.push(draw));
+            *self = Self::Many(several);
+        }
+        draws.for_each(|draw| self.push(draw));
     }
 }
 
@@ -624,7 +638,8 @@ impl DerefMut for Draws {
     }
 }
 
-pub(crate) type Trials = SmallVec<[Trial; INLINE]>;
+/// Those of a refusal are moved with it, and most limiters have one policy or two.
+pub(crate) type Trials = SmallVec<[Trial; 2]>;
 
 impl Draw {
     /// How the policy stands after the draw.
@@ -632,9 +647,6 @@ impl Draw {
         self.trial.standing(policies)
     }
 }
-
-/// Policies whose receipts a decision holds without allocating. They are moved with it, and most limiters have one or two.
-const INLINE: usize = 2;
 
 /// In nanoseconds.
 const SECOND: u64 = 1_000_000_000;

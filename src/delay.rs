@@ -159,8 +159,8 @@ where
         let patience = if place.is_some() { self.queue.most_delay } else { 0 };
         let mut draws = Draws::default();
         let parts = limiter.parts(&request);
-        let (grant, draws) = match limiter.admit_within(parts.head(), patience, &mut draws) {
-            Ok(grant) => (grant, draws),
+        let grant = match limiter.admit_within(parts.head(), patience, &mut draws) {
+            Ok(grant) => grant,
             Err(mut denied) => {
                 let response = self.front.refused(&self.respond, &mut denied, parts.head());
                 return State::Called { future: ResponseFuture::refused(response) }.into();
@@ -175,7 +175,7 @@ where
             let sleep = (self.queue.timer)(Duration::from_nanos(grant.wait));
             return State::Waiting { sleep, waiting: Some(Waiting { turn, service, request }) }.into();
         }
-        let after = self.front.admitted(&mut request, grant, draws);
+        let after = self.front.admitted(&mut request, grant, &mut draws);
         State::Called { future: ResponseFuture::called(self.inner.call(request), after) }.into()
     }
 }
@@ -222,7 +222,7 @@ impl<T> Turn<T> {
             // What is told is how things stand now, and not when it came.
             draw.trial.backlog = draw.trial.backlog.saturating_sub(self.grant.wait);
         }
-        self.front.admitted(request, self.grant, draws)
+        self.front.admitted(request, self.grant, &mut draws)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns the way from a decision to what it means for the request, the response and the receipts. Knows nothing of
 //! futures, or of how long anybody waits.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use http::{Request, Response};
 
@@ -54,8 +54,8 @@ impl Front {
         self.templates.writer.tells_always() || self.admissions || self.asks_responses
     }
 
-    /// What remains to be done with the response, for a request that is admitted.
-    pub(crate) fn admitted<Q>(&self, request: &mut Request<Q>, grant: Grant, draws: Draws) -> Option<After> {
+    /// What remains to be done with the response, for a request that is admitted. Receipts are taken where they are kept.
+    pub(crate) fn admitted<Q>(&self, request: &mut Request<Q>, grant: Grant, draws: &mut Draws) -> Option<After> {
         self.admitted_by(request, draws, |limiter, draws| Admission::new(limiter, grant.at, draws))
     }
 
@@ -63,14 +63,15 @@ impl Front {
     pub(crate) fn admitted_by<Q>(
         &self,
         request: &mut Request<Q>,
-        draws: Draws,
+        draws: &mut Draws,
         receipt: impl FnOnce(Limiter, Draws) -> Admission,
     ) -> Option<After> {
         if draws.is_empty() && !self.admissions {
             return None;
         }
-        let fields = self.templates.writer.admitted(&draws);
-        let admission = (self.admissions || self.asks_responses).then(|| receipt(self.limiter.clone(), draws));
+        let fields = self.templates.writer.admitted(draws);
+        let admission =
+            (self.admissions || self.asks_responses).then(|| receipt(self.limiter.clone(), mem::take(draws)));
         if let (true, Some(admission)) = (self.admissions, &admission) {
             request.extensions_mut().insert(admission.clone());
         }

@@ -74,7 +74,7 @@ where
         let wants_receipts = self.front.wants_receipts();
         match limiter.admit(parts.head(), wants_receipts.then_some(&mut draws)) {
             Ok(grant) => {
-                let after = if wants_receipts { self.front.admitted(&mut request, grant, draws) } else { None };
+                let after = if wants_receipts { self.front.admitted(&mut request, grant, &mut draws) } else { None };
                 ResponseFuture::called(self.inner.call(request), after)
             }
             Err(mut denied) => ResponseFuture::refused(self.front.refused(&self.respond, &mut denied, parts.head())),

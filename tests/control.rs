@@ -450,7 +450,9 @@ fn statuses_that_are_no_errors_and_names_that_are_too_long_are_refused() {
     let refused = |policy: Policy| Limiter::builder().policy(policy).build().unwrap_err().to_string();
     let reject = tower_quota::policy::Missing::Reject(StatusCode::NOT_MODIFIED);
     assert!(refused(Policy::per(Header::new("k"), Quota::per_hour(1)).on_missing(reject)).contains("from 400 to 599"));
-    assert!(refused(Policy::global(Quota::per_hour(1)).named("n".repeat(65))).contains("longer than 64 bytes"));
+    let named = |length| Policy::global(Quota::per_hour(1)).named("n".repeat(length));
+    assert!(refused(named(65)).contains("longer than 64 bytes"));
+    assert_eq!(Limiter::new(named(64)).policies()[0].name().len(), 64);
 }
 
 proptest! {

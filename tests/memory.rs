@@ -183,6 +183,16 @@ fn a_cost_that_only_a_plan_can_pay_is_not_called_impossible_for_lack_of_room() {
 }
 
 #[test]
+fn a_cost_of_the_whole_base_burst_is_paid_out_of_the_overflow() {
+    let policy = Policy::per(Header::new("k"), HOUR).max_keys(1).quota_by(|_| Some(Quota::per_hour(100)));
+    let (limiter, _clock) = limiter([policy.cost_by(|_| HOUR.burst_size())]);
+    assert!(admits(&limiter, &with_header("k", "first")));
+    let newcomer = with_header("k", "second");
+    assert!(admits(&limiter, &newcomer));
+    assert_eq!(limiter.decide(&newcomer).denied().unwrap().reason(), Reason::Exceeded);
+}
+
+#[test]
 fn at_the_cap_a_new_key_draws_from_the_overflow_under_the_base_quota() {
     let plan = Quota::per_hour(1_000);
     let policy = Policy::per(Header::new("k"), HOUR).max_keys(16).quota_by(move |_| Some(plan));

@@ -31,38 +31,22 @@ pub(super) struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    pub(super) fn new(policy: usize, charge: Charge, buckets: &'a Buckets) -> Self {
-        let found = Bucket::default();
-        let drawn = Drawn::nothing(found);
-        Self {
-            policy,
-            charge,
-            buckets,
-            held: Held::Nothing,
-            room: Room::Own,
-            found,
-            generation: 0,
-            drawn,
-            reserved: None,
-        }
-    }
-
     /// Takes the bucket, and with it its lock, until this is dropped.
     #[inline(always)]
-    pub(super) fn hold(&mut self) {
-        let charge = &mut self.charge;
-        self.held = self.buckets.hold(charge.key);
-        self.room = self.held.room();
-        if self.room == Room::Overflow {
+    pub(super) fn hold(policy: usize, mut charge: Charge, buckets: &'a Buckets) -> Self {
+        let mut held = buckets.hold(charge.key);
+        let mut room = held.room();
+        if room == Room::Overflow {
             // Shared by keys of all plans: under a generous one, a client would spend what is others' too.
-            let own = self.buckets.quota();
+            let own = buckets.quota();
             if charge.cells > own.burst_size() && charge.cells <= charge.quota.burst_size() {
                 // It could succeed, but only in a bucket of its own.
-                self.held = Held::Nothing;
-                self.room = Room::Refused;
+                (held, room) = (Held::Nothing, Room::Refused);
             }
             charge.quota = own;
         }
+        let found = Bucket::default();
+        Self { policy, buckets, charge, held, room, found, generation: 0, drawn: Drawn::nothing(found), reserved: None }
     }
 
     #[inline(always)]

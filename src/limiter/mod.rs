@@ -309,14 +309,16 @@ impl Shared {
         // Counted when every lock is released; empty without `metrics`.
         let mut counted = SmallVec::<[Counted; 4]>::new();
         let (result, mut crowded_out) = {
-            let claims = charges.iter().map(|(policy, charge)| Claim::new(*policy, *charge, &self.buckets[*policy]));
-            let mut claims = claims.collect::<SmallVec<[Claim<'_>; 4]>>();
+            let mut claims = SmallVec::<[Claim<'_>; 4]>::new();
+            for (policy, charge) in charges {
+                claims.push(Claim::hold(*policy, *charge, &self.buckets[*policy]));
+            }
             let result = self.try_all(&mut claims, patience);
             if let (Ok(grant), true) = (result, cfg!(feature = "metrics")) {
                 counted.extend(claims.iter().map(|claim| claim.counted(grant.at)));
             }
             match (result, receipts) {
-                (Ok(grant), Some(receipts)) => claims.iter().for_each(|claim| receipts.push(claim.receipt(grant.at))),
+                (Ok(grant), Some(receipts)) => receipts.extend(claims.iter().map(|claim| claim.receipt(grant.at))),
                 (Ok(_), None) => {}
                 (Err(now), _) => {
                     trials.extend(claims.iter().map(|claim| claim.trial(now, false)));
@@ -339,11 +341,9 @@ impl Shared {
         result.map_err(|refused_at| self.denied(trials, &strikes, &strikes, refused_at, self.source))
     }
 
-    /// The critical section. In an error, the reading of the clock at which not all have granted.
+    /// The critical section, over buckets that are held. In an error, the reading of the clock at which not all have granted.
+    #[inline(always)]
     fn try_all(&self, claims: &mut [Claim<'_>], patience: u64) -> Result<Grant, u64> {
-        for claim in &mut *claims {
-            claim.hold();
-        }
         loop {
             // A bucket without a lock is read before the clock, as the others were locked before it.
             for claim in &mut *claims {

@@ -93,10 +93,10 @@ where
             match limiter.answered(asked, &mut draws, receipts.as_mut()).await {
                 Ok(grant) => {
                     let after = match receipts {
-                        Some(receipts) => front.admitted_by(&mut request, draws, |limiter, draws| {
+                        Some(receipts) => front.admitted_by(&mut request, &mut draws, |limiter, draws| {
                             Admission::elsewhere(limiter, grant.at, draws, Box::new(receipts))
                         }),
-                        None => front.admitted(&mut request, grant, draws),
+                        None => front.admitted(&mut request, grant, &mut draws),
                     };
                     let mut response = inner.call(request).await?;
                     if let Some(after) = after {

@@ -123,6 +123,18 @@ pub fn axum_governor(quota: axum_governor::Quota) -> axum_governor::GovernorLaye
     axum_governor::GovernorLayer::new(config.finish().unwrap())
 }
 
+/// By GCRA in memory, which like axum-governor tells its limits always.
+#[cfg(feature = "tower-rate-limiter")]
+fn tower_rate_limiter(
+    rate: u32,
+    seconds: u64,
+) -> tower_rate_limiter::RateLimitLayer<tower_rate_limiter::IpKeyExtractor, tower_rate_limiter::MemoryGcra> {
+    let quota = tower_rate_limiter::GcraQuota::new(rate, std::time::Duration::from_secs(seconds), rate).unwrap();
+    let policy = tower_rate_limiter::MemoryGcra::new(quota);
+    let layer = tower_rate_limiter::RateLimitLayer::builder(tower_rate_limiter::IpKeyExtractor::new());
+    layer.policy_name("per-ip").with_policy(policy).build().unwrap()
+}
+
 pub fn once_an_hour() -> axum_governor::Quota {
     axum_governor::Quota::seconds_per_request(3_600.try_into().unwrap())
 }
@@ -153,21 +165,18 @@ pub fn measure() -> Vec<Budget> {
             candidate("tower_governor, smart", GovernorLayer::new(by_header).layer(Inner(0))),
         ],
     );
-    let told = table(
-        "allowed request, told its limit",
-        plain,
-        REQUESTS,
-        &mut [
-            candidate("bare service", Inner(0)),
-            candidate("RateLimit, RateLimit-Policy", RateLimitLayer::new(policy(PeerIp)).layer(Inner(0))),
-            candidate("tower_governor, use_headers", GovernorLayer::new(with_fields).layer(Inner(0))),
-            candidate(
-                "axum-governor",
-                axum_governor(axum_governor::Quota::requests_per_second(100_000_000.try_into().unwrap()))
-                    .layer(Inner(0)),
-            ),
-        ],
-    );
+    let mut told = vec![
+        candidate("bare service", Inner(0)),
+        candidate("RateLimit, RateLimit-Policy", RateLimitLayer::new(policy(PeerIp)).layer(Inner(0))),
+        candidate("tower_governor, use_headers", GovernorLayer::new(with_fields).layer(Inner(0))),
+        candidate(
+            "axum-governor",
+            axum_governor(axum_governor::Quota::requests_per_second(100_000_000.try_into().unwrap())).layer(Inner(0)),
+        ),
+    ];
+    #[cfg(feature = "tower-rate-limiter")]
+    told.push(candidate("tower-rate-limiter", tower_rate_limiter(1_000_000, 1).layer(Inner(0))));
+    let told = table("allowed request, told its limit", plain, REQUESTS, &mut told);
     let mut once = GovernorConfigBuilder::default();
     once.per_second(100_000).burst_size(1).key_extractor(PeerIpKeyExtractor);
     let spent = Arc::new(once.finish().unwrap());
@@ -176,20 +185,18 @@ pub fn measure() -> Vec<Budget> {
     let full = RateLimitLayer::new(refusing(Advertise::Everything));
     let short = RateLimitLayer::new(refusing(Advertise::RetryAfter));
     const NO: StatusCode = StatusCode::TOO_MANY_REQUESTS;
-    let refused = table(
-        "refused request",
-        plain,
-        REQUESTS,
-        &mut [
-            candidate("bare service", Inner(0)),
-            answering(NO, "problem+json and fields", full.layer(Inner(0))),
-            answering(NO, "problem+json", short.clone().layer(Inner(0))),
-            answering(NO, "plain text", short.plain_text().layer(Inner(0))),
-            answering(NO, "tower_governor", GovernorLayer::new(spent).layer(Inner(0))),
-            answering(NO, "tower_governor, use_headers", GovernorLayer::new(spent_with_fields).layer(Inner(0))),
-            answering(NO, "axum-governor", axum_governor(once_an_hour()).layer(Inner(0))),
-        ],
-    );
+    let mut refused = vec![
+        candidate("bare service", Inner(0)),
+        answering(NO, "problem+json and fields", full.layer(Inner(0))),
+        answering(NO, "problem+json", short.clone().layer(Inner(0))),
+        answering(NO, "plain text", short.plain_text().layer(Inner(0))),
+        answering(NO, "tower_governor", GovernorLayer::new(spent).layer(Inner(0))),
+        answering(NO, "tower_governor, use_headers", GovernorLayer::new(spent_with_fields).layer(Inner(0))),
+        answering(NO, "axum-governor", axum_governor(once_an_hour()).layer(Inner(0))),
+    ];
+    #[cfg(feature = "tower-rate-limiter")]
+    refused.push(answering(NO, "tower-rate-limiter", tower_rate_limiter(1, 3_600).layer(Inner(0))));
+    let refused = table("refused request", plain, REQUESTS, &mut refused);
     // Fields of 90 kB: few of them stay in the cache.
     table(
         "with 10,000 forged entries",
@@ -212,7 +219,7 @@ pub fn measure() -> Vec<Budget> {
         bound,
     };
     let most = Bound::AtMost;
-    vec![
+    let mut budgets = vec![
         budget(
             "P3",
             "added to an allowed request, ns (allocations)",
@@ -227,7 +234,12 @@ pub fn measure() -> Vec<Budget> {
         budget("P5", "added to a refused request, all told", refused[1], "tower_governor", refused[4], most(0.02)),
         budget("", "… in plain text", refused[3], "tower_governor", refused[4], Bound::None),
         budget("", "…", refused[1], "axum-governor", refused[6], Bound::None),
-    ]
+    ];
+    if cfg!(feature = "tower-rate-limiter") {
+        budgets.push(budget("P5", "…", refused[1], "tower-rate-limiter", refused[7], most(0.5)));
+        budgets.push(budget("", "allowed, with the fields", told[1], "tower-rate-limiter", told[4], Bound::None));
+    }
+    budgets
 }
 
 /// What a candidate adds: nanoseconds, allocations.

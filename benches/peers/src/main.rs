@@ -4,6 +4,7 @@
 //! cargo run --release --manifest-path benches/peers/Cargo.toml            # all, and the table of the README
 //! cargo run --release --manifest-path benches/peers/Cargo.toml -- layer   # decisions, layer, memory, growth or http
 //! cargo run --release --manifest-path benches/peers/Cargo.toml -- growth docs/latency.svg
+//! cargo +nightly run --release --manifest-path benches/peers/Cargo.toml --features tower-rate-limiter   # with Rust 1.96
 //! ```
 //!
 //! Candidates take turns in rounds, so that what disturbs the machine disturbs all; figures are medians of rounds. What
