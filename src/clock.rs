@@ -99,7 +99,8 @@ impl ManualClock {
         Duration::from_nanos(self.nanos.load(Ordering::Acquire))
     }
 
-    /// Puts the clock at `since_origin`, also backwards: a limiter must not admit more for it.
+    /// Puts the clock at `since_origin`, also backwards: a limiter admits no more for it, except to keys that were swept at the
+    /// later time.
     pub fn set(&self, since_origin: Duration) {
         self.nanos.store(nanos(since_origin), Ordering::Release);
     }

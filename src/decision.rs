@@ -24,6 +24,7 @@ use crate::{
 /// Whether a request is admitted.
 #[derive(Debug)]
 #[must_use]
+#[expect(clippy::large_enum_variant, reason = "made where it is returned; an allocation would cost more than a copy")]
 pub enum Decision<'a> {
     /// Every policy that applies has granted its cells, and they are drawn.
     Allow(Allowed<'a>),
@@ -574,6 +575,7 @@ pub(crate) struct Draw {
 /// The receipts of a decision, in the policies' order, those of four policies without an allocation. A single one is written
 /// where it stays: to be handed to a collection it would be copied, and it is large.
 #[derive(Debug, Default)]
+#[expect(clippy::large_enum_variant, reason = "an allocation would cost more than a copy")]
 pub(crate) enum Draws {
     #[default]
     None,

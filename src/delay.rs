@@ -77,7 +77,7 @@ impl<R, T> DelayLayer<R, T> {
     }
 
     /// How many requests may wait at once, over all keys; 1,024 unless set. Further ones are refused. Each holds its
-    /// request and a clone of the service in memory.
+    /// request and a clone of the service in memory. A request counts as waiting while it is decided, too.
     pub fn max_waiters(self, most_waiters: usize) -> Self
     where
         T: Clone,

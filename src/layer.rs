@@ -51,7 +51,8 @@ impl RateLimitLayer {
     /// Answers refusals with what `respond` makes of them, in the body type of the service behind.
     ///
     /// [`Denied`] offers the status and a sentence. `Retry-After`, `Cache-Control: no-store` and the
-    /// [fields of the policies](crate::headers) are added to what you return, except where you have set them.
+    /// [fields of the policies](crate::headers) are added to what you return, except where you have set them. The answer to
+    /// a `HEAD` must have no body, which some servers do not see to: [`respond_to`](Self::respond_to) shows the method.
     pub fn respond_with<F, B>(self, respond: F) -> RateLimitLayer<RespondFn<F>>
     where
         F: Fn(&Denied) -> Response<B>,

@@ -75,7 +75,7 @@ enum Enforce {
 /// use std::time::Duration;
 /// use tower_quota::{Policy, Quota, key::PeerIp, policy::Ban};
 ///
-/// // 20 refusals within a minute: blocked for a minute, then for two, four, and so on up to a day.
+/// // 20 refusals at once: blocked for a minute, then for two, four, and so on up to a day.
 /// let ban = Ban::after(20, Duration::from_secs(60)).starting_at(Duration::from_secs(60)).up_to(Duration::from_secs(86_400));
 /// let policy = Policy::per(PeerIp, Quota::per_second(10)).ban(ban);
 /// ```
@@ -88,8 +88,9 @@ pub struct Ban {
 }
 
 impl Ban {
-    /// Blocks a key with its refusal number `refusals`, if they come faster than `refusals` in each `window`: they are
-    /// counted by a bucket of their own. For a minute at first, and for an hour at most, unless set.
+    /// Blocks a key with its refusal number `refusals`, if they come at once. They are counted by a bucket of their own, which
+    /// forgets one in each `window / refusals`: of refusals that come slower it takes more, and those that come no faster
+    /// than they are forgotten block nobody. For a minute at first, and for an hour at most, unless set.
     ///
     /// As many as 65,536 keys are watched for each policy, and 1,024 of one network (IPv4 /16, IPv6 /40). Further ones are
     /// limited, and not blocked: count by address before you count by what a client can invent.

@@ -445,6 +445,35 @@ mod shadow {
 }
 
 /// A missing key of a policy that refuses with a status that is no error would be a bypass that looks like an answer.
+/// Without a bucket of its own, or with one that the quota in force would cut.
+#[test]
+fn who_waits_for_a_block_as_long_as_told_is_admitted() {
+    let minute = Duration::from_secs(60);
+    let once = Policy::per(Header::new("k"), Quota::per_hour(1)).named("p");
+    let (full, clock) = limiter([once.max_keys(1).ban(Ban::after(1, minute).starting_at(minute))]);
+    assert!(admits(&full, &with_header("k", "first")));
+    let newcomer = with_header("k", "second");
+    assert!(admits(&full, &newcomer));
+    for _told_while_blocked in 0..3 {
+        clock.advance(Duration::from_secs(1));
+        let _ = full.decide(&newcomer);
+    }
+    let wait = full.decide(&newcomer).denied().unwrap();
+    assert_eq!((wait.reason(), wait.retry_after().unwrap().as_secs()), (Reason::Blocked, 3_597));
+    clock.advance(wait.retry_after().unwrap());
+    assert!(admits(&full, &newcomer));
+
+    let (changed, clock) = limiter([Policy::per(Header::new("k"), Quota::per_minute(5)).named("p")]);
+    let client = with_header("k", "client");
+    assert_eq!(admitted(&changed, &client, 6), 5);
+    changed.set_quota("p", Quota::per_second(100)).unwrap();
+    changed.block("p", changed.key_of("client"), Duration::from_secs(5)).unwrap();
+    let wait = changed.decide(&client).denied().unwrap();
+    assert_eq!((wait.reason(), wait.retry_after()), (Reason::Blocked, Some(Duration::from_secs(5))));
+    clock.advance(Duration::from_secs(5));
+    assert!(admits(&changed, &client), "the debt of two bursts began when it was found");
+}
+
 #[test]
 fn statuses_that_are_no_errors_and_names_that_are_too_long_are_refused() {
     let refused = |policy: Policy| Limiter::builder().policy(policy).build().unwrap_err().to_string();

@@ -13,7 +13,7 @@ use support::{admits, from_ip, limiter, with_header};
 use tower_quota::{
     Key, Limiter, Policy, Quota,
     decision::Reason,
-    key::{Bearer, Extension, Header, KeyExtractor, Method, PeerIp, key_fn},
+    key::{Bearer, Extension, Header, KeyExtractor, Method, PeerIp, fallback, key_fn},
 };
 
 const ONE: Quota = Quota::per_minute(1);
@@ -218,6 +218,29 @@ fn a_second_choice_cannot_spend_what_belongs_to_the_first() {
     let chained = || Header::new("a").or(Bearer).or(PeerIp);
     assert!(share(chained(), &from_ip(Ipv4Addr::LOCALHOST), &from_ip(Ipv4Addr::LOCALHOST)));
     assert!(!share(chained(), &with_header("a", "t"), &with_header("authorization", "Bearer t")));
+    let fields = || Header::new("a").or(Header::new("b")).or(Header::new("c").or(Header::new("d")));
+    for (n, first) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        for second in &["a", "b", "c", "d"][n + 1..] {
+            assert!(!share(fields(), &with_header(first, "v"), &with_header(second, "v")), "{first} {second}");
+        }
+    }
+}
+
+#[test]
+fn what_a_fallback_finds_can_be_named() {
+    let by = |field: &'static str| Header::new(field);
+    let (limiter, _clock) = limiter([Policy::per(by("a").or(PeerIp).or(by("c")), ONE).named("p")]);
+    let peer = Ipv4Addr::new(203, 0, 113, 7);
+    let requests = [with_header("a", "v"), from_ip(peer)];
+    let keys = [limiter.key_of("v"), limiter.key_of(fallback(1, PeerIp.network(peer.into())))];
+    for (request, key) in requests.iter().zip(keys) {
+        assert!(admits(&limiter, request));
+        assert_eq!(limiter.peek("p", key).unwrap().remaining(), 0);
+        assert!(limiter.reset("p", key).unwrap());
+    }
+    let (alone, _clock) = support::limiter([Policy::per(by("a").or(by("b")).or(by("c")), ONE).named("p")]);
+    assert!(admits(&alone, &with_header("c", "v")));
+    assert_eq!(alone.peek("p", alone.key_of(fallback(2, "v"))).unwrap().remaining(), 0);
 }
 
 #[test]

@@ -124,6 +124,41 @@ fn on_manual_clock(policy: Policy) -> (Limiter, ManualClock) {
     support::limiter([policy])
 }
 
+/// hyper takes no body off what it sends over HTTP/2, and clients reset a stream with one.
+#[test]
+fn a_refused_head_has_no_body_and_tells_its_length() {
+    let (limiter, _clock) = on_manual_clock(Policy::global(Quota::per_hour(1)));
+    let ask = |server: &Server, method: &str| {
+        let request = Request::builder().method(method).uri(format!("http://{}/", server.address));
+        over_http2(server.address, request.body(Empty::<Bytes>::new()).unwrap())
+    };
+    let length = |answer: &Response<http_body_util::Collected<Bytes>>| {
+        answer.headers()["content-length"].to_str().unwrap().parse::<usize>().unwrap()
+    };
+    let routed = Router::new().route("/", get(|| async { "served" })).layer(RateLimitLayer::new(&limiter));
+    for server in [serve_hyper(RateLimitLayer::new(&limiter)), serve_axum(routed)] {
+        let _ = ask(&server, "GET");
+        let (get, _) = ask(&server, "GET");
+        let (head, ended) = ask(&server, "HEAD");
+        assert_eq!((get.status().as_u16(), head.status().as_u16()), (429, 429));
+        assert!(ended, "its head alone ends it");
+        assert_eq!(length(&get), get.into_body().to_bytes().len());
+        assert_eq!(length(&head), 159);
+        assert_eq!(head.headers()["content-type"], "application/problem+json");
+        // Over HTTP/1.1 a body would be taken for the next answer.
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream
+            .write_all(b"HEAD / HTTP/1.1\r\nhost: t\r\n\r\nHEAD / HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n")
+            .unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).unwrap();
+        assert_eq!(answers.matches("HTTP/1.1 429").count(), 2, "{answers}");
+        assert_eq!(answers.to_lowercase().matches("content-length: 159").count(), 2, "{answers}");
+        assert!(!answers.contains("Quota Exceeded"), "{answers}");
+    }
+}
+
 /// tower#764: axum calls `Layer::layer` for each route, and clones for each connection.
 #[test]
 fn one_layer_is_one_limit_over_all_routes_and_connections() {

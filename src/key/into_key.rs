@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{ClientNetwork, Key, KeyHasher, Kind};
+use super::{ClientNetwork, Fallback, Key, KeyHasher, Kind};
 
 /// A value that a policy can count by.
 ///
@@ -89,6 +89,15 @@ impl<const N: usize> IntoKey for [u8; N] {
     #[allow(private_interfaces, reason = "sealed: nobody outside calls or implements it")]
     fn into_key(self, hasher: &KeyHasher) -> Key {
         hasher.bytes(&self)
+    }
+}
+
+impl<V: IntoKey> sealed::Sealed for Fallback<V> {}
+
+impl<V: IntoKey> IntoKey for Fallback<V> {
+    #[allow(private_interfaces, reason = "sealed: nobody outside calls or implements it")]
+    fn into_key(self, hasher: &KeyHasher) -> Key {
+        hasher.composite(&[Key::fallback(self.nth), self.value.into_key(hasher)])
     }
 }
 

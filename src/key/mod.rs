@@ -94,8 +94,11 @@ impl Key {
     /// The one key of requests that name several principals where one is expected (a header field sent twice).
     pub(crate) const AMBIGUOUS: Self = Self::exact(Kind::Ambiguous, 0);
 
-    /// What stands beside the keys of a second choice ([`KeyExtractor::or`]), to tell them from those of the first.
-    const SECOND: Self = Self::exact(Kind::Second, 0);
+    /// What stands beside the keys of a fallback ([`KeyExtractor::or`]), to tell them from those of the first choice and of
+    /// other fallbacks.
+    const fn fallback(nth: u32) -> Self {
+        Self::exact(Kind::Fallback, nth as u128)
+    }
 
     /// `kind`, and a value of up to 120 bits exactly as given.
     #[allow(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
@@ -217,7 +220,7 @@ enum Kind {
     Global,
     Shared,
     Ambiguous,
-    Second,
+    Fallback,
     /// 64 bits.
     Unsigned,
     /// 64 bits.
@@ -240,7 +243,7 @@ const KINDS: [Kind; 12] = [
     Kind::Global,
     Kind::Shared,
     Kind::Ambiguous,
-    Kind::Second,
+    Kind::Fallback,
     Kind::Unsigned,
     Kind::Signed,
     Kind::Ipv4,
@@ -274,14 +277,14 @@ pub enum Missing {
 /// use http::StatusCode;
 /// use tower_quota::key::{Key, KeyExtractor, Missing, RequestHead};
 ///
-/// /// Counts by the first label of the host name.
+/// /// Counts by the tenant in `/tenants/{tenant}/...`.
 /// struct Tenant;
 ///
 /// impl KeyExtractor for Tenant {
 ///     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-///         let host = head.uri().host().ok_or(Missing::Reject(StatusCode::BAD_REQUEST))?;
-///         let tenant = host.split('.').next().unwrap_or(host).to_ascii_lowercase();
-///         Ok(head.key(tenant))
+///         let tenant = head.uri().path().strip_prefix("/tenants/").and_then(|rest| rest.split('/').next());
+///         let tenant = tenant.filter(|tenant| !tenant.is_empty());
+///         Ok(head.key(tenant.ok_or(Missing::Reject(StatusCode::NOT_FOUND))?))
 ///     }
 /// }
 /// ```
@@ -319,12 +322,44 @@ pub trait KeyExtractor: Send + Sync + 'static {
     ///
     /// A client that can leave out what `self` looks for chooses between the two; give the fallback no more than you
     /// would give such a client.
+    ///
+    /// What `other` finds is counted as a [`fallback`], which is also how to name it to a limiter.
     fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K>
     where
         Self: Sized,
     {
         Or { first: self, second: other }
     }
+
+    /// How many extractors it tries one after another. The crate's own.
+    #[doc(hidden)]
+    fn choices(&self) -> u32 {
+        1
+    }
+}
+
+/// What an extractor of several finds with its `nth` fallback, to make the key of it: in `a.or(b).or(c)`, `b` is fallback 1
+/// and `c` is fallback 2.
+///
+/// ```
+/// use std::{net::Ipv4Addr, time::Duration};
+/// use tower_quota::{Limiter, Policy, Quota, key::{Header, PeerIp, fallback}};
+///
+/// let per_client = Policy::per(Header::new("x-api-key").or(PeerIp), Quota::per_second(10)).named("per-client");
+/// let limiter = Limiter::new(per_client);
+/// // The client that comes without an API key from this address.
+/// let key = limiter.key_of(fallback(1, PeerIp.network(Ipv4Addr::new(203, 0, 113, 7).into())));
+/// limiter.block("per-client", key, Duration::from_secs(60)).unwrap();
+/// ```
+pub fn fallback<V: IntoKey>(nth: u32, value: V) -> Fallback<V> {
+    Fallback { nth, value }
+}
+
+/// A value that was found by a fallback. Made by [`fallback`].
+#[derive(Clone, Copy, Debug)]
+pub struct Fallback<V> {
+    nth: u32,
+    value: V,
 }
 
 /// Counts by what `extract` returns: a [`Key`] made with [`RequestHead::key`], or any value that
@@ -391,7 +426,11 @@ impl<A: KeyExtractor, B: KeyExtractor> Or<A, B> {
 
 impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for Or<A, B> {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        self.first.extract(head).or_else(|_| Ok(head.key((Key::SECOND, self.second.extract(head)?))))
+        self.first.extract(head).or_else(|_| Ok(head.key(fallback(self.first.choices(), self.second.extract(head)?))))
+    }
+
+    fn choices(&self) -> u32 {
+        self.first.choices().saturating_add(self.second.choices())
     }
 
     fn name(&self) -> Cow<'static, str> {

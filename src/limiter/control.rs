@@ -26,7 +26,8 @@ impl Limiter {
     /// [`charge`](Self::charge).
     ///
     /// What counts of a client's address is up to the extractor: ask it with
-    /// `limiter.key_of(PeerIp.network(address))`.
+    /// `limiter.key_of(PeerIp.network(address))`. What a second choice finds ([`or`](crate::key::KeyExtractor::or)) has a key
+    /// of its own: `limiter.key_of(fallback(1, value))`, with [`fallback`](crate::key::fallback).
     #[must_use]
     pub fn key_of(&self, value: impl IntoKey) -> Key {
         value.into_key(&self.shared.hasher)
@@ -52,8 +53,10 @@ impl Limiter {
     /// Charges `cells` whether or not they are there, and says how `key` stands then.
     ///
     /// For what turns out to cost more than was asked for. What is not there becomes debt, which time pays off before
-    /// anything is granted again. A charge leads into a debt of at most one burst: what is beyond that is forgiven. What
-    /// is owed already is never less for a charge.
+    /// anything is granted again. A charge leads into a debt of at most one burst, or of the longest wait where
+    /// [requests wait](crate::RateLimitLayer::max_delay): what is beyond that is forgiven. What is owed already is never less
+    /// for a charge. A key for which a full map has no room ([`AtCap::Deny`](crate::policy::AtCap::Deny),
+    /// [`AtCap::Allow`](crate::policy::AtCap::Allow)) is not charged.
     ///
     /// A cell is one of the policy's own quota: which one [`quota_by`](Policy::quota_by) would choose is not known here.
     ///
@@ -154,8 +157,9 @@ impl Limiter {
     }
 
     /// The keys that hold a bucket under the policy of this name, with how they stand: `limit` of them, from the place
-    /// `from` on, which is zero for the first page. Keys that come or go between two pages may be missed or shown twice;
-    /// the others are not. A global policy has no keys.
+    /// `from` on, which is zero for the first page. Between two pages keys come and go, and places with them: a key may be
+    /// missed or shown twice. On one page of all (a `limit` of `usize::MAX`) each key that stays is shown once. A global
+    /// policy has no keys.
     ///
     /// # Locking behaviour
     ///

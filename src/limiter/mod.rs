@@ -63,7 +63,6 @@ use self::{
     sketch::Sketch,
 };
 use crate::{
-    bucket::Drawn,
     clock::Clock,
     decision::{Allowed, Decision, Denied, Draw, Draws, Outcome, Trial, Trials},
     key::{Key, KeyHasher, Parts, RequestHead},
@@ -372,19 +371,18 @@ impl Shared {
         charges.iter().find_map(until)?;
         // What is told is the longest wait of all: to come back when the block ends is not enough where cells are short.
         let trials = charges.iter().map(|claimed| {
-            let (policy, Charge { key, quota, cells, shadow }) = *claimed;
-            let buckets = &self.buckets[policy];
-            let (bucket, now) = buckets.peek(key, &self.clock);
-            let drawn = bucket.draw(now, quota, cells, buckets.slack());
-            let mut trial = Trial::of(policy, quota, drawn.clamped, drawn, now);
-            trial.shadow = shadow;
+            let (policy, charge) = *claimed;
+            let mut trial = self.refuse(policy, charge);
             if let Some(until) = until(claimed) {
-                // What can never be granted is not after the block either.
-                if drawn.wait != Drawn::NEVER {
-                    trial.outcome = Outcome::Blocked(until.saturating_sub(now).max(drawn.wait));
-                }
+                let left = until.saturating_sub(self.clock.now());
+                trial.outcome = match trial.outcome {
+                    // What can never be granted is not after the block either.
+                    Outcome::AtCapacity | Outcome::Never => trial.outcome,
+                    Outcome::Wait(wait) => Outcome::Blocked(left.max(wait)),
+                    Outcome::Blocked(_) | Outcome::Granted => Outcome::Blocked(left),
+                };
                 if let Some(sketch) = &self.sketch {
-                    sketch.count(policy, key);
+                    sketch.count(policy, charge.key);
                 }
             }
             trial
@@ -394,6 +392,20 @@ impl Shared {
         let keys: SmallVec<[_; 4]> = charges.iter().map(|(policy, charge)| (*policy, charge.key)).collect();
         let now = self.clock.now();
         trials.iter().any(Trial::refuses).then(|| self.denied(trials, &keys, &[], now, self.source))
+    }
+
+    /// How one policy stands for a request that is refused whatever it says: out of the bucket that the key would draw from,
+    /// with what is beyond the clamp cut off, as in any refusal.
+    fn refuse(&self, policy: usize, charge: Charge) -> Trial {
+        let mut claim = Claim::hold(policy, charge, &self.buckets[policy]);
+        loop {
+            claim.look();
+            let now = self.clock.now();
+            claim.draw(now, 0);
+            if claim.write(false) {
+                return claim.trial(now, false);
+            }
+        }
     }
 
     #[cold]

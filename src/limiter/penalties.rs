@@ -95,6 +95,18 @@ impl Penalties {
             held.write(Bucket::default());
         }
         let (shortest, longest) = (nanos(ban.shortest), nanos(ban.longest));
+        {
+            let mut held = blocked.hold(key);
+            let until = held.bucket().to_bits();
+            if held.room() != Room::Own {
+                return None;
+            }
+            // Refused at the same time as others, for which the key is blocked already: that is no repetition.
+            if until > now {
+                return Some(until - now);
+            }
+            held.write(Bucket::from_bits(now.saturating_add(shortest)));
+        }
         let length = {
             let mut held = severity.hold(key);
             let left = held.bucket().to_bits().saturating_sub(now);
@@ -103,7 +115,7 @@ impl Penalties {
             length
         };
         let mut held = blocked.hold(key);
-        // Never shorter for a decision that was overtaken.
+        // Never shorter than what is there.
         let until = held.bucket().to_bits().max(now.saturating_add(length));
         held.write(Bucket::from_bits(until));
         (held.room() == Room::Own).then(|| until.saturating_sub(now))
@@ -144,5 +156,18 @@ mod tests {
         assert_eq!(penalties.strike(key, 100 * second), Some(60 * second));
         assert_eq!(penalties.strike(key, 50 * second), Some(110 * second));
         assert_eq!(penalties.blocked_until(key), Some(160 * second));
+    }
+
+    #[test]
+    fn refusals_of_the_same_moment_are_one_offence() {
+        let second = nanos(Duration::from_secs(1));
+        let minute = Duration::from_secs(60);
+        let ban = Ban::after(1, minute).starting_at(minute).up_to(60 * minute);
+        let penalties = Penalties::new(Some(ban), &ManualClock::new().into(), None);
+        let key = 7_u64.into_key(&KeyHasher::random());
+        for _decided_before_the_block_was_seen in 0..8 {
+            assert_eq!(penalties.strike(key, 100 * second), Some(60 * second));
+        }
+        assert_eq!(penalties.strike(key, 160 * second), Some(120 * second), "and the next one is the second");
     }
 }

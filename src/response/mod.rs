@@ -9,6 +9,8 @@
 //!  "detail":"Too many requests for the policy \"per-ip\". Retry in 1 s.","violated-policies":["per-ip"]}
 //! ```
 //!
+//! The answer to a `HEAD` has no body, and tells how long it would be.
+//!
 //! A call of gRPC (a `POST` over HTTP/2 with its content-type) is answered with the status `RESOURCE_EXHAUSTED`, and when to come back as a
 //! `google.rpc.RetryInfo`.
 //!
@@ -47,7 +49,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, header};
+use http::{HeaderMap, Method, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{
     BodyExt as _, Empty, Full,
@@ -135,8 +137,7 @@ impl<B: RefusalBody> Respond<B> for Standard {
             return grpc::trailers_only(denied).map(B::from_bytes);
         }
         let Content { kind, body } = if self.plain { problem::plain(denied) } else { problem::json(denied) };
-        let fields = HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]);
-        respond(denied, fields, B::from_bytes(body))
+        respond(denied, head, HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]), body)
     }
 
     #[allow(private_interfaces, reason = "nobody outside calls or implements it")]
@@ -147,12 +148,23 @@ impl<B: RefusalBody> Respond<B> for Standard {
             return response.map(B::from_bytes);
         }
         let Content { kind, body } = if self.plain { problem::plain(denied) } else { templates.json(denied) };
-        respond(denied, templates.writer.refusal(denied, kind), B::from_bytes(body))
+        respond(denied, head, templates.writer.refusal(denied, kind), body)
     }
 }
 
-fn respond<B>(denied: &Denied, fields: HeaderMap, body: B) -> Response<B> {
-    let mut response = Response::new(body);
+fn respond<B: RefusalBody>(
+    denied: &Denied,
+    head: RequestHead<'_>,
+    mut fields: HeaderMap,
+    mut body: Bytes,
+) -> Response<B> {
+    // Only the length is told (RFC 9110 §9.3.2). Not every server takes the body off: over HTTP/2 hyper sends it, and
+    // clients reset the stream.
+    if head.method() == Method::HEAD {
+        fields.insert(header::CONTENT_LENGTH, body.len().into());
+        body.clear();
+    }
+    let mut response = Response::new(B::from_bytes(body));
     *response.status_mut() = denied.status();
     *response.headers_mut() = fields;
     response
