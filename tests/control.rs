@@ -445,6 +445,21 @@ mod shadow {
 }
 
 /// A missing key of a policy that refuses with a status that is no error would be a bypass that looks like an answer.
+#[test]
+fn only_the_policy_that_refuses_counts_a_refusal() {
+    let ban = || Ban::after(1, Duration::from_secs(60));
+    let by = |name: &str, quota| Policy::per(Header::new("k"), quota).named(name).ban(ban());
+    let (limiter, _clock) = limiter([
+        by("granting", Quota::per_hour(10)),
+        by("shadow", Quota::per_hour(1)).shadow(),
+        by("short", Quota::per_hour(1)),
+    ]);
+    let client = with_header("k", "client");
+    assert_eq!(admitted(&limiter, &client, 3), 1);
+    let blocked = |policy| limiter.blocked_for(policy, limiter.key_of("client")).unwrap().is_some();
+    assert_eq!(["granting", "shadow", "short"].map(blocked), [false, false, true]);
+}
+
 /// Without a bucket of its own, or with one that the quota in force would cut.
 #[test]
 fn who_waits_for_a_block_as_long_as_told_is_admitted() {
