@@ -170,7 +170,9 @@ fn blocks_are_bounded() {
     let everywhere = (1..200_u32).flat_map(|network| (0..400).map(move |n| network << 16 | n));
     let blocked = everywhere.filter(|n| block(*n).is_ok()).count();
     assert_eq!(in_one_network + blocked, 65_536);
-    assert_eq!(block(u32::MAX), Err(BlockError::Full));
+    let error = block(u32::MAX).unwrap_err();
+    assert_eq!(error, BlockError::Full);
+    assert!(error.to_string().contains("as many of this key's network"), "{error}");
     assert!(block(1).is_ok(), "a key that is blocked can be blocked for longer");
 }
 
@@ -194,6 +196,8 @@ fn every_key_is_listed_once_page_by_page() {
     assert!(limiter.list("global", 0, 10).unwrap().keys.is_empty());
     assert!(limiter.list("nobody", 0, 10).is_err());
     assert_eq!(limiter.list("per-ip", 0, 0).unwrap().next, None, "no page is no reason for another");
+    assert_eq!(limiter.list("per-ip", 0, limiter.len()).unwrap().next, None, "a page of all is the last");
+    assert!(!limiter.is_empty());
     assert!(limiter.list("per-ip", 5_000, usize::MAX).unwrap().keys.is_empty());
 }
 
