@@ -450,6 +450,17 @@ mod shadow {
 
 /// A missing key of a policy that refuses with a status that is no error would be a bypass that looks like an answer.
 #[test]
+fn a_reset_says_whether_there_was_a_block() {
+    let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_hour(9))]);
+    let block = || limiter.block("per-ip", key(&limiter, A), Duration::from_secs(5)).unwrap();
+    block();
+    assert_eq!(limiter.reset("per-ip", key(&limiter, A)), Ok(true));
+    block();
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(limiter.reset("per-ip", key(&limiter, A)), Ok(false), "it has ended");
+}
+
+#[test]
 fn only_the_policy_that_refuses_counts_a_refusal() {
     let ban = || Ban::after(1, Duration::from_secs(60));
     let by = |name: &str, quota| Policy::per(Header::new("k"), quota).named(name).ban(ban());

@@ -69,6 +69,7 @@ mod tests {
         }
         let top = sketch.top();
         assert_eq!(top.len(), 16);
+        assert_eq!(top.iter().map(|entry| entry.count).sum::<u64>(), 17_500, "each refusal is in one place");
         assert_eq!([top[0].key, top[1].key], [key(1), key(2)]);
         for (entry, truth) in top.iter().zip([5_000, 2_500]) {
             assert!(entry.count >= truth && entry.count - entry.overestimate <= truth, "{entry:?}");
