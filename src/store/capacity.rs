@@ -150,7 +150,7 @@ fn slot(hasher: &impl BuildHasher, value: impl Hash, len: usize) -> usize {
 
 #[cfg(all(test, not(tower_quota_loom)))]
 mod tests {
-    use std::{hash::RandomState, net::Ipv4Addr};
+    use std::{collections::HashSet, hash::RandomState, net::Ipv4Addr};
 
     use super::*;
     use crate::key::{IntoKey as _, KeyHasher};
@@ -189,6 +189,16 @@ mod tests {
                 (0..max as u64).take_while(|n| !capacity.is_near() && capacity.reserve(&hasher, n.into_key(&keys)));
             assert_eq!(taken.count(), near, "of {max}");
         }
+    }
+
+    #[test]
+    fn the_overflow_is_used_as_a_whole() {
+        let (hasher, keys) = (RandomState::new(), KeyHasher::random());
+        let overflow = Overflow::new(16 * 4_096);
+        let slot = |n: u64| std::ptr::from_ref::<Bucket>(&overflow.hold(&hasher, n.into_key(&keys)));
+        let slots: HashSet<_> = (0..100_000).map(slot).collect();
+        // Of 4,096, each is missed with a probability of e^-24.
+        assert!(slots.len() > 4_000, "{}", slots.len());
     }
 
     #[test]
