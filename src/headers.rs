@@ -12,7 +12,7 @@
 //!
 //! | parameter | says | computed as |
 //! |---|---|---|
-//! | `q`, `w` | `q` cells in `w` seconds | `w = max(1, ⌈B·P/R⌉)`, `q = ⌊w·R/P⌋` for `R` cells in `P` seconds and a burst of `B` |
+//! | `q`, `w` | `q` cells in `w` seconds | `w = max(1, ⌈B·P/R⌉)`, `q = max(B, ⌊w/T⌋)` for `R` cells in `P` seconds, a burst of `B` and the [time of a cell](Quota::cell_period) `T` |
 //! | `r` | cells that would be granted now | [`Standing::remaining`] |
 //! | `t` | seconds until there is one more; left out when nothing is owed | [`Standing::next_cell`], rounded up, at least 1 |
 //!
@@ -458,15 +458,13 @@ struct Window {
 }
 
 impl Window {
-    /// From the rate as it was written: computed from the time of one cell, which is rounded, 3 a second would be told as
-    /// 5 in 2 seconds.
+    /// The time is that of the rate as it was written: by the time of one cell, which is rounded up, 3 a second would take 2
+    /// seconds. The count is what is granted in it, which shows that rounding at very high rates.
     fn of(quota: Quota) -> Self {
         const SECOND: u128 = 1_000_000_000;
         let (cells, period) = (u128::from(quota.cells()), quota.period().as_nanos());
         let seconds = (u128::from(quota.burst_size()) * period).div_ceil(cells * SECOND).max(1);
-        // Not more than is granted either: the time of a cell is rounded up, which shows at very high rates.
-        let granted = (seconds * SECOND / quota.cell_period().as_nanos()).max(quota.burst_size().into());
-        let quota = (seconds * SECOND * cells / period).min(granted);
+        let quota = (seconds * SECOND / quota.cell_period().as_nanos()).max(quota.burst_size().into());
         // Neither can be reached: a burst comes back within 146 years, at 10⁹ a second at most.
         Self { quota: at_most_15_digits(quota), seconds: at_most_15_digits(seconds) }
     }

@@ -181,6 +181,32 @@ fn a_quota_of_the_requests_own_and_a_policy_that_does_not_apply_are_told_as_they
     assert!(ask(&layer).headers().is_empty(), "no policy, no field");
 }
 
+#[test]
+fn a_lone_policy_tells_the_quota_of_the_request_also_when_it_refuses() {
+    let (layer, _clock) = on_manual_clock([everyone(FIVE).quota_by(|_head| Some(Quota::per_minute(1)))]);
+    for _allowed_then_refused in 0..2 {
+        assert_eq!(field(&ask(&layer), "ratelimit-policy").unwrap(), r#""per-ip";q=1;w=60"#);
+    }
+}
+
+#[test]
+fn what_is_told_of_a_rate_that_nanoseconds_do_not_divide_is_what_is_granted() {
+    let told = |quota| field(&ask(&on_manual_clock([everyone(quota)]).0), "ratelimit-policy").unwrap();
+    assert_eq!(told(Quota::per_second(700_000_000).burst(1)), r#""per-ip";q=500000000;w=1"#);
+    assert_eq!(told(Quota::per_second(3)), r#""per-ip";q=3;w=1"#);
+    assert_eq!(told(Quota::per_second(3).burst(1)), r#""per-ip";q=2;w=1"#);
+}
+
+#[test]
+fn fields_of_any_length_are_told_whole() {
+    let name = |n: usize| format!("{n}{}", "n".repeat(63));
+    let (layer, _clock) = on_manual_clock((0..6).map(|n| everyone(FIVE).named(name(n))));
+    for field_name in ["ratelimit", "ratelimit-policy"] {
+        let told = items(&field(&ask(&layer), field_name).unwrap());
+        assert!(told.iter().map(|(name, _)| name).cloned().eq((0..6).map(name)), "{told:?}");
+    }
+}
+
 /// The names of the fields before a policy refuses and when it does, and the body then.
 fn told(advertise: Advertise) -> (String, String, String) {
     let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1)).advertise(advertise)]);
