@@ -545,6 +545,17 @@ fn draft_7_and_the_legacy_fields_tell_of_the_policy_that_is_nearest_to_its_end()
 }
 
 #[test]
+fn the_nearest_to_its_end_is_the_one_with_the_smallest_share_left_in_any_order() {
+    let half = || everyone(Quota::per_hour(100)).named("half").cost_by(|_head| 50);
+    let nearly_full = || everyone(Quota::per_hour(10)).named("nearly-full");
+    for policies in [[half(), nearly_full()], [nearly_full(), half()]] {
+        let response = ask(&on_manual_clock(policies).0.legacy(Reset::DeltaSeconds));
+        let told = ["x-ratelimit-limit", "x-ratelimit-remaining"].map(|name| field(&response, name).unwrap());
+        assert_eq!(told, ["100", "50"]);
+    }
+}
+
+#[test]
 fn a_legacy_reset_in_epoch_seconds_is_a_date() {
     let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
     let response = ask(&layer.legacy(Reset::EpochSeconds));
