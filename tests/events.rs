@@ -85,4 +85,5 @@ fn c_rl2_one_name_in_two_layers_is_reported() {
     });
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("two layers") && text.contains("per-ip") && text.contains("named"), "{text}");
+    assert!(!text.contains("per-ip-2"), "it has its name to itself: {text}");
 }
