@@ -93,8 +93,9 @@ impl Admission {
     /// Says what the request has cost under a policy: `cells` in all, in place of what was drawn.
     ///
     /// What it cost beyond the draw is charged whether or not it is there, and becomes debt of at most one burst, or of the
-    /// longest wait where [requests wait](crate::RateLimitLayer::max_delay). What it cost less is put back, but for what time has returned since. The first time only: later calls, and calls after
-    /// [`put_back`](Self::put_back), change nothing. A policy in shadow mode that would have refused has drawn nothing.
+    /// longest wait where [requests wait](crate::RateLimitLayer::max_delay). What it cost less is put back, but for what time
+    /// has returned since. The first time only: later calls, and calls after [`put_back`](Self::put_back), change nothing. A
+    /// policy in shadow mode that would have refused has drawn nothing.
     ///
     /// # Errors
     ///

@@ -309,6 +309,10 @@ impl Shared {
         let mut counted = SmallVec::<[Counted; 4]>::new();
         let (result, mut crowded_out) = {
             let mut claims = SmallVec::<[Claim<'_>; 4]>::new();
+            if charges.len() > claims.inline_size() {
+                // Not under a lock.
+                claims.reserve_exact(charges.len());
+            }
             for (policy, charge) in charges {
                 claims.push(Claim::hold(*policy, *charge, &self.buckets[*policy]));
             }
