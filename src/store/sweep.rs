@@ -60,6 +60,21 @@ mod tests {
         assert_eq!(store.sweep(), 0);
     }
 
+    /// Else it would be made again for the next clients.
+    #[test]
+    fn memory_that_is_mostly_used_is_kept() {
+        let clock = ManualClock::new();
+        let store = Store::new(100_000, AtCap::Overflow, clock.clone().into());
+        let keys = KeyHasher::random();
+        for n in 0..8_000_u64 {
+            store.hold(n.into_key(&keys)).write(Bucket::from_bits(if n < 5_000 { u64::MAX } else { 1 }));
+        }
+        let room = store.map.capacity();
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(store.sweep(), 3_000);
+        assert_eq!(store.map.capacity(), room);
+    }
+
     #[test]
     fn swp04_a_shard_holds_4096_to_8192_keys_at_the_cap() {
         for max_keys in [1_000_000, 4_000_000, 100_000_000] {
