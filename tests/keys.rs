@@ -13,7 +13,7 @@ use support::{admits, from_ip, limiter, with_header};
 use tower_quota::{
     Key, Limiter, Policy, Quota,
     decision::Reason,
-    key::{Bearer, Extension, Header, KeyExtractor, Method, PeerIp, fallback, key_fn},
+    key::{Bearer, Extension, Header, KeyExtractor, Method, Missing, PeerIp, RequestHead, fallback, key_fn},
 };
 
 const ONE: Quota = Quota::per_minute(1);
@@ -224,6 +224,25 @@ fn a_second_choice_cannot_spend_what_belongs_to_the_first() {
             assert!(!share(fields(), &with_header(first, "v"), &with_header(second, "v")), "{first} {second}");
         }
     }
+}
+
+#[test]
+fn an_extractor_that_hands_on_to_several_says_so_and_its_fallbacks_stay_apart() {
+    struct HandsOn<K>(K);
+
+    impl<K: KeyExtractor> KeyExtractor for HandsOn<K> {
+        fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
+            self.0.extract(head)
+        }
+
+        fn choices(&self) -> u32 {
+            self.0.choices()
+        }
+    }
+
+    let fields = || HandsOn(Header::new("a").or(Header::new("b"))).or(Header::new("c"));
+    assert!(share(fields(), &with_header("b", "v"), &with_header("b", "v")));
+    assert!(!share(fields(), &with_header("b", "v"), &with_header("c", "v")));
 }
 
 #[test]

@@ -331,8 +331,8 @@ pub trait KeyExtractor: Send + Sync + 'static {
         Or { first: self, second: other }
     }
 
-    /// How many extractors it tries one after another. The crate's own.
-    #[doc(hidden)]
+    /// How many extractors it tries one after another: one, unless it hands on to an extractor that was made by
+    /// [`or`](Self::or), whose number it then returns. By it the fallbacks of [`or`](Self::or) are told apart.
     fn choices(&self) -> u32 {
         1
     }
