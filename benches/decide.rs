@@ -39,7 +39,7 @@ fn keys(criterion: &mut Criterion) {
     let mut request = request();
     let mut group = criterion.benchmark_group("decide");
     for keys in [1_u32, 1_000, 1_000_000, 10_000_000] {
-        for (outcome, quota) in [("allowed", MANY), ("refused", NONE)] {
+        for (outcome, quota) in [("allowed", MANY), ("denied", NONE)] {
             let limiter = limiter([Policy::per(PeerIp, quota)]);
             (0..keys).for_each(|n| assert!(decide(&limiter, &mut request, n)));
             let mut n = 0_u32;
@@ -71,7 +71,7 @@ fn policies(criterion: &mut Criterion) {
         ("one policy", vec![per_ip()]),
         ("a global policy", vec![Policy::global(MANY)]),
         ("three policies", three().into()),
-        ("three policies, the last refuses", {
+        ("three policies, the last denies", {
             let [first, second, _] = three();
             vec![first, second, Policy::global(NONE)]
         }),

@@ -85,14 +85,14 @@ fn main() {
     let quiet = |policy: Policy| policy.advertise(Advertise::RetryAfter);
     match case.as_str() {
         "decide" => decide(times, [per_ip(MANY)]),
-        "decide-refused" => decide(times, [per_ip(NONE)]),
+        "decide-denied" => decide(times, [per_ip(NONE)]),
         "decide-global" => decide(times, [Policy::global(MANY)]),
         "decide-three" => decide(times, [per_ip(MANY), per_ip(MANY).named("second"), Policy::global(MANY)]),
         "decide-client-ip" => decide(times, [Policy::per(ClientIp::behind(["10.0.0.0/8"]).unwrap(), MANY)]),
         "bare" => call(times, Inner(0)),
         "layer" => layered(times, quiet(per_ip(MANY))),
         "layer-fields" => layered(times, per_ip(MANY)),
-        "layer-refused" => layered(times, per_ip(NONE)),
+        "layer-denied" => layered(times, per_ip(NONE)),
         unknown => panic!("there is no case {unknown:?}"),
     }
 }

@@ -67,8 +67,8 @@ fn layers(criterion: &mut Criterion) {
     calls(criterion, "no layer", Inner(0));
     calls(criterion, "the layer", layer(MANY, Advertise::RetryAfter).layer(Inner(0)));
     calls(criterion, "the layer with fields", layer(MANY, Advertise::Everything).layer(Inner(0)));
-    calls(criterion, "a refusal", layer(NONE, Advertise::RetryAfter).layer(Inner(0)));
-    calls(criterion, "a refusal with fields", layer(NONE, Advertise::Everything).layer(Inner(0)));
+    calls(criterion, "a denial", layer(NONE, Advertise::RetryAfter).layer(Inner(0)));
+    calls(criterion, "a denial with fields", layer(NONE, Advertise::Everything).layer(Inner(0)));
 }
 
 fn main() {

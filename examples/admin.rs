@@ -149,7 +149,7 @@ async fn denied(State(admin): State<Admin>) -> Json<Value> {
             "policy": &*denied.policy,
             "key": denied.key.to_string(),
             "address": denied.key.address(),
-            "refusals": denied.refusals,
+            "denials": denied.denials,
             "overestimate": denied.overestimate,
         })
     });

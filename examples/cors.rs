@@ -1,4 +1,4 @@
-//! Scripts from other origins read a refusal and its fields, and their preflights cost nothing.
+//! Scripts from other origins read a denial and its fields, and their preflights cost nothing.
 //!
 //! ```sh
 //! cargo run --example cors
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Open <http://localhost:3000/> in a browser: the page calls the API at `127.0.0.1`, which is another origin, until it is
-//! refused, and shows what it could read. `PORT` and `QUOTA` change the defaults.
+//! denied, and shows what it could read. `PORT` and `QUOTA` change the defaults.
 
 use std::{env, error::Error, net::SocketAddr};
 
@@ -55,13 +55,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
             HeaderName::from_static("ratelimit-policy"),
             RETRY_AFTER,
         ])
-        // Browsers refuse to remember a preflight for long; this example wants one before each call.
+        // Browsers deny to remember a preflight for long; this example wants one before each call.
         .max_age(std::time::Duration::ZERO);
     let app = Router::new()
         .route("/api", get(|| async { "Hello!\n" }))
         // The API's routes alone: the browser's call for an icon is no call of the API.
         .route_layer(limit)
-        // axum's last layer is the outermost: a refusal passes through the CORS layer too, or no script could read it.
+        // axum's last layer is the outermost: a denial passes through the CORS layer too, or no script could read it.
         .layer(cors)
         .route("/", get(|| async { Html(PAGE) }));
 

@@ -5,7 +5,7 @@
 //! curl -i localhost:3000/; curl -i localhost:3000/; curl -i -H 'accept: text/html' localhost:3000/
 //! ```
 //!
-//! The first is served, the second is refused in JSON, the third with a page. `Retry-After`, `Cache-Control` and the
+//! The first is served, the second is denied in JSON, the third with a page. `Retry-After`, `Cache-Control` and the
 //! `RateLimit` fields are added to both. `PORT` and `QUOTA` change the defaults.
 
 use std::{env, error::Error, net::SocketAddr};
@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let when = seconds.map_or_else(String::new, |seconds| format!(" in {seconds} seconds"));
             (denied.status(), Html(format!("<h1>One moment</h1>\n<p>Please try again{when}.</p>\n"))).into_response()
         } else {
-            let error = json!({ "code": "rate_limited", "policies": denied.told_policies().collect::<Vec<_>>(), "retry_in": seconds });
+            let error = json!({ "code": "rate_limited", "policies": denied.advertised_policies().collect::<Vec<_>>(), "retry_in": seconds });
             (denied.status(), Json(json!({ "error": error }))).into_response()
         }
     });

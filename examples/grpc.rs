@@ -1,4 +1,4 @@
-//! tonic: a refused call is a gRPC status that says when to come back. Found by the call's content-type, nothing to set.
+//! tonic: a denied call is a gRPC status that says when to come back. Found by the call's content-type, nothing to set.
 //!
 //! ```sh
 //! cargo run --example grpc

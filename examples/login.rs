@@ -63,9 +63,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let failures_of = |policy: Policy| {
         policy.count_if(|response| response.status() == StatusCode::UNAUTHORIZED).advertise(Advertise::Nothing)
     };
-    // Ten refusals within ten minutes: blocked for ten minutes, then for twenty, up to a day.
+    // Ten denials within ten minutes: blocked for ten minutes, then for twenty, up to a day.
     let minutes = |n: u64| Duration::from_secs(60 * n);
-    let ban = Ban::after(10, minutes(10)).starting_at(minutes(10)).up_to(minutes(24 * 60));
+    let ban = Ban::after(10, minutes(10)).initial(minutes(10)).max(minutes(24 * 60));
     let limit = RateLimitLayer::new([
         failures_of(Policy::per(PeerIp, of_address)).named("address").ban(ban),
         failures_of(Policy::per(

@@ -1,4 +1,4 @@
-//! The client's side: calls to a partner wait for their turn, so that its limit is kept and none is refused over there.
+//! The client's side: calls to a partner wait for their turn, so that its limit is kept and none is denied over there.
 //!
 //! ```sh
 //! cargo run --example quickstart

@@ -70,7 +70,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             plans.read().unwrap().get(key.split_once('-')?.0).copied()
         })
     });
-    let limiter = Limiter::new(policies);
+    let limiter = Limiter::builder().policies(policies).build()?;
 
     let mut hangups = signal(SignalKind::hangup())?;
     let reloading = limiter.clone();

@@ -9,12 +9,12 @@
 //! What is worth a line on a dashboard, or an alert:
 //!
 //! ```promql
-//! # Refusals a second, by policy. A step is an attack, or a limit that is too narrow.
-//! sum by (policy) (rate(tower_quota_decisions_total{outcome="refused",mode="enforced"}[5m]))
-//! # The share of requests that a policy in shadow mode would refuse: look before you enforce.
-//! sum by (policy) (rate(tower_quota_decisions_total{outcome="refused",mode="shadow"}[1h]))
+//! # Denials a second, by policy. A step is an attack, or a limit that is too narrow.
+//! sum by (policy) (rate(tower_quota_decisions_total{outcome="denied",mode="enforced"}[5m]))
+//! # The share of requests that a policy in shadow mode would deny: look before you enforce.
+//! sum by (policy) (rate(tower_quota_decisions_total{outcome="denied",mode="shadow"}[1h]))
 //!   / sum by (policy) (rate(tower_quota_decisions_total{mode="shadow"}[1h]))
-//! # Clients that will soon be refused.
+//! # Clients that will soon be denied.
 //! sum by (policy) (rate(tower_quota_near_limit_total[5m]))
 //! # Alert: the server cannot tell its clients apart (a proxy or the connect info is not set up).
 //! rate(tower_quota_decisions_total{outcome="missing_key"}[5m]) > 1
@@ -37,13 +37,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let prometheus = PrometheusBuilder::new().install_recorder()?;
     let limits = RateLimitLayer::new([
         Policy::per(PeerIp, Quota::per_minute(10)),
-        // Counts, and refuses nobody.
+        // Counts, and denies nobody.
         Policy::per(PeerIp, Quota::per_minute(5)).named("tighter").shadow(),
     ]);
     let app = Router::new()
         .route("/", get(|| async { "Hello!\n" }))
         .layer(limits)
-        // Behind no limit: Prometheus is to see an attack, and not to be refused by it.
+        // Behind no limit: Prometheus is to see an attack, and not to be denied by it.
         .route("/metrics", get(move || async move { prometheus.render() }));
     let port = env::var("PORT").map_or(Ok(3000), |port| port.parse())?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;

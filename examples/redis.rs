@@ -4,7 +4,7 @@
 //! cargo run --example redis --features redis
 //! # Both together have five an hour:
 //! for i in 1 2 3 4; do curl -s -o /dev/null -w '%{http_code} ' localhost:3000/ localhost:3001/; done; echo
-//! # Stop Redis: who was refused stays refused, and another client has half of the limit at each server.
+//! # Stop Redis: the denied client stays denied, and another one gets half of the limit at each server.
 //! pkill -f 'redis-server.*tower-quota'
 //! curl -i localhost:3000/
 //! for i in 1 2 3; do curl -s -o /dev/null -w '%{http_code} ' --interface 127.0.0.2 127.0.0.1:3000/; done; echo
@@ -19,21 +19,21 @@ use std::{
 
 use axum::{Router, routing::get};
 use tower_quota::{
-    Policy, Quota,
+    Policy, Quota, RateLimitLayer,
     key::PeerIp,
     redis::{OnFailure, RedisLimiter},
 };
 
-/// As each process makes it: the same secret, policy and quota are the same limit.
+/// Each process builds the same limiter: with the same secret, policy and quota they share the limit.
 async fn app(redis: &str) -> Result<Router, tower_quota::redis::RedisConfigError> {
     let limiter = RedisLimiter::builder(redis, b"keep this out of the sources", OnFailure::Local { share: 0.5 })
         .policy(Policy::per(PeerIp, Quota::per_hour(5)))
         .build()?;
-    // Building connects to nothing. Without this the first requests would be decided without Redis.
+    // Building does not connect. Without this the first requests are decided without Redis.
     if !limiter.connect(Duration::from_secs(1)).await {
-        eprintln!("Redis does not answer yet: limits are decided without it until it does");
+        eprintln!("Redis does not answer; limits use the fallback until it does");
     }
-    Ok(Router::new().route("/", get(|| async { "Hello!\n" })).layer(limiter.layer()))
+    Ok(Router::new().route("/", get(|| async { "Hello!\n" })).layer(RateLimitLayer::new(&limiter)))
 }
 
 #[tokio::main]
@@ -61,7 +61,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Ends the server with the example.
+/// Stops the server when the example ends.
 struct Redis(Child);
 
 impl Drop for Redis {
@@ -77,7 +77,7 @@ fn start_redis() -> io::Result<(String, Redis)> {
     let server = Command::new("redis-server").args(settings).stdout(Stdio::null()).spawn().map_err(|error| {
         io::Error::new(
             error.kind(),
-            format!("redis-server does not start ({error}): install it, or name one in REDIS_URL"),
+            format!("cannot start redis-server ({error}): install it, or set REDIS_URL to the address of one"),
         )
     })?;
     println!("redis-server on port {port}");

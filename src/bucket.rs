@@ -1,182 +1,212 @@
-//! [`Bucket`]: the state of one policy for one key, and everything that can happen to it.
+//! Contains [`Bucket`], the state of one policy for one key, and its arithmetic.
 //!
-//! Owns the arithmetic of a bucket as pure functions of (bucket, now, quota, cells). The verdict itself is governor's:
-//! this is the only file that knows it. Knows nothing of where buckets are kept, of locks, or of how many take part in a
-//! decision.
+//! The arithmetic is pure functions of (bucket, now, quota, cells). governor decides: this is the
+//! only file that knows it. This file must not know where buckets are stored, what is locked, or
+//! how many buckets take part in a decision.
 //!
-//! A bucket is one number: the theoretical arrival time (TAT) of GCRA, in nanoseconds on the limiter's clock. Its
-//! *backlog* is `max(0, TAT − now)`: the time that what was drawn takes to come back.
+//! A bucket is one number: the theoretical arrival time (TAT) of GCRA on the limiter's clock. Its
+//! *backlog* is `max(0, TAT − now)`: the time that the acquired cells take to come back.
 //!
-//! governor decides over what is *left*: for each draw a `RateLimiter` is built on the stack over a state that holds the
-//! backlog, with a clock that stands at zero. So any quota can be applied to any bucket at any time, and governor never
-//! sees an absolute time.
+//! governor decides on the backlog: for each evaluation a `RateLimiter` is built on the stack, over
+//! a state that contains the backlog, with a clock that stands at zero. So any quota can be applied
+//! to any bucket at any time, and governor never sees an absolute time.
 
 #![deny(clippy::arithmetic_side_effects)]
 
-use std::{cell::Cell, num::NonZeroU32, time::Duration};
+use std::{cell::Cell, num::NonZeroU32};
 
 use governor::{
     RateLimiter, clock,
     middleware::NoOpMiddleware,
-    nanos::Nanos,
+    nanos::Nanos as GovernorNanos,
     state::{NotKeyed, StateStore},
 };
 
-use crate::quota::Quota;
+use crate::{
+    clock::{Nanos, Timestamp},
+    quota::Quota,
+};
 
-/// A theoretical arrival time. The default is a bucket that nothing was drawn from.
+/// A theoretical arrival time. The default is a bucket from which nothing was acquired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
-pub(crate) struct Bucket(u64);
+pub(crate) struct Bucket(Timestamp);
 
-/// What a draw comes to. Nothing is written yet: the caller writes one of the buckets as the other policies decide.
+/// What acquiring cells from a bucket would do. Nothing is written yet: the caller writes one of
+/// the two buckets, as the other policies decide.
 ///
-/// Numbers, and no variants with fields of their own: these are taken apart several times in each decision.
+/// A struct of numbers instead of an enum with fields, because each decision takes it apart several
+/// times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Drawn {
-    /// With the cells drawn, where they are granted.
+pub(crate) struct Evaluation {
+    /// The bucket after the cells are acquired, where they are granted.
     pub(crate) after: Bucket,
-    /// With nothing drawn, and nothing owed beyond what the quota lets be owed.
+    /// The bucket without the cells, and without what exceeds the clamp.
     pub(crate) clamped: Bucket,
-    /// Nanoseconds until the cells are there: [`Self::NOW`], [`Self::NEVER`], or between.
-    pub(crate) wait: u64,
+    /// The time until the cells are there: [`Self::NOW`], [`Self::NEVER`], or between.
+    pub(crate) wait: Nanos,
 }
 
-impl Drawn {
+impl Evaluation {
     /// The cells are granted.
-    pub(crate) const NOW: u64 = 0;
-    /// The cells exceed the burst: no wait helps.
-    pub(crate) const NEVER: u64 = u64::MAX;
+    pub(crate) const NOW: Nanos = Nanos::ZERO;
+    /// The cells exceed the burst, so no wait helps.
+    pub(crate) const NEVER: Nanos = Nanos::MAX;
 
     #[inline(always)]
     pub(crate) fn is_granted(self) -> bool {
-        self.wait == Self::NOW
+        self.wait.is_zero()
     }
 
-    /// Granted, with nothing drawn.
+    /// Grants without acquiring anything.
     #[inline(always)]
-    pub(crate) fn nothing(bucket: Bucket) -> Self {
+    pub(crate) fn granted_for_free(bucket: Bucket) -> Self {
         Self { after: bucket, clamped: bucket, wait: Self::NOW }
     }
 
     #[inline(always)]
-    pub(crate) fn refused(bucket: Bucket, wait: u64) -> Self {
+    pub(crate) fn denied(bucket: Bucket, wait: Nanos) -> Self {
         Self { after: bucket, clamped: bucket, wait }
     }
 }
 
 impl Bucket {
-    /// Whether it is the same as no bucket at all, now and at any later time.
-    pub(crate) fn is_idle(self, now: u64) -> bool {
+    /// Whether the bucket equals no bucket at all, now and at any later time.
+    #[inline(always)]
+    pub(crate) fn is_idle(self, now: Timestamp) -> bool {
         self.0 <= now
     }
 
-    /// Nanoseconds until nothing is owed.
+    /// The time until the bucket is full again.
     #[inline(always)]
-    pub(crate) fn backlog(self, now: u64) -> u64 {
-        self.0.saturating_sub(now)
+    pub(crate) fn backlog(self, now: Timestamp) -> Nanos {
+        self.0.since(now)
     }
 
-    /// The bucket as `quota` allows it to stand: never further ahead than one burst, and a debt of one burst, or `slack`
-    /// nanoseconds where requests may wait for so long. What a larger quota or a fault of the clock left behind is cut off
-    /// here, so that no change locks a client out for longer.
+    /// A bucket with this backlog.
+    #[cfg(any(test, feature = "redis"))]
+    pub(crate) fn with_backlog(now: Timestamp, backlog: Nanos) -> Self {
+        Self(now.saturating_add(backlog))
+    }
+
+    /// The bucket as `quota` allows it to stand: never further ahead than one burst and a debt of
+    /// one burst, or one burst and `slack` where requests may wait for so long. This cuts what a
+    /// larger quota or a faulty clock left behind, so that no change locks a client out for longer.
     #[inline(always)]
-    pub(crate) fn clamped(self, now: u64, quota: Quota, slack: u64) -> Self {
+    pub(crate) fn clamped(self, now: Timestamp, quota: Quota, slack: Nanos) -> Self {
         Self(self.0.min(now.saturating_add(furthest(quota, slack))))
     }
 
-    /// What drawing `cells` comes to. Zero cells ask for nothing and are always granted.
+    /// Evaluates acquiring `cells`. Zero cells are always granted.
     #[inline(always)]
-    pub(crate) fn draw(self, now: u64, quota: Quota, cells: u32, slack: u64) -> Drawn {
+    pub(crate) fn evaluate(self, now: Timestamp, quota: Quota, cells: u32, slack: Nanos) -> Evaluation {
         let clamped = self.clamped(now, quota, slack);
-        let Some(cells) = NonZeroU32::new(cells) else { return Drawn::nothing(clamped) };
-        // Before governor is asked, whose product of cells and period would wrap in a release build.
+        let Some(cells) = NonZeroU32::new(cells) else { return Evaluation::granted_for_free(clamped) };
+        // Checked before governor is asked, whose product of cells and period wraps in a release
+        // build.
         if cells.get() > quota.burst_size() {
-            return Drawn::refused(clamped, Drawn::NEVER);
+            return Evaluation::denied(clamped, Evaluation::NEVER);
         }
-        let backlog = Backlog(Cell::new(clamped.0.saturating_sub(now)));
-        // Spelled out, for the default of the last parameter depends on governor's features.
-        let governor = RateLimiter::<_, _, _, NoOpMiddleware<Nanos>>::new(quota.into(), &backlog, Standstill);
-        // One cell takes governor's shorter way to the same verdict.
+        let backlog = Backlog(Cell::new(clamped.backlog(now)));
+        // The types are written out, because the default of the last one depends on governor's
+        // features.
+        let governor = RateLimiter::<_, _, _, NoOpMiddleware<GovernorNanos>>::new(quota.into(), &backlog, Standstill);
+        // For one cell governor has a shorter path to the same result.
         let verdict = match cells.get() {
             1 => governor.check(),
             _ => match governor.check_n(cells) {
                 Ok(verdict) => verdict,
-                Err(_above_the_burst) => return Drawn::refused(clamped, Drawn::NEVER),
+                Err(_above_the_burst) => return Evaluation::denied(clamped, Evaluation::NEVER),
             },
         };
         match verdict {
             Ok(()) => match now.checked_add(backlog.0.get()) {
-                Some(after) => Drawn { after: Self(after), clamped, wait: Drawn::NOW },
-                // The clock is within one bucket of its end, 584 years from its origin.
-                None => Drawn::refused(clamped, quota.cell_nanos()),
+                Some(after) => Evaluation { after: Self(after), clamped, wait: Evaluation::NOW },
+                // The clock is within one burst of its end, 584 years after its origin.
+                None => Evaluation::denied(clamped, quota.cell_nanos()),
             },
-            Err(not_until) => Drawn::refused(clamped, not_until.earliest_possible().as_u64()),
+            Err(not_until) => Evaluation::denied(clamped, Nanos::new(not_until.earliest_possible().as_u64())),
         }
     }
 
-    /// The bucket with `cells` drawn that will be there in a while, for whoever waits for them. `None` where it would be
-    /// further ahead than a bucket ever is.
-    pub(crate) fn reserve(self, now: u64, quota: Quota, cells: u32, slack: u64) -> Option<Self> {
-        let ahead = self.backlog(now).saturating_add(quota.cell_nanos().saturating_mul(u64::from(cells)));
+    /// The bucket after `cells` are acquired that will be there later, for a request that waits for
+    /// them. `None` where the bucket would be further ahead than the clamp.
+    pub(crate) fn reserve(self, now: Timestamp, quota: Quota, cells: u32, slack: Nanos) -> Option<Self> {
+        let ahead = self.backlog(now).saturating_add(quota.cost(cells));
         let after = now.checked_add(ahead)?;
         (ahead <= furthest(quota, slack)).then_some(Self(after))
     }
 
-    /// Charges `cells` whether or not they are there; what is not becomes debt, as far as the clamp lets it. What is owed
-    /// already, under a slower quota perhaps, is never less for it.
-    pub(crate) fn debit(self, now: u64, quota: Quota, cells: u32, slack: u64) -> Self {
-        let charge = quota.cell_nanos().saturating_mul(u64::from(cells));
-        let charged = Self(self.0.max(now).saturating_add(charge)).clamped(now, quota, slack);
+    /// Charges `cells` whether or not they are there. Missing cells become debt, up to the clamp. A
+    /// backlog that is longer already, under a slower quota, stays as it is.
+    pub(crate) fn charge(self, now: Timestamp, quota: Quota, cells: u32, slack: Nanos) -> Self {
+        let charged = Self(self.0.max(now).saturating_add(quota.cost(cells))).clamped(now, quota, slack);
         Self(self.0.max(charged.0))
     }
 
-    /// Returns what is left of a draw that `added` nanoseconds of backlog `elapsed` nanoseconds ago. Time has already
-    /// given back the rest; to return it a second time would admit more than the quota.
-    pub(crate) fn put_back(self, added: u64, elapsed: u64) -> Self {
+    /// Refunds cells that added `added` to the backlog `elapsed` ago. Time has returned a part
+    /// already. Refunding that part too would admit more than the quota.
+    pub(crate) fn refund(self, added: Nanos, elapsed: Nanos) -> Self {
         Self(self.0.saturating_sub(added.saturating_sub(elapsed)))
     }
 
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        Self(bits)
+    /// The later arrival time of two.
+    #[cfg(feature = "redis")]
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self(self.0.max(other.0))
     }
 
+    /// For storage in an atomic.
+    #[inline(always)]
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(Timestamp::from_nanos(bits))
+    }
+
+    #[inline(always)]
     pub(crate) fn to_bits(self) -> u64 {
-        self.0
+        self.0.as_nanos()
     }
 }
 
-/// At most 2⁶³ nanoseconds: see [`Quota`], and [`MOST_SLACK`].
+/// How many requests of `cost` fit into a burst of which `backlog` is used. `None` for requests
+/// that cost nothing.
 #[inline(always)]
-fn furthest(quota: Quota, slack: u64) -> u64 {
+pub(crate) fn requests_left(burst: Nanos, backlog: Nanos, cost: Nanos) -> Option<u64> {
+    burst.saturating_sub(backlog).get().checked_div(cost.get())
+}
+
+/// How far a bucket may be ahead: at most 2⁶³ nanoseconds, see [`Quota`] and [`MAX_SLACK`].
+#[inline(always)]
+fn furthest(quota: Quota, slack: Nanos) -> Nanos {
     quota.burst_nanos().saturating_add(quota.burst_nanos().max(slack))
 }
 
-/// What a burst takes to come back at most, too.
-pub(crate) const MOST_SLACK: u64 = 1 << 62;
+/// The longest slack; a burst takes no longer to come back either.
+pub(crate) const MAX_SLACK: Nanos = Nanos::new(1 << 62);
 
 impl From<Quota> for governor::Quota {
+    #[inline(always)]
     fn from(quota: Quota) -> Self {
         let burst = NonZeroU32::new(quota.burst_size()).unwrap_or(NonZeroU32::MIN);
-        // Neither fallback can be reached: a `Quota` has no zero in it.
-        governor::Quota::with_period(Duration::from_nanos(quota.cell_nanos()))
+        // Neither fallback is reachable: a `Quota` contains no zero.
+        governor::Quota::with_period(quota.cell_period())
             .unwrap_or(governor::Quota::per_second(NonZeroU32::MIN))
             .allow_burst(burst)
     }
 }
 
-/// The state that governor decides over: the time still to run, at a clock that stands at zero.
-struct Backlog(Cell<u64>);
+/// The state that governor decides on: the backlog, at a clock that stands at zero.
+struct Backlog(Cell<Nanos>);
 
 impl StateStore for &Backlog {
     type Key = NotKeyed;
 
     fn measure_and_replace<T, F, E>(&self, _key: &NotKeyed, decide: F) -> Result<T, E>
     where
-        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+        F: Fn(Option<GovernorNanos>) -> Result<(T, GovernorNanos), E>,
     {
-        let (outcome, next) = decide(Some(self.0.get().into()))?;
-        self.0.set(next.as_u64());
+        let (outcome, next) = decide(Some(self.0.get().get().into()))?;
+        self.0.set(Nanos::new(next.as_u64()));
         Ok(outcome)
     }
 }
@@ -185,10 +215,10 @@ impl StateStore for &Backlog {
 struct Standstill;
 
 impl clock::Clock for Standstill {
-    type Instant = Nanos;
+    type Instant = GovernorNanos;
 
-    fn now(&self) -> Nanos {
-        Nanos::default()
+    fn now(&self) -> GovernorNanos {
+        GovernorNanos::default()
     }
 }
 
@@ -196,83 +226,100 @@ impl clock::Clock for Standstill {
 #[allow(
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation,
-    reason = "a model in 128 bits, where debug assertions watch"
+    reason = "a model in 128 bits, checked by debug assertions"
 )]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
 
     const Q: Quota = Quota::per_second(10).burst(5); // T = 100 ms
-    const MS: u64 = 1_000_000;
+    const START: Timestamp = Timestamp::ORIGIN;
 
-    #[test]
-    fn put_back_returns_what_time_has_not_given_back_already() {
-        let Drawn { after, .. } = Bucket::default().draw(0, Q, 3, 0);
-        let added = 300 * MS;
-        assert_eq!(after.to_bits(), added);
-        assert_eq!(after.put_back(added, 0).to_bits(), 0);
-        assert_eq!(after.put_back(added, 120 * MS).to_bits(), 120 * MS);
-        assert_eq!(after.put_back(added, 301 * MS), after);
+    fn ms(millis: u64) -> Nanos {
+        Nanos::new(millis * 1_000_000)
+    }
+
+    fn ahead(backlog: Nanos) -> Bucket {
+        Bucket::with_backlog(START, backlog)
     }
 
     #[test]
-    fn debit_goes_one_burst_into_debt_and_no_further() {
-        let bucket = Bucket::default().debit(0, Q, 5, 0);
-        assert_eq!(bucket.to_bits(), 500 * MS);
-        assert_eq!(bucket.debit(0, Q, 3, 0).to_bits(), 800 * MS);
-        assert_eq!(bucket.debit(0, Q, u32::MAX, 0).to_bits(), 1_000 * MS);
+    fn a_refund_returns_what_time_has_not_returned_already() {
+        let Evaluation { after, .. } = Bucket::default().evaluate(START, Q, 3, Nanos::ZERO);
+        let added = ms(300);
+        assert_eq!(after, ahead(added));
+        assert_eq!(after.refund(added, Nanos::ZERO), ahead(Nanos::ZERO));
+        assert_eq!(after.refund(added, ms(120)), ahead(ms(120)));
+        assert_eq!(after.refund(added, ms(301)), after);
     }
 
     #[test]
-    fn debit_never_lessens_what_is_owed_under_a_slower_quota() {
-        let owed = Bucket::from_bits(60_000 * MS);
-        assert_eq!(owed.debit(0, Q, 1, 0), owed);
+    fn a_charge_goes_one_burst_into_debt_and_no_further() {
+        let charge = |bucket: Bucket, cells| bucket.charge(START, Q, cells, Nanos::ZERO);
+        let bucket = charge(Bucket::default(), 5);
+        assert_eq!(bucket, ahead(ms(500)));
+        assert_eq!(charge(bucket, 3), ahead(ms(800)));
+        assert_eq!(charge(bucket, u32::MAX), ahead(ms(1_000)));
     }
 
     #[test]
-    fn nothing_is_reserved_further_ahead_than_a_bucket_ever_is() {
-        let ahead = |ms| Bucket::from_bits(ms * MS).reserve(0, Q, 1, 0);
-        assert_eq!(ahead(900), Some(Bucket::from_bits(1_000 * MS)));
-        assert_eq!(ahead(901), None);
-        let with_slack = |ms| Bucket::from_bits(ms * MS).reserve(0, Q, 1, 2_000 * MS);
-        assert_eq!(with_slack(2_400), Some(Bucket::from_bits(2_500 * MS)));
-        assert_eq!(with_slack(2_401), None);
+    fn a_charge_never_lessens_the_backlog_of_a_slower_quota() {
+        assert_eq!(ahead(ms(60_000)).charge(START, Q, 1, Nanos::ZERO), ahead(ms(60_000)));
+    }
+
+    #[test]
+    fn nothing_is_reserved_further_ahead_than_the_clamp() {
+        let reserve = |backlog, slack| ahead(ms(backlog)).reserve(START, Q, 1, ms(slack));
+        assert_eq!(reserve(900, 0), Some(ahead(ms(1_000))));
+        assert_eq!(reserve(901, 0), None);
+        assert_eq!(reserve(2_400, 2_000), Some(ahead(ms(2_500))));
+        assert_eq!(reserve(2_401, 2_000), None);
     }
 
     #[test]
     fn a_far_future_bucket_heals_within_two_bursts() {
-        let Drawn { clamped, wait, .. } = Bucket::from_bits(u64::MAX).draw(7, Q, 1, 0);
-        assert_eq!(clamped.to_bits(), 7 + 1_000 * MS);
-        assert_eq!(wait, 600 * MS); // until 400 ms of backlog are left
+        let now = Timestamp::from_nanos(7);
+        let Evaluation { clamped, wait, .. } = Bucket::from_bits(u64::MAX).evaluate(now, Q, 1, Nanos::ZERO);
+        assert_eq!(clamped, Bucket::with_backlog(now, ms(1_000)));
+        assert_eq!(wait, ms(600)); // until the backlog is 400 ms
     }
 
     #[test]
-    fn refuses_and_does_not_wrap_at_the_end_of_the_clock() {
-        for k in 0..1_000 {
-            let drawn = Bucket::default().draw(u64::MAX - k * MS, Q, 5, 0);
-            let fits = k * MS >= 500 * MS;
-            assert_eq!(drawn.is_granted(), fits, "{k} ms before the end");
+    fn denies_and_does_not_wrap_at_the_end_of_the_clock() {
+        for left in (0..1_000).map(ms) {
+            let now = Timestamp::from_nanos(u64::MAX).saturating_sub(left);
+            let evaluation = Bucket::default().evaluate(now, Q, 5, Nanos::ZERO);
+            assert_eq!(evaluation.is_granted(), left >= ms(500), "{left:?} before the end");
         }
     }
 
+    #[test]
+    fn requests_left_are_those_that_fit() {
+        assert_eq!(requests_left(ms(100), ms(41), ms(20)), Some(2));
+        assert_eq!(requests_left(ms(100), ms(101), ms(20)), Some(0));
+        assert_eq!(requests_left(ms(100), ms(0), ms(0)), None);
+    }
+
     /// The same rules in 128 bits, without governor.
-    fn model(bucket: u64, now: u64, quota: Quota, cells: u32, slack: u64) -> Drawn {
-        let (t, burst) = (u128::from(quota.cell_nanos()), u128::from(quota.burst_size()));
+    fn model(bucket: u64, now: u64, quota: Quota, cells: u32, slack: u64) -> Evaluation {
+        let (t, burst) = (u128::from(quota.cell_nanos().get()), u128::from(quota.burst_size()));
         let furthest = t * burst + (t * burst).max(slack.into());
         let ahead = u128::from(bucket.saturating_sub(now)).min(furthest);
-        let clamped = Bucket(bucket.min((u128::from(now) + furthest).min(u128::from(u64::MAX)) as u64));
+        let clamped = Bucket::from_bits(bucket.min((u128::from(now) + furthest).min(u128::from(u64::MAX)) as u64));
         let next = ahead + t * u128::from(cells);
         if cells == 0 {
-            Drawn::nothing(clamped)
+            Evaluation::granted_for_free(clamped)
         } else if u128::from(cells) > burst {
-            Drawn::refused(clamped, Drawn::NEVER)
+            Evaluation::denied(clamped, Evaluation::NEVER)
         } else if next > t * burst {
-            Drawn::refused(clamped, (next - t * burst) as u64)
+            Evaluation::denied(clamped, Nanos::new((next - t * burst) as u64))
         } else if u128::from(now) + next > u128::from(u64::MAX) {
-            Drawn::refused(clamped, t as u64)
+            Evaluation::denied(clamped, Nanos::new(t as u64))
         } else {
-            Drawn { after: Bucket((u128::from(now) + next) as u64), clamped, wait: Drawn::NOW }
+            Evaluation { after: Bucket::from_bits((u128::from(now) + next) as u64), clamped, wait: Evaluation::NOW }
         }
     }
 
@@ -288,7 +335,7 @@ mod tests {
         ]
     }
 
-    /// Quotas up to the longest that there are.
+    /// Quotas up to the longest ones.
     fn quotas() -> impl Strategy<Value = Quota> {
         let cells = edgy(1 << 62).prop_map(|cell| cell.max(1));
         cells.prop_flat_map(|cell| {
@@ -307,13 +354,15 @@ mod tests {
             now in edgy(u64::MAX),
             ahead in edgy(u64::MAX),
             near in any::<bool>(),
-            slack in prop_oneof![Just(0), edgy(MOST_SLACK)],
+            slack in prop_oneof![Just(0), edgy(MAX_SLACK.get())],
         ) {
-            // Mostly within the burst, where requests are granted.
+            // Mostly within the burst, where cells are granted.
             let cells = if near { cells % (u64::from(quota.burst_size()) + 2) } else { cells } as u32;
-            let ahead = if near { ahead % (2 * quota.burst_nanos() + 2) } else { ahead };
+            let ahead = if near { ahead % (2 * quota.burst_nanos().get() + 2) } else { ahead };
             let bucket = now.saturating_add(ahead);
-            prop_assert_eq!(Bucket(bucket).draw(now, quota, cells, slack), model(bucket, now, quota, cells, slack));
+            let evaluation =
+                Bucket::from_bits(bucket).evaluate(Timestamp::from_nanos(now), quota, cells, Nanos::new(slack));
+            prop_assert_eq!(evaluation, model(bucket, now, quota, cells, slack));
         }
     }
 }

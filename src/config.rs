@@ -1,8 +1,8 @@
 //! Policies from configuration (feature `serde`).
 //!
-//! Owns what a policy looks like in a file, in any format that serde reads. Knows nothing of files, or of limiters: a
-//! file that was read again becomes policies again, whose quotas
-//! [`Limiter::set_quotas`](crate::Limiter::set_quotas) takes over without losing a bucket.
+//! This module contains the form of a policy in a file, in any format that serde reads. It must not
+//! know of files, or of limiters. When a file has changed, read it to policies again, and pass
+//! their quotas to [`Limiter::set_quotas`](crate::Limiter::set_quotas), which keeps the buckets.
 //!
 //! ```
 //! use tower_quota::{Limiter, Policy, config::PolicyConfig};
@@ -25,7 +25,7 @@
 //!     key = "global"
 //!     quota = "5000/s"
 //! "#)?);
-//! // Later, from the file as it is then:
+//! // Later, when the file has changed:
 //! let policies = read(r#"
 //!     [[policies]]
 //!     key = { header = "x-api-key" }
@@ -37,16 +37,20 @@
 
 use std::{error, fmt};
 
-use http::{HeaderName, StatusCode, header};
+use http::{
+    HeaderName, StatusCode,
+    header::{self, InvalidHeaderName},
+    status::InvalidStatusCode,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    key::{Bearer, ClientIp, Header, Missing, PeerIp},
+    key::{Bearer, ClientIp, Header, Missing, PeerIp, TrustError},
     policy::{Advertise, AtCap, Policy},
     quota::Quota,
 };
 
-/// A policy as a file has it. What is left out is as [`Policy`] has it.
+/// A policy in a file. What is omitted has the default of [`Policy`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -54,9 +58,9 @@ pub struct PolicyConfig {
     /// See [`Policy::named`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// What is counted.
+    /// What the policy counts by.
     pub key: KeyConfig,
-    /// As text: `"100/s, burst 200"`.
+    /// The quota as text: `"100/s, burst 200"`.
     pub quota: Quota,
     /// See [`Policy::advertise`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,7 +84,7 @@ pub struct PolicyConfig {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum KeyConfig {
-    /// Nothing: all requests together. `"global"`.
+    /// All requests together. `"global"`.
     Global,
     /// [`PeerIp`]. `"peer-ip"`.
     PeerIp,
@@ -99,12 +103,13 @@ pub enum KeyConfig {
 pub struct ClientIpConfig {
     /// The networks of the trusted proxies.
     pub behind: Vec<String>,
-    /// `"x-forwarded-for"` (unless set), `"forwarded"`, or a field with one address that the proxy overwrites.
+    /// `"x-forwarded-for"` (unless set), `"forwarded"`, or a field with one address that the proxy
+    /// overwrites.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }
 
-/// What becomes of a request without a key. See [`Missing`].
+/// What happens to a request without a key. See [`Missing`].
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -122,14 +127,15 @@ impl TryFrom<PolicyConfig> for Policy {
 
     /// # Errors
     ///
-    /// When a network, the name of a field, a status or a share cannot be what it should.
+    /// When a network, the name of a field, a status or a share is invalid.
     fn try_from(config: PolicyConfig) -> Result<Self, PolicyConfigError> {
-        let refuse = |reason: String| {
+        let invalid = |kind| {
             let policy = config.name.clone().unwrap_or_else(|| format!("{:?}", config.key));
-            PolicyConfigError { policy, reason }
+            PolicyConfigError { policy, kind }
         };
         let field = |name: &str| {
-            HeaderName::try_from(name).map_err(|error| refuse(format!("the name of a field, {name:?}: {error}")))
+            let field = HeaderName::try_from(name);
+            field.map_err(|source| invalid(PolicyConfigErrorKind::Field { name: name.to_owned(), source }))
         };
         let mut policy = match &config.key {
             KeyConfig::Global => Self::global(config.quota),
@@ -137,7 +143,8 @@ impl TryFrom<PolicyConfig> for Policy {
             KeyConfig::Bearer => Self::per(Bearer, config.quota),
             KeyConfig::Header(name) => Self::per(Header::new(field(name)?), config.quota),
             KeyConfig::ClientIp(ClientIpConfig { behind, field: name }) => {
-                let client = ClientIp::behind(behind).map_err(|error| refuse(error.to_string()))?;
+                let client =
+                    ClientIp::behind(behind).map_err(|source| invalid(PolicyConfigErrorKind::Trust(source)))?;
                 let client = match name.as_deref().map(field).transpose()? {
                     None => client,
                     Some(name) if name == "x-forwarded-for" => client,
@@ -155,7 +162,7 @@ impl TryFrom<PolicyConfig> for Policy {
         }
         match config.enforce_for {
             Some(share) if !(0.0..=1.0).contains(&share) => {
-                return Err(refuse(format!("enforce-for is between 0.0 and 1.0, not {share}")));
+                return Err(invalid(PolicyConfigErrorKind::Share(share)));
             }
             Some(share) => policy = policy.enforce_for(share),
             None => {}
@@ -172,23 +179,84 @@ impl TryFrom<PolicyConfig> for Policy {
             Some(MissingConfig::Skip) => Ok(policy.on_missing(Missing::Skip)),
             Some(MissingConfig::Reject(code)) => match StatusCode::from_u16(code) {
                 Ok(status) => Ok(policy.on_missing(Missing::Reject(status))),
-                Err(error) => Err(refuse(format!("the status {code}: {error}"))),
+                Err(source) => Err(invalid(PolicyConfigErrorKind::Status { code, source })),
             },
         }
     }
 }
 
-/// Why a configured policy was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a configured policy is invalid.
+#[derive(Debug)]
 pub struct PolicyConfigError {
     policy: String,
-    reason: String,
+    kind: PolicyConfigErrorKind,
+}
+
+impl PolicyConfigError {
+    /// Returns the policy's name, or its key where it has no name.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+
+    /// Returns what is wrong.
+    #[must_use]
+    pub fn kind(&self) -> &PolicyConfigErrorKind {
+        &self.kind
+    }
+}
+
+/// What is wrong with a configured policy.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum PolicyConfigErrorKind {
+    /// The name of a header field is invalid.
+    #[non_exhaustive]
+    Field {
+        /// The name.
+        name: String,
+        /// Why it is invalid.
+        source: InvalidHeaderName,
+    },
+    /// The share of `enforce-for` is not from 0.0 to 1.0.
+    Share(f64),
+    /// The status of `on-missing` is invalid.
+    #[non_exhaustive]
+    Status {
+        /// The status.
+        code: u16,
+        /// Why it is invalid.
+        source: InvalidStatusCode,
+    },
+    /// The list of trusted proxies is invalid.
+    Trust(TrustError),
 }
 
 impl fmt::Display for PolicyConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the policy {}: {}", self.policy, self.reason)
+        write!(f, "the policy {:?}: ", self.policy)?;
+        match &self.kind {
+            PolicyConfigErrorKind::Field { name, .. } => {
+                write!(f, "{name:?} is not the name of a header field: use letters, digits and hyphens")
+            }
+            PolicyConfigErrorKind::Share(share) => {
+                write!(f, "enforce-for is {share}: set it from 0.0 to 1.0")
+            }
+            PolicyConfigErrorKind::Status { code, .. } => {
+                write!(f, "on-missing rejects with {code}, which is not a status: use one from 400 to 599")
+            }
+            PolicyConfigErrorKind::Trust(error) => error.fmt(f),
+        }
     }
 }
 
-impl error::Error for PolicyConfigError {}
+impl error::Error for PolicyConfigError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match &self.kind {
+            PolicyConfigErrorKind::Field { source, .. } => Some(source),
+            PolicyConfigErrorKind::Share(_) => None,
+            PolicyConfigErrorKind::Status { source, .. } => Some(source),
+            PolicyConfigErrorKind::Trust(source) => Some(source),
+        }
+    }
+}

@@ -1,8 +1,8 @@
 //! Rate limiting for tower, axum and hyper: exact limits, global and per key, in bounded memory.
 //!
-//! A [`Layer`](tower_layer::Layer) wraps any HTTP service with GCRA limiters. What is over the limit is answered `429
-//! Too Many Requests` with `Retry-After` and the `RateLimit` fields of the IETF draft; keys that owe nothing are swept
-//! away by a thread that ends with the last limiter.
+//! A [`Layer`](tower_layer::Layer) wraps any HTTP service with GCRA limiters. Requests over the
+//! limit get `429 Too Many Requests` with an accurate `Retry-After`, and the `RateLimit` fields of
+//! the IETF draft. A background thread removes idle keys, and ends with the last limiter.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -16,58 +16,57 @@
 //! # }
 //! ```
 //!
-//! # Where things are
+//! # Where to read on
 //!
 //! | to | see |
 //! |---|---|
 //! | write a rate and a burst | [`Quota`] |
-//! | say what is counted, and for which requests | [`Policy`], [`key`] |
+//! | choose what is counted, and for which requests | [`Policy`], [`key`] |
 //! | combine policies, share them, decide without a service | [`Limiter`] |
-//! | put them in front of a service | [`RateLimitLayer`], [`RateLimit`] |
-//! | answer refusals your way | [`response`], [`Denied`] |
-//! | say what clients are told | [`headers`], [`policy::Advertise`] |
+//! | apply them to a service | [`RateLimitLayer`], [`RateLimit`] |
+//! | change the response to denied requests | [`response`], [`Denied`] |
+//! | choose what clients learn | [`headers`], [`policy::Advertise`] |
 //! | test with a clock that you move | [`clock`] |
-//! | know how it works, and what always holds | `docs/architecture.md` |
+//! | learn how it works, and its invariants | `docs/architecture.md` |
 //!
-//! # What always holds
+//! # Guarantees
 //!
-//! - A request is admitted when every policy that applies grants its cells. A refused one leaves every bucket as it was.
-//! - In any window `W` a bucket admits at most `burst + floor(W / T)` cells, for any number of threads, where `T` is the
-//!   [time of one cell](Quota::cell_period).
-//! - Who waits as long as `Retry-After` says, and meets no rival, is admitted.
-//! - A bucket that owes something is never forgotten. Each policy holds a bounded number of keys.
-//! - A missing key is never a bypass, and never one bucket for the world, unless you say so.
+//! - A request is allowed when every policy that applies grants its cells. A denied one leaves
+//!   every bucket as it was.
+//! - In any window `W` a bucket admits at most `burst + floor(W / T)` cells, for any number of
+//!   threads, where `T` is the [time of one cell](Quota::cell_period).
+//! - A client that waits for the time in `Retry-After` is allowed, unless others consume the quota
+//!   first.
+//! - A bucket with a backlog is never evicted. Each policy has a bounded number of keys.
+//! - A missing key is never a bypass, and never one bucket for all clients, unless you say so.
 //!
 //! # Features
 //!
-//! None is on by default, and none changes what the others do.
+//! No feature is on by default, and a feature only adds.
 //!
-//! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default answer in axum's body.
-//! - `metrics`: counts decisions, keys and sweeps through the `metrics` crate; no key is ever a label.
+//! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default response in
+//!   axum's body.
+//! - `metrics`: counts decisions, keys and sweeps through the `metrics` crate; no key is ever a
+//!   label.
 //! - `redis`: one limit for many processes, see `redis`. Needs tokio, and Rust 1.88.
 //! - `serde`: quotas and policies from configuration, see [`Quota`] and `config`.
-//! - `tonic`: reads the peer of tonic's TCP connections; the default answer in tonic's body.
-//! - `tracing`: events for refusals, missing keys, and policies near their cap.
+//! - `tonic`: reads the peer of tonic's TCP connections; the default response in tonic's body.
+//! - `tracing`: events for denials, missing keys, and policies near their maximum number of keys.
 
 mod bucket;
 pub mod clock;
 #[cfg(feature = "serde")]
 pub mod config;
 pub mod decision;
-pub mod delay;
-mod front;
-pub mod future;
-pub mod headers;
 pub mod key;
-mod layer;
 pub mod limiter;
+mod middleware;
 mod observe;
 pub mod policy;
 pub mod quota;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod response;
-mod service;
 mod store;
 mod sweeper;
 mod sync;
@@ -75,11 +74,11 @@ mod sync;
 pub use self::{
     decision::{Decision, Denied},
     key::Key,
-    layer::RateLimitLayer,
     limiter::Limiter,
+    middleware::{delay, future, layer::RateLimitLayer, service::RateLimit},
     policy::Policy,
     quota::Quota,
-    service::RateLimit,
+    response::headers,
 };
 
 #[cfg(all(doctest, feature = "axum", feature = "redis"))]

@@ -1,7 +1,7 @@
-//! [`Policy`]: a name, a key, a quota, and which requests they apply to.
+//! Contains [`Policy`]: a name, a key, a quota, and which requests it applies to.
 //!
-//! Owns the user's closures and turns a request into a charge. Knows nothing of buckets, of other policies, or of what
-//! becomes of the charge.
+//! A policy contains the user's closures, and [evaluates](Policy::evaluate) a request to what it
+//! asks of the policy. This file must not know of buckets, of other policies, or of the decision.
 //!
 //! ```
 //! use http::StatusCode;
@@ -12,7 +12,7 @@
 //!
 //! const FREE: Quota = Quota::per_minute(60);
 //!
-//! // API keys with plans: an outer layer has looked the plan up; the bucket survives a change of plan.
+//! // API keys with plans: an outer layer has looked the plan up. The bucket survives a change of plan.
 //! let policy = Policy::per(Header::new("x-api-key"), FREE)
 //!     .named("plan")
 //!     .quota_by(|head| match head.extensions().get::<Plan>()? {
@@ -34,17 +34,17 @@ use crate::{
     quota::Quota,
 };
 
-/// A name, a key, a quota, and which requests they apply to.
+/// A name, a key, a quota, and which requests it applies to.
 ///
-/// A policy has one quota at a time: several windows are several policies. This is the model of the IETF `RateLimit`
-/// fields.
+/// A policy has one quota at a time. For several windows use several policies. This is the model of
+/// the IETF `RateLimit` fields.
 #[derive(Clone)]
 #[must_use]
 pub struct Policy {
     name: Arc<str>,
-    /// Within quotes, in structured fields and in JSON.
+    /// Escaped for a quoted string in structured fields and in JSON.
     escaped_name: Arc<str>,
-    /// `None` counts all requests together.
+    /// `None`: the policy counts all requests together.
     key: Option<Arc<dyn KeyExtractor>>,
     quota: Quota,
     quota_by: Option<Arc<QuotaBy>>,
@@ -63,83 +63,92 @@ pub struct Policy {
 enum Enforce {
     Always,
     Never,
-    /// For keys whose hash is below.
+    /// For keys whose hash is below this number.
     Below(u64),
 }
 
-/// What becomes of a key that goes on being refused: it is blocked, longer each time. Whoever shares the key is blocked
-/// with it: the clients behind one address, the requests without a key under
-/// [`Missing::Share`].
+/// Blocks keys that are denied repeatedly, for increasing durations.
+///
+/// All clients that share a key are blocked together: those behind one address, or all requests
+/// without a key under [`Missing::Share`].
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_quota::{Policy, Quota, key::PeerIp, policy::Ban};
 ///
-/// // 20 refusals at once: blocked for a minute, then for two, four, and so on up to a day.
-/// let ban = Ban::after(20, Duration::from_secs(60)).starting_at(Duration::from_secs(60)).up_to(Duration::from_secs(86_400));
+/// // 20 denials at once: blocked for a minute, then for two, four, and so on up to a day.
+/// let ban = Ban::after(20, Duration::from_secs(60))
+///     .initial(Duration::from_secs(60))
+///     .max(Duration::from_secs(86_400));
 /// let policy = Policy::per(PeerIp, Quota::per_second(10)).ban(ban);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Ban {
     pub(crate) strikes: Quota,
-    pub(crate) shortest: Duration,
-    pub(crate) longest: Duration,
+    pub(crate) initial: Duration,
+    pub(crate) max: Duration,
 }
 
 impl Ban {
-    /// Blocks a key with its refusal number `refusals`, if they come at once. They are counted by a bucket of their own, which
-    /// forgets one in each `window / refusals`: of refusals that come slower it takes more, and those that come no faster
-    /// than they are forgotten block nobody. For a minute at first, and for an hour at most, unless set.
+    /// Blocks a key at its denial number `denials`, if the denials come at once. The first block
+    /// lasts a minute and the longest an hour, unless set.
     ///
-    /// As many as 65,536 keys are watched for each policy, and 1,024 of one network (IPv4 /16, IPv6 /40). Further ones are
-    /// limited, and not blocked: count by address before you count by what a client can invent.
+    /// Denials are counted by a bucket of their own, which forgets one in each `window / denials`.
+    /// So of slower denials more are needed, and denials that come no faster than they are
+    /// forgotten block nobody.
+    ///
+    /// For each policy, at most 65,536 keys are watched, and 1,024 of one network (IPv4 /16, IPv6
+    /// /40). Further keys are limited, and not blocked: add a policy by address before a policy by
+    /// a key that a client can invent.
     ///
     /// # Panics
     ///
-    /// If `refusals` is zero, or [`Quota::new`] refuses the two as a quota.
-    pub const fn after(refusals: u32, window: Duration) -> Self {
-        let (shortest, longest) = (Duration::from_secs(60), Duration::from_secs(3_600));
-        Self { strikes: Quota::per(refusals, window), shortest, longest }
+    /// If `denials` is zero, or [`Quota::new`] fails for the two.
+    pub const fn after(denials: u32, window: Duration) -> Self {
+        let (initial, max) = (Duration::from_secs(60), Duration::from_secs(3_600));
+        Self { strikes: Quota::per(denials, window), initial, max }
     }
 
-    /// How long the first block lasts. Each further one lasts twice as long as the one before it if it comes at once, and
-    /// less the longer the key was quiet: after twice the length of a block without another, all is forgotten.
-    pub const fn starting_at(self, shortest: Duration) -> Self {
-        Self { shortest, ..self }
+    /// Sets how long the first block lasts; a minute unless set. A block that follows at once lasts
+    /// twice as long as the one before. The longer the key was quiet in between, the shorter the
+    /// next block. After twice the length of a block without another one, the key starts anew.
+    pub const fn initial(self, initial: Duration) -> Self {
+        Self { initial, ..self }
     }
 
-    /// How long a block lasts at most.
-    pub const fn up_to(self, longest: Duration) -> Self {
-        Self { longest, ..self }
+    /// Sets how long a block lasts at most; an hour unless set.
+    pub const fn max(self, max: Duration) -> Self {
+        Self { max, ..self }
     }
 }
 
-/// What of a policy clients are told, beside the status.
+/// What clients learn about a policy, beside the status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize, serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Advertise {
-    /// Its quota and what is left of it, on every response; on a refusal its name, in the body as well, and
-    /// `Retry-After`.
+    /// Its quota and what is left of it, on every response. On a denial its name, in the body as
+    /// well, and `Retry-After`.
     #[default]
     Everything,
-    /// The same, on refusals alone.
-    OnRefusal,
-    /// How long to wait. Not which policy it was, nor what its quota is: that tells an outsider how much the service can
-    /// bear.
+    /// The same, on denials only.
+    OnDenial,
+    /// How long to wait, without the policy's name and quota, which would tell an outsider the
+    /// capacity of the service.
     RetryAfter,
-    /// That the request was refused. For a limit on logins, which must not count down for an attacker. A refusal by such
-    /// a policy has no `Retry-After`, whatever other policies would say: it would not be true.
+    /// Nothing but the denial. Use it for a limit on logins, which must not count down for an
+    /// attacker. A denial by such a policy has no `Retry-After`, even if another policy denies too,
+    /// because it would not be accurate.
     Nothing,
 }
 
 impl Advertise {
     pub(crate) fn names_the_policy(self) -> bool {
-        matches!(self, Self::Everything | Self::OnRefusal)
+        matches!(self, Self::Everything | Self::OnDenial)
     }
 
-    pub(crate) fn tells_the_wait(self) -> bool {
+    pub(crate) fn names_the_wait(self) -> bool {
         !matches!(self, Self::Nothing)
     }
 }
@@ -150,16 +159,17 @@ type CountIf = dyn Fn(ResponseHead<'_>) -> bool + Send + Sync;
 type When = dyn Fn(RequestHead<'_>) -> bool + Send + Sync;
 
 impl Policy {
-    /// Counts all requests together: what protects the service itself. Named `global`; what clients are told of it is
-    /// [`Advertise::RetryAfter`] unless you say otherwise.
+    /// Counts all requests together, to protect the service itself. The policy is named `global`,
+    /// and [advertises](Self::advertise) [`Advertise::RetryAfter`], unless set.
     pub fn global(quota: Quota) -> Self {
         Self::new("global".into(), None, quota).advertise(Advertise::RetryAfter)
     }
 
-    /// Counts the requests of each key apart. Named `per-` and what the extractor calls itself: `per-ip`,
-    /// `per-x-api-key`.
+    /// Counts the requests of each key separately. To count by a closure, wrap it in
+    /// [`key_fn`](crate::key::key_fn): `Policy::per(key_fn(|head| ...), quota)`. See
+    /// [`key`](crate::key) for the extractors.
     ///
-    /// A closure is wrapped: `Policy::per(key_fn(|head| ...), quota)`. See [`key`](crate::key) for the extractors.
+    /// The policy is named `per-` and the extractor's name, unless set: `per-ip`, `per-x-api-key`.
     pub fn per(key: impl KeyExtractor, quota: Quota) -> Self {
         Self::new(format!("per-{}", key.name()).into(), Some(Arc::new(key)), quota)
     }
@@ -183,86 +193,90 @@ impl Policy {
         }
     }
 
-    /// Names the policy. Clients and operators see the name: choose one that says what is counted and does not change
-    /// with the numbers.
+    /// Names the policy. Clients and operators see the name: choose one that says what is counted
+    /// and does not change with the numbers.
     ///
-    /// Names are printable ASCII, of 64 bytes at most, and unique within a limiter; the limiter refuses others when it is
-    /// built.
+    /// Names are printable ASCII of at most 64 bytes, and unique within a limiter. With any other
+    /// name, building the limiter fails.
     pub fn named(mut self, name: impl AsRef<str>) -> Self {
         self.name = name.as_ref().into();
         self.escaped_name = escaped(&self.name);
         self
     }
 
-    /// Applies the policy only to requests for which `applies` holds. To the others it is as if it did not exist.
+    /// Applies the policy only to requests for which `applies` returns true. For others the policy
+    /// does not exist.
     ///
-    /// Decide by what a client cannot choose at will, or it chooses to be exempt: compare whole paths, and do not trust
-    /// header fields.
+    /// Decide by what a client cannot choose freely. Otherwise it chooses to be exempt: compare
+    /// whole paths, and do not trust header fields.
     pub fn when(mut self, applies: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.when = Some(Arc::new(applies));
         self
     }
 
-    /// Says what becomes of a request without a key, whatever the extractor says.
+    /// Sets what happens to a request without a key, instead of what the extractor says.
     pub fn on_missing(mut self, missing: Missing) -> Self {
         self.missing = Some(missing);
         self
     }
 
-    /// Chooses the quota for each request; `None` means the policy's own.
+    /// Chooses the quota of each request; `None` selects the policy's own.
     ///
-    /// The bucket stays the same: what was drawn under one quota is owed, as time, under the next, and never more than
-    /// two bursts of it. So a change of plan neither locks a client out nor hands it a fresh burst.
+    /// The bucket stays the same: the backlog under one quota stays, as time, under the next, up to
+    /// two bursts of it. So a change of plan neither locks a client out nor gives it a fresh burst.
     ///
-    /// The choice must not depend on anything that a client can vary from request to request; what does belongs into
-    /// the key.
+    /// The choice must not depend on anything that a client can vary from request to request. That
+    /// belongs into the key.
     pub fn quota_by(mut self, choose: impl Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync + 'static) -> Self {
         self.quota_by = Some(Arc::new(choose));
         self
     }
 
-    /// Says how many cells a request costs; one, unless this is set.
+    /// Sets how many cells a request costs; one unless set.
     ///
-    /// A cost of zero draws nothing, and this policy grants it whatever its bucket holds: where a client has a say in the
-    /// cost, see that it is at least one. A cost above the burst can never be granted: it is refused without a time to come
-    /// back at.
+    /// A request that costs zero cells is always granted: where a client can influence the cost,
+    /// make it at least one. A cost above the burst can never be granted: the request is denied
+    /// without `Retry-After`.
     pub fn cost_by(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.cost_by = Some(Arc::new(cost));
         self
     }
 
-    /// Counts a request only if `counts` holds for its response: failed logins, say, and not the others. The request is
-    /// charged as ever when it comes; when the response does not count, the charge is put back.
+    /// Counts a request only if `counts` returns true for its response: only failed logins, for
+    /// example. The cells are acquired when the request comes, and refunded if the response does
+    /// not count.
     ///
-    /// What comes back shrinks with the time that the response took, for time has returned the rest already. A request
-    /// whose response takes longer than its cells take to come back is better charged afterwards, with
-    /// [`Admission::charge`](crate::limiter::Admission::charge). A request that ends without a response, because the client
-    /// went away or the service failed, keeps its charge.
+    /// The longer the response takes, the less is refunded, because time has returned the rest
+    /// already. Where a response takes longer than its cells take to come back, charge afterwards
+    /// instead, with [`Admission::charge`](crate::limiter::Admission::charge). A request that ends
+    /// without a response is not refunded: the client disconnected, or the service failed.
     ///
-    /// Has an effect in a service, where there are responses, and none on [`Limiter::decide`](crate::Limiter::decide).
+    /// This takes effect in a service, where there are responses, and not on
+    /// [`Limiter::decide`](crate::Limiter::decide).
     pub fn count_if(mut self, counts: impl Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.count_if = Some(Arc::new(counts));
         self
     }
 
-    /// Shadow mode: the policy decides, draws and reports as ever, and refuses nothing. To see what a limit would do before
-    /// it does it. A request without a key passes. Clients are told nothing of it; the handler sees it in the
+    /// Enables shadow mode: the policy decides, counts and reports as usual, and denies nothing.
+    /// Use it to see the effect of a limit in advance. A request without a key passes. Clients
+    /// learn nothing of the policy. The handler sees its result in the
     /// [`Admission`](crate::limiter::Admission).
     pub fn shadow(mut self) -> Self {
         self.enforce = Enforce::Never;
         self
     }
 
-    /// Enforces the policy for a share of the keys, from 0.0 to 1.0; for the others it is in [shadow mode](Self::shadow).
-    /// Which keys these are does not change as the share grows: a key that is enforced stays so. (For keys that are kept as
-    /// hashes this holds until the process ends.) A global policy has one key. A request without a key is treated as the
-    /// policy says, as if it were enforced. A share of nothing is shadow mode.
+    /// Enforces the policy for a share of the keys, from 0.0 to 1.0. For the others it is in
+    /// [shadow mode](Self::shadow). As the share grows, keys are added and none is removed. (For
+    /// hashed keys this is true until the process ends.) A global policy has one key. A request
+    /// without a key is treated as if the policy were enforced. A share of 0.0 is shadow mode.
     ///
     /// # Panics
     ///
     /// If `share` is not between 0.0 and 1.0.
     pub fn enforce_for(mut self, share: f64) -> Self {
-        assert!((0.0..=1.0).contains(&share), "a share of the keys is between 0.0 and 1.0, not {share}");
+        assert!((0.0..=1.0).contains(&share), "the share of the keys is from 0.0 to 1.0, not {share}");
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_precision_loss,
@@ -278,50 +292,53 @@ impl Policy {
         self
     }
 
-    /// Blocks keys that go on being refused. See [`Ban`].
+    /// Blocks keys that are denied repeatedly. See [`Ban`].
     pub fn ban(mut self, ban: Ban) -> Self {
         self.ban = Some(ban);
         self
     }
 
-    /// How many keys may hold a bucket at once; 1,000,000 unless set. A key and its bucket take 24 bytes and their share
-    /// of a hash table; counting networks takes up to 64 KiB, and the overflow up to `max_keys` bytes once it is needed.
-    /// Has no meaning for a global policy.
+    /// Sets how many keys may have a bucket at once; 1,000,000 unless set. A key and its bucket
+    /// take 24 bytes and their share of a hash table. Counting networks takes up to 64 KiB, and the
+    /// overflow table up to `max_keys` bytes once it is needed. A global policy ignores it.
     ///
-    /// A 64th of them, or 64 if that is more, may belong to one network (IPv4 /16, IPv6 /40).
-    /// [`at_cap`](Self::at_cap) says what becomes of further ones.
+    /// A 64th of the keys, or 64 if that is more, may belong to one network (IPv4 /16, IPv6 /40).
+    /// [`at_cap`](Self::at_cap) says what happens to further keys.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.max_keys = max_keys;
         self
     }
 
-    /// What becomes of new keys when there is no room for them. Keys that are held are never evicted for others.
+    /// Sets what happens to new keys when the map is full. Keys with a backlog are never evicted
+    /// for others.
     pub fn at_cap(mut self, at_cap: AtCap) -> Self {
         self.at_cap = at_cap;
         self
     }
 
-    /// Says what clients are told: [`Advertise::Everything`] of a policy with keys, [`Advertise::RetryAfter`] of a global
-    /// one, unless set.
+    /// Sets what clients learn about the policy; [`Advertise::Everything`] for a policy with keys
+    /// and [`Advertise::RetryAfter`] for a global one, unless set.
     pub fn advertise(mut self, advertise: Advertise) -> Self {
         self.advertise = advertise;
         self
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The quota of requests for which [`quota_by`](Self::quota_by) does not choose another, as the policy was made;
-    /// [`Limiter::quota`](crate::Limiter::quota) knows what [`set_quota`](crate::Limiter::set_quota) made of it.
+    /// Returns the quota that the policy was made with. Requests use it unless
+    /// [`quota_by`](Self::quota_by) chooses another, or
+    /// [`Limiter::set_quota`](crate::Limiter::set_quota) has replaced it: see
+    /// [`Limiter::quota`](crate::Limiter::quota).
     #[must_use]
     pub fn quota(&self) -> Quota {
         self.quota
     }
 
-    /// Whether it counts all requests together.
+    /// Whether the policy counts all requests together.
     #[must_use]
     pub fn is_global(&self) -> bool {
         self.key.is_none()
@@ -339,12 +356,12 @@ impl Policy {
         self.missing
     }
 
-    pub(crate) fn banned(&self) -> Option<Ban> {
+    pub(crate) fn ban_rule(&self) -> Option<Ban> {
         self.ban
     }
 
-    /// Whether responses decide what counts.
-    pub(crate) fn asks_the_response(&self) -> bool {
+    /// Whether the response decides what counts.
+    pub(crate) fn counts_by_response(&self) -> bool {
         self.count_if.is_some()
     }
 
@@ -368,19 +385,19 @@ impl Policy {
         self.key.as_deref().and_then(|key| key.challenge(head))
     }
 
-    /// What a request is charged, under the quota `base` where none is chosen for it: `None` where the policy does not
-    /// apply.
+    /// Evaluates what a request asks of this policy, by the quota `base` unless another one is
+    /// chosen for it. Returns `None` where the policy does not apply. All user code of a decision
+    /// runs in here, while nothing is locked.
     ///
     /// # Errors
     ///
-    /// The status to refuse it with when its key is missing. All user code of a decision runs in here, and under no
-    /// lock.
+    /// When the key is missing: the status to reject the request with.
     #[inline(always)]
-    pub(crate) fn charge(
+    pub(crate) fn evaluate(
         &self,
         head: RequestHead<'_>,
         base: impl FnOnce() -> Quota,
-    ) -> Result<Option<Charge>, StatusCode> {
+    ) -> Result<Option<Demand>, StatusCode> {
         if self.when.as_ref().is_some_and(|applies| !applies(head)) {
             return Ok(None);
         }
@@ -388,7 +405,7 @@ impl Policy {
             None => Key::GLOBAL,
             Some(Ok(key)) => key,
             Some(Err(absence)) => match self.missing.unwrap_or(absence) {
-                // Which refuses nothing.
+                // Shadow mode rejects nothing.
                 Missing::Reject(_) if matches!(self.enforce, Enforce::Never) => return Ok(None),
                 Missing::Reject(status) => return Err(status),
                 Missing::Share => Key::SHARED,
@@ -402,12 +419,12 @@ impl Policy {
             Enforce::Never => true,
             Enforce::Below(share) => key.spread() >= share,
         };
-        Ok(Some(Charge { key, quota, cells, shadow }))
+        Ok(Some(Demand { key, quota, cells, shadow }))
     }
 }
 
-/// Strings of structured fields (RFC 9651 §4.1.6) and of JSON (RFC 8259 §7) escape the same two characters of printable
-/// ASCII, which names are.
+/// Strings of structured fields (RFC 9651 §4.1.6) and of JSON (RFC 8259 §7) escape the same two
+/// characters of printable ASCII, which names consist of.
 fn escaped(name: &Arc<str>) -> Arc<str> {
     if name.contains(['"', '\\']) { name.replace('\\', r"\\").replace('"', "\\\"").into() } else { Arc::clone(name) }
 }
@@ -424,14 +441,14 @@ impl fmt::Debug for Policy {
 
 /// What one request asks of one policy.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Charge {
+pub(crate) struct Demand {
     pub(crate) key: Key,
     pub(crate) quota: Quota,
     pub(crate) cells: u32,
     pub(crate) shadow: bool,
 }
 
-/// What [`Policy::count_if`] sees of a response.
+/// A borrowed response without its body, for [`Policy::count_if`].
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseHead<'a> {
     status: StatusCode,
@@ -444,19 +461,19 @@ impl<'a> ResponseHead<'a> {
         Self { status: response.status(), headers: response.headers(), extensions: response.extensions() }
     }
 
-    /// The status.
+    /// Returns the status.
     #[must_use]
     pub fn status(self) -> StatusCode {
         self.status
     }
 
-    /// The header fields.
+    /// Returns the header fields.
     #[must_use]
     pub fn headers(self) -> &'a HeaderMap {
         self.headers
     }
 
-    /// What the service wants its layers to know.
+    /// Returns what the service tells its layers.
     #[must_use]
     pub fn extensions(self) -> &'a Extensions {
         self.extensions

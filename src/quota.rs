@@ -1,13 +1,13 @@
-//! [`Quota`]: a rate and a burst.
+//! Contains [`Quota`], a rate and a burst, with its text form.
 //!
-//! Owns the checks that make every later computation safe (nothing that fits a `Quota` can overflow in a bucket), and
-//! the text form. Knows nothing of time's flow, of keys or of requests.
+//! The checks here make every later computation safe: nothing that fits a `Quota` can overflow in a
+//! bucket. This file must not know of the passing of time, of keys or of requests.
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_quota::Quota;
 //!
-//! const LOGIN: Quota = Quota::per_minute(5).burst(2); // a zero here would not compile
+//! const LOGIN: Quota = Quota::per_minute(5).burst(2); // a zero here is a compile error
 //! let slow = Quota::every(Duration::from_secs(90));
 //! let configured: Quota = "1000/h, burst 50".parse()?;
 //! assert_eq!(configured, Quota::per_hour(1_000).burst(50));
@@ -17,24 +17,28 @@
 
 use std::{error, fmt, str::FromStr, time::Duration};
 
+use crate::clock::Nanos;
+
 /// A rate (cells per period) and a burst (cells available at once).
 ///
-/// A cell is one unit of quota; a request costs one unless its policy says otherwise. Rates are always *cells per
-/// period*: `per_second(2)` admits two cells a second. The other reading, one cell per period, is
-/// [`every`](Self::every).
+/// A cell is one unit of quota. A request costs one cell unless its policy says otherwise. Rates
+/// are always *cells per period*: `per_second(2)` allows two cells a second. For one cell per
+/// period, use [`every`](Self::every).
 ///
 /// # What a burst admits
 ///
-/// The burst defaults to the rate's count: `per_minute(5)` lets five requests through at once and then one every
-/// twelve seconds. A bucket that starts full therefore admits up to `burst + rate` in one window, here ten in the first
-/// minute; in any window `W` it admits at most `burst + floor(W / T)` cells, where `T` is the
-/// [`cell_period`](Self::cell_period). To spread requests evenly, ask for a burst of one.
+/// The burst defaults to the rate's count: `per_minute(5)` lets five requests through at once and
+/// then one every twelve seconds. A bucket that starts full therefore admits up to `burst + rate`
+/// in one window: ten in the first minute. In any window `W` it admits at most
+/// `burst + floor(W / T)` cells, where `T` is the [`cell_period`](Self::cell_period). To spread
+/// requests evenly, use a burst of one.
 ///
 /// # Precision
 ///
-/// `T` is the period divided by the count, rounded **up** to whole nanoseconds, so that a quota never admits more than
-/// was asked. The effective rate is short of the nominal one by less than `n / 10⁹` of itself, where `n` is the rate per
-/// second: less than a millionth at a thousand a second, and a sixth at 300 million (`T` is 4 ns instead of 3⅓).
+/// `T` is the period divided by the count, rounded **up** to whole nanoseconds, so that a quota
+/// never admits more than was asked. The effective rate is short of the nominal one by less than
+/// `n / 10⁹` of itself, where `n` is the rate per second: less than a millionth at a thousand a
+/// second, and a sixth at 300 million (`T` is 4 ns instead of 3⅓).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quota {
     cells: u32,
@@ -44,7 +48,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// `cells` per second, with a burst of `cells`.
+    /// Returns `cells` per second, with a burst of `cells`.
     ///
     /// # Panics
     ///
@@ -54,7 +58,7 @@ impl Quota {
         Self::per(cells, Duration::from_secs(1))
     }
 
-    /// `cells` per minute, with a burst of `cells`.
+    /// Returns `cells` per minute, with a burst of `cells`.
     ///
     /// # Panics
     ///
@@ -64,7 +68,7 @@ impl Quota {
         Self::per(cells, Duration::from_secs(60))
     }
 
-    /// `cells` per hour, with a burst of `cells`.
+    /// Returns `cells` per hour, with a burst of `cells`.
     ///
     /// # Panics
     ///
@@ -74,11 +78,11 @@ impl Quota {
         Self::per(cells, Duration::from_secs(3_600))
     }
 
-    /// `cells` per `period`, with a burst of `cells`.
+    /// Returns `cells` per `period`, with a burst of `cells`.
     ///
     /// # Panics
     ///
-    /// On whatever [`new`](Self::new) refuses; in a `const` this is a compile error.
+    /// When [`new`](Self::new) fails; in a `const` this is a compile error.
     #[must_use]
     pub const fn per(cells: u32, period: Duration) -> Self {
         match Self::new(cells, period) {
@@ -87,7 +91,7 @@ impl Quota {
         }
     }
 
-    /// One cell per `period`, with a burst of one.
+    /// Returns one cell per `period`, with a burst of one.
     ///
     /// # Panics
     ///
@@ -97,12 +101,12 @@ impl Quota {
         Self::per(1, period)
     }
 
-    /// `cells` per `period`, with a burst of `cells`, for values that come from configuration.
+    /// Returns `cells` per `period`, with a burst of `cells`, for values from configuration.
     ///
     /// # Errors
     ///
-    /// When a count or the period is zero, the rate is above 10⁹ a second, or the period or the time that the burst
-    /// takes to come back exceeds 2⁶² nanoseconds (146 years).
+    /// When a count or the period is zero, the rate is above 10⁹ a second, or the period or the
+    /// time that the burst takes to come back exceeds 2⁶² nanoseconds (146 years).
     pub const fn new(cells: u32, period: Duration) -> Result<Self, QuotaError> {
         if cells == 0 {
             return Err(QuotaError::ZeroCells);
@@ -122,11 +126,11 @@ impl Quota {
         quota.try_burst(cells)
     }
 
-    /// The same rate with `burst` cells available at once.
+    /// Returns the same rate with `burst` cells available at once.
     ///
     /// # Panics
     ///
-    /// On whatever [`try_burst`](Self::try_burst) refuses; in a `const` this is a compile error.
+    /// When [`try_burst`](Self::try_burst) fails; in a `const` this is a compile error.
     #[must_use]
     pub const fn burst(self, burst: u32) -> Self {
         match self.try_burst(burst) {
@@ -135,11 +139,12 @@ impl Quota {
         }
     }
 
-    /// The same rate with `burst` cells available at once, for values that come from configuration.
+    /// Returns the same rate with `burst` cells available at once, for values from configuration.
     ///
     /// # Errors
     ///
-    /// When `burst` is zero, or the time that it takes to come back exceeds 2⁶² nanoseconds (146 years).
+    /// When `burst` is zero, or the time that it takes to come back exceeds 2⁶² nanoseconds
+    /// (146 years).
     pub const fn try_burst(self, burst: u32) -> Result<Self, QuotaError> {
         if burst == 0 {
             return Err(QuotaError::ZeroBurst);
@@ -150,38 +155,39 @@ impl Quota {
         Ok(Self { burst, ..self })
     }
 
-    /// The count of the rate, as written.
+    /// Returns the count of the rate, as written.
     #[must_use]
     pub const fn cells(self) -> u32 {
         self.cells
     }
 
-    /// The period of the rate, as written.
+    /// Returns the period of the rate, as written.
     #[must_use]
     pub const fn period(self) -> Duration {
         Duration::from_nanos(self.period)
     }
 
-    /// The cells available at once when nothing was drawn for long enough.
+    /// Returns the cells that are available at once after a long enough pause.
     #[must_use]
     pub const fn burst_size(self) -> u32 {
         self.burst
     }
 
-    /// The time after which one cell comes back: `period / cells`, rounded up to whole nanoseconds. The emission
-    /// interval `T` of GCRA.
+    /// Returns the time after which one cell comes back: `period / cells`, rounded up to whole
+    /// nanoseconds. This is the emission interval `T` of GCRA.
     #[must_use]
     pub const fn cell_period(self) -> Duration {
         Duration::from_nanos(self.cell_period)
     }
 
-    /// The time after which an exhausted bucket is full again: `burst × T`.
+    /// Returns the time after which an exhausted bucket is full again: `burst × T`.
     #[must_use]
     pub const fn time_to_fill(self) -> Duration {
-        Duration::from_nanos(self.burst_nanos())
+        Duration::from_nanos(self.burst_nanos().get())
     }
 
-    /// `share` of the rate and of the burst, at least a burst of one. More where that would be slower than a quota can be.
+    /// `share` of the rate and of the burst, at least a burst of one cell. The share is larger
+    /// where the rate would be slower than the slowest quota.
     #[cfg(feature = "redis")]
     #[allow(
         clippy::cast_possible_truncation,
@@ -201,29 +207,37 @@ impl Quota {
         }
     }
 
-    /// `T` in nanoseconds, at least 1.
-    pub(crate) const fn cell_nanos(self) -> u64 {
-        self.cell_period
+    /// `T`, at least one nanosecond.
+    #[inline(always)]
+    pub(crate) const fn cell_nanos(self) -> Nanos {
+        Nanos::new(self.cell_period)
     }
 
-    /// As three words, for whoever keeps it in atomics.
+    /// The time that `cells` take to come back. Saturates.
+    #[inline(always)]
+    pub(crate) const fn cost(self, cells: u32) -> Nanos {
+        self.cell_nanos().saturating_mul(cells as u64)
+    }
+
+    /// Three words, for storage in atomics.
     pub(crate) const fn to_words(self) -> [u64; 3] {
         [(self.cells as u64) << 32 | self.burst as u64, self.period, self.cell_period]
     }
 
-    /// What [`to_words`](Self::to_words) made of a quota, and nothing else.
+    /// The quota that [`to_words`](Self::to_words) took apart.
     #[allow(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
     pub(crate) const fn from_words([counts, period, cell_period]: [u64; 3]) -> Self {
         Self { cells: (counts >> 32) as u32, burst: counts as u32, period, cell_period }
     }
 
-    /// `burst × T` in nanoseconds, at most [`MAX_NANOS`].
-    pub(crate) const fn burst_nanos(self) -> u64 {
-        self.cell_period * self.burst as u64
+    /// `burst × T`, at most [`MAX_NANOS`].
+    #[inline(always)]
+    pub(crate) const fn burst_nanos(self) -> Nanos {
+        Nanos::new(self.cell_period * self.burst as u64)
     }
 }
 
-/// Writes the form that [`FromStr`] reads: `100/s`, `3/90s, burst 9`. The burst is left out where it is the default.
+/// Writes the form that [`FromStr`] reads: `100/s`, `3/90s, burst 9`. A default burst is left out.
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, length) = UNITS.into_iter().find(|(_, length)| self.period % length == 0).unwrap_or(("ns", 1));
@@ -236,8 +250,9 @@ impl fmt::Display for Quota {
     }
 }
 
-/// Reads `COUNT/PERIOD` or `COUNT/PERIOD, burst COUNT`, where `PERIOD` is a unit with an optional count before it:
-/// `100/s`, `5/m`, `1000/h, burst 50`, `3/90s`, `1/250ms`. Units are `ns`, `us`, `ms`, `s`, `m`, `h` and `d`.
+/// Reads `COUNT/PERIOD` or `COUNT/PERIOD, burst COUNT`, where `PERIOD` is a unit with an optional
+/// count before it: `100/s`, `5/m`, `1000/h, burst 50`, `3/90s`, `1/250ms`. Units are `ns`, `us`,
+/// `ms`, `s`, `m`, `h` and `d`.
 impl FromStr for Quota {
     type Err = QuotaError;
 
@@ -247,10 +262,10 @@ impl FromStr for Quota {
             None => (text, None),
         };
         let (cells, period) =
-            rate.split_once('/').ok_or(QuotaError::Syntax("there is no `/` between the count and the period"))?;
+            rate.split_once('/').ok_or(QuotaError::Syntax("expected a `/` between the count and the period"))?;
         let quota = Self::new(count(cells.trim())?, duration(period.trim())?)?;
         let Some(burst) = burst else { return Ok(quota) };
-        let burst = burst.strip_prefix("burst").ok_or(QuotaError::Syntax("what follows the comma is not `burst`"))?;
+        let burst = burst.strip_prefix("burst").ok_or(QuotaError::Syntax("expected `burst` after the comma"))?;
         quota.try_burst(count(burst.trim_start())?)
     }
 }
@@ -262,7 +277,7 @@ impl serde::Serialize for Quota {
     }
 }
 
-/// From the text that [`FromStr`] reads.
+/// Reads the text that [`FromStr`] reads.
 #[cfg(feature = "serde")]
 impl<'de> serde::Deserialize<'de> for Quota {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -272,9 +287,9 @@ impl<'de> serde::Deserialize<'de> for Quota {
 }
 
 fn count(digits: &str) -> Result<u32, QuotaError> {
-    // `u32::from_str` alone would also take a sign.
+    // `u32::from_str` would also accept a sign.
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(QuotaError::Syntax("a count is written in digits alone"));
+        return Err(QuotaError::Syntax("a count has digits only"));
     }
     digits.parse().map_err(|_| QuotaError::Syntax("a count is at most 4294967295"))
 }
@@ -285,20 +300,20 @@ fn duration(text: &str) -> Result<Duration, QuotaError> {
     let (_, length) = UNITS
         .into_iter()
         .find(|(name, _)| *name == unit.trim_start())
-        .ok_or(QuotaError::Syntax("the period's unit is none of ns, us, ms, s, m, h, d"))?;
+        .ok_or(QuotaError::Syntax("expected a unit of the period: ns, us, ms, s, m, h or d"))?;
     let times = if digits.is_empty() { 1 } else { digits.parse().map_err(|_| QuotaError::TooLong)? };
     length.checked_mul(times).map(Duration::from_nanos).ok_or(QuotaError::TooLong)
 }
 
-/// Why a [`Quota`] was refused.
+/// Why a [`Quota`] is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QuotaError {
-    /// The text is not of the form `COUNT/PERIOD[, burst COUNT]`; the string says where it departs from it.
+    /// The text is not of the form `COUNT/PERIOD[, burst COUNT]`. The string says what is wrong.
     Syntax(&'static str),
     /// More than one cell per nanosecond.
     TooFast,
-    /// The period, or the time that the burst takes to come back, exceeds 2⁶² nanoseconds (146 years).
+    /// The period, or the time that the burst takes to come back, exceeds 2⁶² ns (146 years).
     TooLong,
     /// A burst of zero cells.
     ZeroBurst,
@@ -316,8 +331,8 @@ impl QuotaError {
             Self::TooLong => {
                 "a quota's period, and its burst times the period of one cell, are at most 2^62 ns (146 years)"
             }
-            Self::ZeroBurst => "a quota's burst is at least 1 cell: with 0 no request could ever be admitted",
-            Self::ZeroCells => "a quota's rate is at least 1 cell per period: with 0 no request could ever be admitted",
+            Self::ZeroBurst => "a quota's burst is at least 1 cell: with 0 no request is ever allowed",
+            Self::ZeroCells => "a quota's rate is at least 1 cell per period: with 0 no request is ever allowed",
             Self::ZeroPeriod => "a quota's period is longer than zero",
         }
     }
@@ -327,7 +342,7 @@ impl fmt::Display for QuotaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.rule())?;
         match self {
-            Self::Syntax(departure) => write!(f, ": {departure}"),
+            Self::Syntax(fault) => write!(f, ": {fault}"),
             _ => Ok(()),
         }
     }
@@ -335,8 +350,8 @@ impl fmt::Display for QuotaError {
 
 impl error::Error for QuotaError {}
 
-/// What a burst may take to come back. Two bursts (the furthest that a bucket is ever ahead) and a charge on top still
-/// fit 64 bits, which is why no later computation can wrap.
+/// The longest time that a burst may take to come back. Two bursts (the furthest that a bucket is
+/// ever ahead) and a charge on top fit 64 bits, so no later computation can wrap.
 const MAX_NANOS: u64 = 1 << 62;
 
 /// From the longest, so that `Display` finds the shortest text.
@@ -355,7 +370,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_has_less_of_both_and_at_least_one_cell() {
+    fn a_share_has_less_of_the_rate_and_the_burst_and_at_least_one_cell() {
         let share = |quota: Quota, share| {
             let scaled = quota.scaled(share);
             (scaled.burst, scaled.period, scaled.cell_period)

@@ -1,8 +1,9 @@
-//! The background thread that sweeps stores.
+//! Contains the background thread that sweeps stores.
 //!
-//! Owns one thread for the whole process and the schedule of every store that asked for one. Holds stores weakly, so
-//! that no limiter lives longer for being swept, and ends when the last of them is gone. Knows nothing of policies or
-//! limiters, and needs no async runtime.
+//! There is one thread for the whole process, with the schedule of every store that asked for one.
+//! The thread references stores weakly, so that no limiter lives longer for being swept, and it
+//! ends when the last store is dropped. This file must not know of policies or limiters. It needs
+//! no async runtime.
 
 use std::{
     io,
@@ -12,9 +13,9 @@ use std::{
 };
 
 use crate::{
-    clock::{Clock, nanos},
-    observe,
-    store::Store,
+    clock::{Clock, Nanos, Timestamp},
+    observe::{events, metrics},
+    store::Sweepable,
     sync::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -22,49 +23,61 @@ use crate::{
     },
 };
 
-/// The membership of some stores in the schedule. Dropping it ends their sweeping, and with the last one the thread.
+/// Who removes idle keys from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Sweep {
+    /// A thread of the crate. There is one for the whole process, from the first limiter with a
+    /// keyed policy to the drop of the last one. The default for a limiter on the system's clock.
+    Background,
+    /// You, by calling [`Limiter::sweep`](crate::Limiter::sweep). The default for a limiter on any
+    /// other [clock](crate::clock::Clock).
+    Manual,
+}
+
+/// The membership of a store in the schedule. Dropping it ends the store's sweeping, and with the
+/// last one the thread.
 pub(crate) struct Sweeping {
     sweeper: Arc<Sweeper>,
     id: u64,
-    pressed: Arc<AtomicBool>,
+    requested: Arc<AtomicBool>,
 }
 
 impl Sweeping {
-    /// Has the store of `policy` swept every `period`. Starts the thread if there is none.
-    pub(crate) fn start(policy: Arc<str>, store: &Arc<Store>, period: Duration) -> Self {
+    /// Sweeps the store of `policy` every `period`. Starts the thread if there is none.
+    pub(crate) fn start(policy: Arc<str>, store: Weak<dyn Sweepable>, period: Duration) -> Self {
         Self::by(&SWEEPER, policy, store, period)
     }
 
-    fn by(sweeper: &Arc<Sweeper>, policy: Arc<str>, store: &Arc<Store>, period: Duration) -> Self {
-        let pressed = Arc::new(AtomicBool::new(false));
+    fn by(sweeper: &Arc<Sweeper>, policy: Arc<str>, store: Weak<dyn Sweepable>, period: Duration) -> Self {
+        let requested = Arc::new(AtomicBool::new(false));
         let mut schedule = sweeper.lock();
         let id = schedule.new_id();
         let now = schedule.now();
-        let due = now.saturating_add(nanos(period));
-        schedule.rounds.push(Round {
+        schedule.jobs.push(Job {
             id,
             policy,
             near_cap: false,
-            store: Arc::downgrade(store),
+            store,
             period,
-            due,
-            pressable: now,
-            pressed: Arc::clone(&pressed),
+            due: now.saturating_add(period.into()),
+            earliest: now,
+            requested: Arc::clone(&requested),
         });
         let started = schedule.start_thread(sweeper);
         drop(schedule);
         sweeper.changed.notify_one();
         if let Err(error) = started {
-            observe::no_sweeper(&error);
+            events::no_sweeper_thread(&error);
         }
-        Self { sweeper: Arc::clone(sweeper), id, pressed }
+        Self { sweeper: Arc::clone(sweeper), id, requested }
     }
 
-    /// Asks for a sweep before its time, because the store is full. Cheap to repeat; sweeps asked for this way take at
-    /// most a tenth of the thread's time.
-    pub(crate) fn press(&self) {
-        if !self.pressed.swap(true, Ordering::AcqRel) {
-            // Taken, so that the thread is either waiting or will look at the flag before it waits.
+    /// Requests an early sweep, because the store is full. Repeated requests are cheap. Requested
+    /// sweeps take at most a tenth of the thread's time.
+    pub(crate) fn request(&self) {
+        if !self.requested.swap(true, Ordering::AcqRel) {
+            // Locked, so that the thread either waits or reads the flag before it waits.
             drop(self.sweeper.lock());
             self.sweeper.changed.notify_one();
         }
@@ -73,13 +86,13 @@ impl Sweeping {
 
 impl Drop for Sweeping {
     fn drop(&mut self) {
-        // The thread holds this lock to read the schedule and never while it sweeps.
-        self.sweeper.lock().rounds.retain(|round| round.id != self.id);
+        // The thread locks the schedule to read it, and never during a sweep.
+        self.sweeper.lock().jobs.retain(|job| job.id != self.id);
         self.sweeper.changed.notify_one();
     }
 }
 
-/// The one of the process.
+/// The sweeper of the process.
 static SWEEPER: LazyLock<Arc<Sweeper>> = LazyLock::new(Arc::default);
 
 #[derive(Default)]
@@ -96,25 +109,25 @@ impl Sweeper {
 
 #[derive(Default)]
 struct Schedule {
-    /// The id of the thread that runs, if one does.
+    /// The id of the thread, if one runs.
     thread: Option<u64>,
     last_id: u64,
-    rounds: Vec<Round>,
-    /// Of the thread, not of any limiter: a manual clock does not move the schedule.
+    jobs: Vec<Job>,
+    /// The thread's own clock: a limiter's manual clock does not move the schedule.
     clock: Option<Clock>,
 }
 
-struct Round {
+struct Job {
     id: u64,
     policy: Arc<str>,
-    /// Whether the store was near its cap after the last sweep: reported when it becomes true.
+    /// Whether the store was near its cap after the last sweep. Reported when it becomes true.
     near_cap: bool,
-    store: Weak<Store>,
+    store: Weak<dyn Sweepable>,
     period: Duration,
-    due: u64,
-    /// From when on a full store may be swept before its time.
-    pressable: u64,
-    pressed: Arc<AtomicBool>,
+    due: Timestamp,
+    /// From this time on a requested sweep may run.
+    earliest: Timestamp,
+    requested: Arc<AtomicBool>,
 }
 
 impl Schedule {
@@ -123,14 +136,14 @@ impl Schedule {
         self.last_id
     }
 
-    /// A process that cannot have another thread still has its limits, and memory is bounded by the cap. The next limiter
-    /// tries again.
+    /// Without a thread the process still has its limits, and the caps bound its memory. The next
+    /// limiter tries again.
     fn start_thread(&mut self, sweeper: &Arc<Sweeper>) -> io::Result<()> {
         if self.thread.is_none() {
             let id = self.new_id();
             let sweeper = Arc::clone(sweeper);
             thread::Builder::new().name("tower-quota".to_owned()).spawn(move || {
-                let _running = Running { sweeper: &sweeper, id };
+                let _running = RunningThread { sweeper: &sweeper, id };
                 run(&sweeper);
             })?;
             self.thread = Some(id);
@@ -138,29 +151,29 @@ impl Schedule {
         Ok(())
     }
 
-    fn now(&mut self) -> u64 {
+    fn now(&mut self) -> Timestamp {
         self.clock.get_or_insert_with(Clock::system).now()
     }
 
-    /// The next round and when it is due.
-    fn next(&mut self) -> Option<(u64, &mut Round)> {
-        self.rounds.iter_mut().map(|round| (round.when(), round)).min_by_key(|(when, _)| *when)
+    /// The next job, and when it is due.
+    fn next(&mut self) -> Option<(Timestamp, &mut Job)> {
+        self.jobs.iter_mut().map(|job| (job.when(), job)).min_by_key(|(when, _)| *when)
     }
 }
 
-impl Round {
-    fn when(&self) -> u64 {
-        if self.pressed.load(Ordering::Acquire) { self.due.min(self.pressable) } else { self.due }
+impl Job {
+    fn when(&self) -> Timestamp {
+        if self.requested.load(Ordering::Acquire) { self.due.min(self.earliest) } else { self.due }
     }
 }
 
-/// That a thread runs. Also if it ends in a panic, the next limiter starts another one.
-struct Running<'a> {
+/// Marks that a thread runs. If the thread ends by a panic, the next limiter starts another one.
+struct RunningThread<'a> {
     sweeper: &'a Sweeper,
     id: u64,
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningThread<'_> {
     fn drop(&mut self) {
         let mut schedule = self.sweeper.lock();
         if schedule.thread == Some(self.id) {
@@ -173,69 +186,76 @@ fn run(sweeper: &Sweeper) {
     let mut schedule = sweeper.lock();
     loop {
         let now = schedule.now();
-        let Some((when, round)) = schedule.next() else {
-            // Under this lock, so that a limiter which comes now finds either a thread that will see it or none.
+        let Some((when, job)) = schedule.next() else {
+            // Under this lock, so that a new limiter finds either a thread that will see it or
+            // none.
             schedule.thread = None;
             return;
         };
         if when > now {
-            let wait = Duration::from_nanos(when - now);
+            let wait = when.since(now).into();
             (schedule, _) = sweeper.changed.wait_timeout(schedule, wait).unwrap_or_else(PoisonError::into_inner);
             continue;
         }
-        round.pressed.store(false, Ordering::Release);
-        let (id, policy, was_near_cap) = (round.id, Arc::clone(&round.policy), round.near_cap);
-        let store = round.store.upgrade();
+        job.requested.store(false, Ordering::Release);
+        let (id, policy, was_near_cap) = (job.id, Arc::clone(&job.policy), job.near_cap);
+        let store = job.store.upgrade();
         drop(schedule);
-        // Nothing in a sweep is known to panic, but what listens to events may: the others are swept on.
-        let swept = catch_unwind(AssertUnwindSafe(|| store.is_some_and(|store| sweep(&policy, &store, was_near_cap))));
+        // No sweep is known to panic, but a subscriber of events may. The other stores are swept
+        // on.
+        let swept = catch_unwind(AssertUnwindSafe(|| store.is_some_and(|store| sweep(&policy, &*store, was_near_cap))));
         let near_cap = swept.unwrap_or_else(|_| {
-            // What listens may be what has panicked.
-            let _ = catch_unwind(observe::sweep_panicked);
+            // The subscriber may panic again.
+            let _ = catch_unwind(events::sweep_panicked);
             was_near_cap
         });
         schedule = sweeper.lock();
         let end = schedule.now();
-        let took = end.saturating_sub(now);
-        if let Some(round) = schedule.rounds.iter_mut().find(|round| round.id == id) {
-            round.near_cap = near_cap;
-            round.due = end.saturating_add(nanos(round.period));
-            round.pressable = end.saturating_add(took.saturating_mul(9).max(1_000_000_000));
+        let took = end.since(now);
+        if let Some(job) = schedule.jobs.iter_mut().find(|job| job.id == id) {
+            job.near_cap = near_cap;
+            job.due = end.saturating_add(job.period.into());
+            job.earliest = end.saturating_add(took.saturating_mul(9).max(Nanos::SECOND));
         }
     }
 }
 
-/// Returns whether the store is still near its cap. Runs outside of the schedule's lock, and so does the end of the
-/// store if its limiter was dropped meanwhile.
-fn sweep(policy: &str, store: &Store, was_near_cap: bool) -> bool {
+/// Returns whether the store is still near its cap. The schedule is not locked meanwhile, nor while
+/// a store is dropped whose limiter has ended.
+fn sweep(policy: &str, store: &dyn Sweepable, was_near_cap: bool) -> bool {
     sweep_now(policy, store);
     let near_cap = store.is_near_cap();
     if near_cap && !was_near_cap {
-        observe::near_cap(policy, store.len(), store.max_keys());
+        events::near_cap(policy, store.capacity().live(), store.capacity().max());
     }
     near_cap
 }
 
 /// Sweeps a store once, and returns how many keys were removed.
-pub(crate) fn sweep_now(policy: &str, store: &Store) -> usize {
+pub(crate) fn sweep_now(policy: &str, store: &dyn Sweepable) -> usize {
     let clock = Clock::system();
+    let start = clock.now();
     let removed = store.sweep();
-    observe::swept(policy, removed, store.len(), clock.now());
+    metrics::swept(policy, removed, store.capacity().live(), clock.now().since(start));
     removed
 }
 
-/// Half the time in which an exhausted bucket is full again, between a second and a minute: most keys are gone after
-/// one and a half of it, and a long window does not mean rare sweeps.
+/// Half the time in which an exhausted bucket is full again, between a second and a minute. So most
+/// keys are removed after one and a half of that time, and a long window does not make sweeps rare.
 pub(crate) fn period(time_to_fill: Duration) -> Duration {
     (time_to_fill / 2).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
 
-/// A notice that is lost makes a wait here last for ever, for loom's has no time-out; the time-out of the thread is for what
-/// is due.
+/// A lost notification makes a wait here last for ever, because loom's has no timeout.
 #[cfg(all(test, tower_quota_loom))]
 mod models {
     use super::*;
-    use crate::{bucket::Bucket, clock::ManualClock, key::Key, store::AtCap};
+    use crate::{
+        bucket::Bucket,
+        clock::ManualClock,
+        key::Key,
+        store::{AtCap, Store},
+    };
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -249,15 +269,16 @@ mod models {
         });
     }
 
-    /// With a bucket in it that owes nothing any more.
+    /// A store with an idle bucket.
     fn store(clock: &ManualClock) -> Arc<Store> {
         let store = Arc::new(Store::new(2, AtCap::Overflow, clock.clone().into()));
-        store.hold(Key::GLOBAL).write(Bucket::from_bits(1));
+        store.guard(Key::GLOBAL).write(Bucket::from_bits(1));
         clock.advance(Duration::from_nanos(2));
         store
     }
 
     fn start(sweeper: &Arc<Sweeper>, store: &Arc<Store>) -> Sweeping {
+        let store: Weak<Store> = Arc::downgrade(store);
         Sweeping::by(sweeper, "user".into(), store, HOUR)
     }
 
@@ -280,26 +301,26 @@ mod models {
     }
 
     #[test]
-    fn loom_a_store_that_comes_while_the_thread_ends_is_swept() {
+    fn loom_a_store_added_while_the_thread_ends_is_swept() {
         models(|sweeper, clock| {
             let (a, b) = (store(clock), store(clock));
             let first = start(sweeper, &a);
             let other = thread::spawn(move || drop(first));
             let second = start(sweeper, &b);
-            second.press();
+            second.request();
             wait_until_swept(&b);
             other.join().unwrap();
         });
     }
 
     #[test]
-    fn loom_a_full_store_is_swept_when_it_asks() {
+    fn loom_a_full_store_is_swept_on_request() {
         models(|sweeper, clock| {
             let store = store(clock);
             let sweeping = Arc::new(start(sweeper, &store));
             let also = Arc::clone(&sweeping);
-            let other = thread::spawn(move || also.press());
-            sweeping.press();
+            let other = thread::spawn(move || also.request());
+            sweeping.request();
             wait_until_swept(&store);
             other.join().unwrap();
         });

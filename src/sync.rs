@@ -1,4 +1,5 @@
-//! The locks and atomics that decisions and the sweeper go through: the standard library's, or loom's where every interleaving of them is tried.
+//! The locks and atomics that decisions and the sweeper use: the standard library's, or loom's in
+//! the models that try every interleaving.
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg tower_quota_loom" cargo test --release --lib loom_

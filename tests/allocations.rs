@@ -71,7 +71,7 @@ fn layer(policies: impl IntoIterator<Item = Policy>) -> RateLimitLayer {
 }
 
 #[test]
-fn an_admitted_request_that_is_told_nothing_costs_no_allocation() {
+fn an_allowed_request_without_fields_costs_no_allocation() {
     let many = Quota::per_second(1_000);
     let quiet = |policy: Policy| policy.advertise(Advertise::RetryAfter);
     let behind = ClientIp::behind(["10.0.0.0/8"]).unwrap();
@@ -90,7 +90,7 @@ fn p4_both_fields_cost_three_allocations_in_an_empty_header_map() {
 }
 
 #[test]
-fn p5_a_complete_refusal_costs_four_allocations() {
+fn p5_a_complete_denial_costs_four_allocations() {
     // The header map's two, the body, and the field with the numbers.
     assert_eq!(allocations(&layer([Policy::per(PeerIp, Quota::per_minute(1))]), 429), 4);
     assert_eq!(allocations(&layer([Policy::global(Quota::per_minute(1))]), 429), 3);

@@ -1,4 +1,4 @@
-//! What clients are told: the fields of the policies, the problem, the status of a gRPC call. The ids in the names are those
+//! What clients are advertised: the fields of the policies, the problem, the status of a gRPC call. The ids in the names are those
 //! of the project's list of conformance tests.
 
 mod support;
@@ -41,7 +41,7 @@ fn on_manual_clock(policies: impl IntoIterator<Item = Policy>) -> (RateLimitLaye
 }
 
 /// The answer of a service behind `layer` that sends `fields` itself.
-fn ask_of<R>(layer: &RateLimitLayer<R>, request: Request<()>, fields: &HeaderMap) -> Response<R::Body>
+fn ask_of<R>(layer: &RateLimitLayer<Limiter, R>, request: Request<()>, fields: &HeaderMap) -> Response<R::Body>
 where
     R: Respond<String> + Clone,
 {
@@ -52,7 +52,7 @@ where
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future).unwrap()
 }
 
-fn ask<R>(layer: &RateLimitLayer<R>) -> Response<R::Body>
+fn ask<R>(layer: &RateLimitLayer<Limiter, R>) -> Response<R::Body>
 where
     R: Respond<String> + Clone,
 {
@@ -96,15 +96,15 @@ fn the_worked_exchanges() {
         ask(&layer);
     }
     clock.advance(Duration::from_millis(500));
-    let refused = ask(&layer);
-    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let denied = ask(&layer);
+    assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
     let fields = ["content-type", "cache-control", "retry-after", "ratelimit-policy", "ratelimit"];
-    let values = fields.map(|name| field(&refused, name).unwrap());
+    let values = fields.map(|name| field(&denied, name).unwrap());
     let expected = ["application/problem+json", "no-store", "2", r#""per-ip";q=5;w=10"#, r#""per-ip";r=0;t=2"#];
     assert_eq!(values, expected);
-    assert_eq!(refused.headers().len(), fields.len(), "and nothing else");
+    assert_eq!(denied.headers().len(), fields.len(), "and nothing else");
     assert_eq!(
-        refused.body().trim_end(),
+        denied.body().trim_end(),
         "{\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded\",\"title\":\"Quota Exceeded\",\
          \"status\":429,\"detail\":\"Too many requests for the policy \\\"per-ip\\\". Retry in 2 s.\",\
          \"violated-policies\":[\"per-ip\"]}"
@@ -113,7 +113,7 @@ fn the_worked_exchanges() {
 
 #[test]
 fn a_window_is_in_whole_seconds_and_never_tells_more_than_the_rate() {
-    let told = |quota: &str| {
+    let advertised = |quota: &str| {
         let (layer, _clock) = on_manual_clock([everyone(quota.parse().unwrap())]);
         field(&ask(&layer), "ratelimit-policy").unwrap().split_once(';').unwrap().1.to_owned()
     };
@@ -128,7 +128,7 @@ fn a_window_is_in_whole_seconds_and_never_tells_more_than_the_rate() {
         ("1000000000/s, burst 4294967295", "q=5000000000;w=5"),
     ];
     for (quota, expected) in table {
-        assert_eq!(told(quota), expected, "{quota}");
+        assert_eq!(advertised(quota), expected, "{quota}");
     }
 }
 
@@ -147,20 +147,20 @@ fn several() -> (RateLimitLayer, ManualClock) {
 }
 
 #[test]
-fn several_policies_are_told_each_with_its_own_numbers_and_the_global_one_is_not() {
+fn several_policies_are_advertised_each_with_its_own_numbers_and_the_global_one_is_not() {
     let (layer, _clock) = several();
     let allowed = ask(&layer);
     assert_eq!(field(&allowed, "ratelimit-policy").unwrap(), r#""burst";q=10;w=1, "day";q=2;w=86400"#);
     assert_eq!(field(&allowed, "ratelimit").unwrap(), r#""burst";r=9;t=1, "day";r=1;t=43200"#);
     ask(&layer);
-    let refused = ask(&layer);
-    assert_eq!(field(&refused, "ratelimit-policy").unwrap(), r#""burst";q=10;w=1, "day";q=2;w=86400"#);
-    assert_eq!(field(&refused, "ratelimit").unwrap(), r#""day";r=0;t=43200"#, "those that refused");
-    assert_eq!(field(&refused, "retry-after").unwrap(), "43200");
+    let denied = ask(&layer);
+    assert_eq!(field(&denied, "ratelimit-policy").unwrap(), r#""burst";q=10;w=1, "day";q=2;w=86400"#);
+    assert_eq!(field(&denied, "ratelimit").unwrap(), r#""day";r=0;t=43200"#, "those that denied");
+    assert_eq!(field(&denied, "retry-after").unwrap(), "43200");
 }
 
 #[test]
-fn a_quota_of_the_requests_own_and_a_policy_that_does_not_apply_are_told_as_they_are() {
+fn a_quota_of_the_requests_own_and_a_policy_that_does_not_apply_change_the_policy_field() {
     let policies = || {
         [
             everyone(FIVE).quota_by(|head| head.headers().get("x-pro").map(|_| Quota::per_second(100))),
@@ -182,58 +182,58 @@ fn a_quota_of_the_requests_own_and_a_policy_that_does_not_apply_are_told_as_they
 }
 
 #[test]
-fn a_lone_policy_tells_the_quota_of_the_request_also_when_it_refuses() {
+fn a_lone_policy_tells_the_quota_of_the_request_also_when_it_denies() {
     let (layer, _clock) = on_manual_clock([everyone(FIVE).quota_by(|_head| Some(Quota::per_minute(1)))]);
-    for _allowed_then_refused in 0..2 {
+    for _allowed_then_denied in 0..2 {
         assert_eq!(field(&ask(&layer), "ratelimit-policy").unwrap(), r#""per-ip";q=1;w=60"#);
     }
 }
 
 #[test]
-fn what_is_told_of_a_rate_that_nanoseconds_do_not_divide_is_what_is_granted() {
-    let told = |quota| field(&ask(&on_manual_clock([everyone(quota)]).0), "ratelimit-policy").unwrap();
-    assert_eq!(told(Quota::per_second(700_000_000).burst(1)), r#""per-ip";q=500000000;w=1"#);
-    assert_eq!(told(Quota::per_second(3)), r#""per-ip";q=3;w=1"#);
-    assert_eq!(told(Quota::per_second(3).burst(1)), r#""per-ip";q=2;w=1"#);
+fn a_rate_that_nanoseconds_do_not_divide_is_advertised_as_it_is_granted() {
+    let advertised = |quota| field(&ask(&on_manual_clock([everyone(quota)]).0), "ratelimit-policy").unwrap();
+    assert_eq!(advertised(Quota::per_second(700_000_000).burst(1)), r#""per-ip";q=500000000;w=1"#);
+    assert_eq!(advertised(Quota::per_second(3)), r#""per-ip";q=3;w=1"#);
+    assert_eq!(advertised(Quota::per_second(3).burst(1)), r#""per-ip";q=2;w=1"#);
 }
 
 #[test]
-fn fields_of_any_length_are_told_whole() {
+fn fields_of_any_length_are_complete() {
     let name = |n: usize| format!("{n}{}", "n".repeat(63));
     let (layer, _clock) = on_manual_clock((0..6).map(|n| everyone(FIVE).named(name(n))));
     for field_name in ["ratelimit", "ratelimit-policy"] {
-        let told = items(&field(&ask(&layer), field_name).unwrap());
-        assert!(told.iter().map(|(name, _)| name).cloned().eq((0..6).map(name)), "{told:?}");
+        let advertised = items(&field(&ask(&layer), field_name).unwrap());
+        assert!(advertised.iter().map(|(name, _)| name).cloned().eq((0..6).map(name)), "{advertised:?}");
     }
 }
 
-/// The names of the fields before a policy refuses and when it does, and the body then.
-fn told(advertise: Advertise) -> (String, String, String) {
+/// The names of the fields before a policy denies and when it does, and the body then.
+fn advertised(advertise: Advertise) -> (String, String, String) {
     let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1)).advertise(advertise)]);
     let names = |response: &Response<String>| {
         let names: Vec<&str> = response.headers().keys().map(http::HeaderName::as_str).collect();
         names.join(" ")
     };
-    let (allowed, refused) = (ask(&layer), ask(&layer));
-    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let (allowed, denied) = (ask(&layer), ask(&layer));
+    assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(allowed.body(), "served");
-    (names(&allowed), names(&refused), refused.into_body())
+    (names(&allowed), names(&denied), denied.into_body())
 }
 
 #[test]
 fn rsp04_a_policy_tells_no_more_than_it_advertises() {
     const FIELDS: &str = "ratelimit-policy ratelimit";
     const BARE: &str = "content-type cache-control";
-    let (allowed, refused, _) = told(Advertise::Everything);
-    assert_eq!((allowed.as_str(), refused), (FIELDS, format!("{BARE} retry-after {FIELDS}")));
-    let (allowed, refused, body) = told(Advertise::OnRefusal);
-    assert_eq!((allowed.as_str(), refused), ("", format!("{BARE} retry-after {FIELDS}")));
+    let (allowed, denied, _) = advertised(Advertise::Everything);
+    assert_eq!((allowed.as_str(), denied), (FIELDS, format!("{BARE} retry-after {FIELDS}")));
+    let (allowed, denied, body) = advertised(Advertise::OnDenial);
+    assert_eq!((allowed.as_str(), denied), ("", format!("{BARE} retry-after {FIELDS}")));
     assert!(body.contains("per-ip"));
-    let (allowed, refused, body) = told(Advertise::RetryAfter);
-    assert_eq!((allowed.as_str(), refused), ("", format!("{BARE} retry-after")));
+    let (allowed, denied, body) = advertised(Advertise::RetryAfter);
+    assert_eq!((allowed.as_str(), denied), ("", format!("{BARE} retry-after")));
     assert!(body.contains("Retry in 3600 s.") && !body.contains("per-ip") && !body.contains("violated"), "{body}");
-    let (allowed, refused, body) = told(Advertise::Nothing);
-    assert_eq!((allowed.as_str(), refused.as_str()), ("", BARE));
+    let (allowed, denied, body) = advertised(Advertise::Nothing);
+    assert_eq!((allowed.as_str(), denied.as_str()), ("", BARE));
     assert!(!body.contains("3600") && !body.contains("per-ip"), "{body}");
 }
 
@@ -281,7 +281,7 @@ fn rsp04_nothing_leaks_in_any_form_or_for_any_reason() {
 }
 
 #[test]
-fn the_sentence_names_the_policy_that_its_reason_is_true_of() {
+fn the_message_names_the_policy_of_its_reason() {
     let said = |first: Policy, second: Policy| {
         let (limiter, _clock) = support::limiter([first.named("first"), second.named("second")]);
         let request = with_header("k", "1");
@@ -292,21 +292,21 @@ fn the_sentence_names_the_policy_that_its_reason_is_true_of() {
     let never = everyone(FIVE).cost_by(|head| if head.headers()["k"] == "2" { 6 } else { 1 });
     assert!(said(once(), never).contains("allowed at once by the policy \"second\". Waiting"));
     let full = Policy::per(Header::new("k"), FIVE).max_keys(1).at_cap(AtCap::Deny);
-    assert!(said(once(), full).contains("taken now by the policy \"second\"."));
+    assert!(said(once(), full).contains("accepted now by the policy \"second\"."));
     let hour = || everyone(Quota::per_hour(1));
     assert!(said(once(), hour()).contains("for the policy \"second\". Retry in 3600 s."));
     assert_eq!(said(once(), hour().advertise(Advertise::RetryAfter)), "Too many requests. Retry in 3600 s.");
 }
 
 #[test]
-fn a_responder_of_ones_own_is_told_the_request() {
+fn a_custom_responder_gets_the_request() {
     #[derive(Clone)]
     struct Teapot;
     impl Respond<String> for Teapot {
         type Body = String;
         fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<String> {
-            let told: Vec<_> = denied.told_policies().collect();
-            let mut response = Response::new(format!("{} {told:?}", head.method()));
+            let advertised: Vec<_> = denied.advertised_policies().collect();
+            let mut response = Response::new(format!("{} {advertised:?}", head.method()));
             response.headers_mut().insert("ratelimit", HeaderValue::from_static("\"own\";r=1"));
             *response.status_mut() = StatusCode::IM_A_TEAPOT;
             response
@@ -315,9 +315,9 @@ fn a_responder_of_ones_own_is_told_the_request() {
     let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
     let layer = layer.responder(Teapot);
     ask(&layer);
-    let refusal = ask(&layer);
-    assert_eq!((refusal.status(), refusal.body().as_str()), (StatusCode::IM_A_TEAPOT, "GET [\"per-ip\"]"));
-    assert_eq!(field(&refusal, "ratelimit").unwrap(), "\"own\";r=1", "and not ours beside it");
+    let denial = ask(&layer);
+    assert_eq!((denial.status(), denial.body().as_str()), (StatusCode::IM_A_TEAPOT, "GET [\"per-ip\"]"));
+    assert_eq!(field(&denial, "ratelimit").unwrap(), "\"own\";r=1", "and not ours beside it");
 }
 
 #[test]
@@ -331,19 +331,19 @@ fn draft_7_has_one_dictionary_and_leaves_that_of_the_service_behind() {
 }
 
 #[test]
-fn a_policy_in_shadow_mode_is_told_to_nobody() {
+fn a_policy_in_shadow_mode_is_not_advertised() {
     let (layer, _clock) =
         on_manual_clock([everyone(Quota::per_hour(1)).named("shadow").shadow(), everyone(Quota::per_hour(2))]);
-    let [served, short, refused] = [ask(&layer), ask(&layer), ask(&layer)];
+    let [served, short, denied] = [ask(&layer), ask(&layer), ask(&layer)];
     assert_eq!(field(&served, "ratelimit").unwrap(), r#""per-ip";r=1;t=1800"#);
     assert_eq!(field(&short, "ratelimit").unwrap(), r#""per-ip";r=0;t=1800"#);
     assert_eq!(field(&short, "ratelimit-policy").unwrap(), r#""per-ip";q=2;w=3600"#);
-    assert_eq!(field(&refused, "ratelimit").unwrap(), r#""per-ip";r=0;t=1800"#);
-    assert!(!refused.body().contains("shadow"), "{}", refused.body());
+    assert_eq!(field(&denied, "ratelimit").unwrap(), r#""per-ip";r=0;t=1800"#);
+    assert!(!denied.body().contains("shadow"), "{}", denied.body());
 }
 
 #[test]
-fn a_silent_policy_keeps_the_wait_of_the_others_back_when_it_refuses() {
+fn a_silent_policy_keeps_the_wait_of_the_others_back_when_it_denies() {
     let policies =
         |silent: Quota| [everyone(Quota::per_second(1)), everyone(silent).named("login").advertise(Advertise::Nothing)];
     let (layer, _clock) = on_manual_clock(policies(Quota::per_hour(1)));
@@ -428,9 +428,9 @@ fn c_rl1_fields_are_never_in_trailers() {
 #[test]
 fn c_ra2_what_can_never_succeed_gets_no_retry_after_and_says_so() {
     let (layer, _clock) = on_manual_clock([everyone(FIVE).cost_by(|_| 6)]);
-    let refusal = ask(&layer);
-    assert_eq!((refusal.status().as_u16(), field(&refusal, "retry-after")), (429, None));
-    let problem: serde_json::Value = serde_json::from_str(refusal.body()).unwrap();
+    let denial = ask(&layer);
+    assert_eq!((denial.status().as_u16(), field(&denial, "retry-after")), (429, None));
+    let problem: serde_json::Value = serde_json::from_str(denial.body()).unwrap();
     assert_eq!(
         problem["detail"],
         "The request costs more than is ever allowed at once by the policy \"per-ip\". Waiting does not help."
@@ -447,16 +447,16 @@ fn c_ra3_jitter_only_ever_lengthens() {
     ask(&layer);
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..2_000 {
-        let refusal = ask(&layer);
-        let seconds: u64 = field(&refusal, "retry-after").unwrap().parse().unwrap();
-        assert!(refusal.body().contains(&format!("Retry in {seconds} s.")), "one number everywhere");
+        let denial = ask(&layer);
+        let seconds: u64 = field(&denial, "retry-after").unwrap().parse().unwrap();
+        assert!(denial.body().contains(&format!("Retry in {seconds} s.")), "one number everywhere");
         seen.insert(seconds);
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), (60..=69).collect::<Vec<_>>());
 }
 
 #[test]
-fn c_429_a_refusal_is_a_problem_that_no_cache_keeps() {
+fn c_429_a_denial_is_a_problem_that_no_cache_stores() {
     let missing = |missing| {
         let policy = Policy::per(Header::new("x-api-key"), FIVE).on_missing(Missing::Reject(missing));
         ask(&on_manual_clock([policy]).0)
@@ -487,10 +487,10 @@ fn plain_text_is_one_word_away() {
     let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
     let layer = layer.plain_text();
     ask(&layer);
-    let refusal = ask(&layer);
-    assert_eq!(field(&refusal, "content-type").unwrap(), "text/plain; charset=utf-8");
-    assert_eq!(refusal.body(), "Too many requests for the policy \"per-ip\". Retry in 3600 s.\n");
-    assert_eq!(field(&refusal, "ratelimit").unwrap(), r#""per-ip";r=0;t=3600"#);
+    let denial = ask(&layer);
+    assert_eq!(field(&denial, "content-type").unwrap(), "text/plain; charset=utf-8");
+    assert_eq!(denial.body(), "Too many requests for the policy \"per-ip\". Retry in 3600 s.\n");
+    assert_eq!(field(&denial, "ratelimit").unwrap(), r#""per-ip";r=0;t=3600"#);
 }
 
 #[test]
@@ -503,11 +503,11 @@ fn an_answer_of_ones_own_is_completed_and_never_overwritten() {
         response
     });
     ask(&own);
-    let refusal = ask(&own);
-    assert_eq!(refusal.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(field(&refusal, "retry-after").unwrap(), "7");
-    assert_eq!(field(&refusal, "cache-control").unwrap(), "no-store");
-    assert_eq!(field(&refusal, "ratelimit").unwrap(), r#""per-ip";r=0;t=3600"#);
+    let denial = ask(&own);
+    assert_eq!(denial.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(field(&denial, "retry-after").unwrap(), "7");
+    assert_eq!(field(&denial, "cache-control").unwrap(), "no-store");
+    assert_eq!(field(&denial, "ratelimit").unwrap(), r#""per-ip";r=0;t=3600"#);
     let by_request = layer.respond_to(|head, denied| {
         Response::new(format!("{} {}", head.uri().path(), denied.retry_after_seconds().unwrap()))
     });
@@ -519,19 +519,19 @@ fn draft_7_and_the_legacy_fields_tell_of_the_policy_that_is_nearest_to_its_end()
     let (layer, clock) = several();
     let layer = layer.draft(Draft::V7).legacy(Reset::DeltaSeconds);
     clock.advance(Duration::from_secs(1));
-    let told = |response: &Response<String>| {
+    let advertised = |response: &Response<String>| {
         ["ratelimit-policy", "ratelimit", "x-ratelimit-limit", "x-ratelimit-remaining"]
             .map(|name| field(response, name).unwrap())
     };
     let expected = |left: &str, reset| {
         ["10;w=1, 2;w=86400", &format!("limit=2, remaining={left}, reset={reset}"), "2", left].map(str::to_owned)
     };
-    assert_eq!(told(&ask(&layer)), expected("1", "43200"));
-    assert_eq!(told(&ask(&layer)), expected("0", "86400"));
-    let refused = ask(&layer);
-    assert_eq!(told(&refused), expected("0", "43200"), "when to come back");
-    assert_eq!(field(&refused, "retry-after").unwrap(), "43200");
-    // The one to wait for longest, of several that refuse; what no wait helps against, before all.
+    assert_eq!(advertised(&ask(&layer)), expected("1", "43200"));
+    assert_eq!(advertised(&ask(&layer)), expected("0", "86400"));
+    let denied = ask(&layer);
+    assert_eq!(advertised(&denied), expected("0", "43200"), "when to come back");
+    assert_eq!(field(&denied, "retry-after").unwrap(), "43200");
+    // The one to wait for longest, of several that deny; what no wait helps against, before all.
     let worst = |first: Policy, second: Policy| {
         let (layer, _clock) = on_manual_clock([first, second]);
         let layer = layer.legacy(Reset::DeltaSeconds);
@@ -550,8 +550,8 @@ fn the_nearest_to_its_end_is_the_one_with_the_smallest_share_left_in_any_order()
     let nearly_full = || everyone(Quota::per_hour(10)).named("nearly-full");
     for policies in [[half(), nearly_full()], [nearly_full(), half()]] {
         let response = ask(&on_manual_clock(policies).0.legacy(Reset::DeltaSeconds));
-        let told = ["x-ratelimit-limit", "x-ratelimit-remaining"].map(|name| field(&response, name).unwrap());
-        assert_eq!(told, ["100", "50"]);
+        let advertised = ["x-ratelimit-limit", "x-ratelimit-remaining"].map(|name| field(&response, name).unwrap());
+        assert_eq!(advertised, ["100", "50"]);
     }
 }
 
@@ -584,7 +584,7 @@ fn grpc(layer: &RateLimitLayer, content_type: &str) -> Response<String> {
 }
 
 #[test]
-fn c_grpc2_what_is_no_call_is_refused_like_any_request() {
+fn c_grpc2_what_is_no_call_is_denied_like_any_request() {
     let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
     ask(&layer);
     for (method, version) in [(Method::GET, Version::HTTP_2), (Method::POST, Version::HTTP_11)] {
@@ -595,26 +595,26 @@ fn c_grpc2_what_is_no_call_is_refused_like_any_request() {
 }
 
 #[test]
-fn c_grpc1_a_refused_call_is_answered_with_trailers_only() {
+fn c_grpc1_a_denied_call_gets_trailers_only() {
     let (layer, clock) = on_manual_clock([everyone(FIVE).named("50% off").cost_by(|_| 5)]);
     ask(&layer);
     clock.advance(Duration::from_millis(8_500));
     for content_type in ["application/grpc", "application/grpc+proto", "application/grpc;charset=x", "Application/GRPC"]
     {
-        let refusal = grpc(&layer, content_type);
-        assert_eq!(refusal.status(), StatusCode::OK);
-        assert!(refusal.body().is_empty());
-        assert_eq!(field(&refusal, "content-type").unwrap(), "application/grpc");
-        assert_eq!(field(&refusal, "grpc-status").unwrap(), "8");
+        let denial = grpc(&layer, content_type);
+        assert_eq!(denial.status(), StatusCode::OK);
+        assert!(denial.body().is_empty());
+        assert_eq!(field(&denial, "content-type").unwrap(), "application/grpc");
+        assert_eq!(field(&denial, "grpc-status").unwrap(), "8");
         assert_eq!(
-            field(&refusal, "grpc-message").unwrap(),
+            field(&denial, "grpc-message").unwrap(),
             "Too many requests for the policy \"50%25 off\". Retry in 2 s."
         );
-        assert_eq!(field(&refusal, "grpc-retry-pushback-ms").unwrap(), "1500");
-        let details = field(&refusal, "grpc-status-details-bin").unwrap();
+        assert_eq!(field(&denial, "grpc-retry-pushback-ms").unwrap(), "1500");
+        let details = field(&denial, "grpc-status-details-bin").unwrap();
         assert!(details.starts_with("CAg") && !details.contains('='), "{details}");
-        assert_eq!(field(&refusal, "cache-control").unwrap(), "no-store");
-        assert_eq!(refusal.headers().len(), 6, "none of the fields that are not for trailers: {refusal:?}");
+        assert_eq!(field(&denial, "cache-control").unwrap(), "no-store");
+        assert_eq!(denial.headers().len(), 6, "none of the fields that are not for trailers: {denial:?}");
     }
 }
 
@@ -690,14 +690,14 @@ proptest! {
             for line in [&policy_line, &line] {
                 prop_assert_eq!(&list(line).serialize().unwrap(), line);
             }
-            let told = items(&policy_line);
-            prop_assert_eq!(told.iter().map(|item| item.0.clone()).collect::<Vec<_>>(), names.clone());
+            let advertised = items(&policy_line);
+            prop_assert_eq!(advertised.iter().map(|item| item.0.clone()).collect::<Vec<_>>(), names.clone());
             let retry_after = field(&response, "retry-after");
             if let Some(seconds) = &retry_after {
                 prop_assert!(seconds.bytes().all(|byte| byte.is_ascii_digit()) && seconds != "0");
             }
             for item in items(&line) {
-                let policy = told.iter().find(|policy| policy.0 == item.0).unwrap();
+                let policy = advertised.iter().find(|policy| policy.0 == item.0).unwrap();
                 let (q, w, r) = (param(policy, "q").unwrap(), param(policy, "w").unwrap(), param(&item, "r").unwrap());
                 prop_assert!(w >= 1 && 0 <= r && r <= q && q <= 999_999_999_999_999);
                 if let (Some(t), Some(retry_after)) = (param(&item, "t"), &retry_after) {
@@ -705,34 +705,34 @@ proptest! {
                 }
             }
             if response.status() != StatusCode::OK {
-                REFUSALS.fetch_add(1, Ordering::Relaxed);
+                DENIALS.fetch_add(1, Ordering::Relaxed);
             }
             if let Some(retry_after) = retry_after {
                 clock.advance(Duration::from_secs(retry_after.parse().unwrap()));
-                prop_assert!(ask(&layer).status() == StatusCode::OK, "waiting as told helps");
+                prop_assert!(ask(&layer).status() == StatusCode::OK, "waiting as advertised helps");
             }
         }
     }
 }
 
 /// Of the property above, which would prove nothing without them.
-static REFUSALS: AtomicUsize = AtomicUsize::new(0);
+static DENIALS: AtomicUsize = AtomicUsize::new(0);
 
 #[test]
 fn c_sf1_c_sf3_c_rl3_c_ra1_fields_are_canonical_bounded_and_true() {
     on_any_policies_any_costs_and_any_clock();
-    let refusals = REFUSALS.load(Ordering::Relaxed);
-    assert!(refusals > 1_000, "{refusals} refusals were looked at");
+    let denials = DENIALS.load(Ordering::Relaxed);
+    assert!(denials > 1_000, "{denials} denials were looked at");
 }
 
 #[test]
-fn the_wait_of_a_nanosecond_is_told_as_a_second() {
+fn the_wait_of_a_nanosecond_is_rounded_up_to_a_second() {
     let (layer, clock) = on_manual_clock([everyone(Quota::per_second(1))]);
     ask(&layer);
     clock.advance(Duration::from_nanos(999_999_999));
-    let refusal = ask(&layer);
+    let denial = ask(&layer);
     assert_eq!(
-        (field(&refusal, "retry-after").unwrap(), field(&refusal, "ratelimit").unwrap()),
+        (field(&denial, "retry-after").unwrap(), field(&denial, "ratelimit").unwrap()),
         ("1".into(), r#""per-ip";r=0;t=1"#.into())
     );
 }
@@ -760,8 +760,8 @@ async fn a_trailers_only_answer_ends_with_its_head() {
     let _ = service.call(Request::new(())).await.unwrap();
     let mut call = with_header("content-type", "application/grpc");
     (*call.method_mut(), *call.version_mut()) = (Method::POST, Version::HTTP_2);
-    let refusal = service.call(call).await.unwrap();
-    assert!(refusal.body().is_end_stream());
+    let denial = service.call(call).await.unwrap();
+    assert!(denial.body().is_end_stream());
 }
 
 /// Hands the default answer on, which then has its fields added one by one.
@@ -777,14 +777,14 @@ impl Respond<String> for HandedOn {
 }
 
 #[test]
-fn what_is_made_beforehand_says_the_same_as_what_is_put_together() {
+fn what_is_rendered_in_advance_equals_what_is_rendered_for_a_request() {
     let costing =
         |quota: Quota| everyone(quota).cost_by(|head| head.headers()["cost"].to_str().unwrap().parse().unwrap());
     let with = |advertise| costing(FIVE).advertise(advertise);
     let second = || costing(Quota::per_hour(7)).named("second \"one\"");
     let sets: Vec<Vec<Policy>> = vec![
         vec![with(Advertise::Everything)],
-        vec![with(Advertise::OnRefusal)],
+        vec![with(Advertise::OnDenial)],
         vec![with(Advertise::RetryAfter)],
         vec![with(Advertise::Nothing)],
         vec![with(Advertise::Everything), second()],
@@ -798,7 +798,7 @@ fn what_is_made_beforehand_says_the_same_as_what_is_put_together() {
         vec![costing(FIVE).ban(Ban::after(2, Duration::from_secs(60)))],
     ];
     let served = [HeaderMap::new(), HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("a/b"))])];
-    let (mut refusals, mut admissions) = (0, 0);
+    let (mut denials, mut admissions) = (0, 0);
     for policies in sets {
         for (draft, legacy) in [Draft::V7, Draft::V11]
             .into_iter()
@@ -823,19 +823,19 @@ fn what_is_made_beforehand_says_the_same_as_what_is_put_together() {
                     response.headers_mut().remove(header::CONTENT_TYPE);
                     response
                 });
-                let refused = |response: &Response<String>| response.status() != StatusCode::OK;
-                refusals += usize::from(refused(&bare));
-                admissions += usize::from(!refused(&bare) && !refused(&typed));
-                if !refused(&bare) {
+                let denied = |response: &Response<String>| response.status() != StatusCode::OK;
+                denials += usize::from(denied(&bare));
+                admissions += usize::from(!denied(&bare) && !denied(&typed));
+                if !denied(&bare) {
                     let names = |response: &Response<String>| {
                         let mut names: Vec<_> = response.headers().keys().cloned().collect();
                         names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
                         names
                     };
-                    assert!(refused(&typed) || names(&bare) == names(&typed), "{policies:?} {cost}");
+                    assert!(denied(&typed) || names(&bare) == names(&typed), "{policies:?} {cost}");
                 }
             }
         }
     }
-    assert!(refusals > 100 && admissions > 20, "{refusals} {admissions}");
+    assert!(denials > 100 && admissions > 20, "{denials} {admissions}");
 }

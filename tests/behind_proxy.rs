@@ -24,7 +24,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    fn in_front_of(app: SocketAddr) -> Self {
+    fn before(app: SocketAddr) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nginx");
         let found =
@@ -93,7 +93,7 @@ fn ask(from: Ipv4Addr, server: SocketAddr, fields: &[(&str, &str)]) -> Reply {
 #[test]
 fn behind_nginx_each_client_is_itself_whatever_it_says() {
     let app = Example::run_with("behind_proxy", &[("QUOTA", "3/h"), ("TRUSTED", "127.0.0.1")]);
-    let nginx = Nginx::in_front_of(app.address);
+    let nginx = Nginx::before(app.address);
     let (alice, bob, eve) = (Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3), Ipv4Addr::new(127, 0, 0, 4));
 
     // Alice says that she is somebody else, in every way she knows, and stays one client.

@@ -32,7 +32,7 @@ fn dump(url: &str) -> String {
 }
 
 #[test]
-fn c_cors_a_script_from_another_origin_reads_the_refusal_and_its_preflights_cost_nothing() {
+fn c_cors_a_script_from_another_origin_reads_the_denial_and_its_preflights_cost_nothing() {
     let example = Example::run_with("cors", &[("QUOTA", "3/h")]);
     let page = dump(&format!("http://localhost:{}/", example.address.port()));
     let log = page.split_once("<pre id=\"log\">").unwrap().1.split_once("</pre>").unwrap().0;

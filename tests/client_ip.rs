@@ -208,7 +208,7 @@ fn id02_only_the_configured_field_is_read() {
 }
 
 #[test]
-fn a_field_with_one_address_is_believed_only_from_a_trusted_peer_and_only_alone() {
+fn a_field_with_one_address_is_trusted_only_from_a_trusted_peer_and_only_once() {
     let edge = behind_ten().header("cf-connecting-ip");
     let resolve = |peer: &str, values: &[&str]| edge.resolve(ip(peer), &lines("cf-connecting-ip", values));
     assert_eq!(resolve("10.0.0.1", &["203.0.113.7"]), Some(ip("203.0.113.7")));
@@ -216,7 +216,7 @@ fn a_field_with_one_address_is_believed_only_from_a_trusted_peer_and_only_alone(
     for values in [&[][..], &["1.1.1.1", "2.2.2.2"], &["1.1.1.1, 2.2.2.2"], &["x"], &[""]] {
         assert_eq!(resolve("10.0.0.1", values), None, "{values:?}");
     }
-    // I9: then it is refused, and never counted by the proxy's address.
+    // I9: then it is denied, and never counted by the proxy's address.
     let (limiter, _clock) = limiter([Policy::per(edge, Quota::per_second(1))]);
     assert_eq!(limiter.decide(&from_ip(ip("10.0.0.1"))).denied().unwrap().status(), StatusCode::BAD_REQUEST);
 }
@@ -230,18 +230,18 @@ fn id08_a_request_that_skipped_the_hops_is_answered_400_and_one_without_a_peer_5
 }
 
 #[test]
-fn i3_lists_that_would_trust_the_world_are_refused() {
-    let refused = |list: &[&str]| ClientIp::behind(list).expect_err("refused").to_string();
+fn i3_lists_that_would_trust_the_world_are_denied() {
+    let denied = |list: &[&str]| ClientIp::behind(list).expect_err("denied").to_string();
     for everyone in ["0.0.0.0/0", "::/0", "::ffff:0:0/96", "::ffff:0.0.0.0/96", "::/8", "::/80"] {
-        assert!(refused(&[everyone]).contains("is to trust everyone"), "{everyone}: {}", refused(&[everyone]));
+        assert!(denied(&[everyone]).contains("trusts every client"), "{everyone}: {}", denied(&[everyone]));
     }
     for bits in ["10.0.0.1/8", "::ffff:10.0.0.0/8", "fd00::1/8", "::ffff:10.1.0.0/104"] {
-        assert!(refused(&[bits]).contains("bits behind its prefix"), "{bits}: {}", refused(&[bits]));
+        assert!(denied(&[bits]).contains("bits after its prefix"), "{bits}: {}", denied(&[bits]));
     }
     for junk in ["", "10.0.0.0/33", "10.0.0/8", "nginx", "10.0.0.0/-1", "fd00::/129", "10.0.0.0/8,10.0.0.0/8"] {
-        assert!(refused(&[junk]).contains("neither a network"), "{junk}: {}", refused(&[junk]));
+        assert!(denied(&[junk]).contains("is not a proxy's network"), "{junk}: {}", denied(&[junk]));
     }
-    assert_eq!(refused(&[]), "no proxy is trusted: list one, or count by `PeerIp`");
+    assert_eq!(denied(&[]), "no proxy is trusted: list at least one, or count by `PeerIp`");
     assert!(ClientIp::behind(["10.0.0.0/8", "x"]).is_err(), "one wrong entry is enough");
 }
 
@@ -261,19 +261,19 @@ fn i3_a_mapped_network_is_the_ipv4_network_that_it_is() {
 
 #[test]
 #[should_panic(expected = "behind 1 to 32 proxies, not 0")]
-fn zero_hops_are_refused() {
+fn zero_hops_are_denied() {
     let _ = ClientIp::hops(0);
 }
 
 #[test]
-#[should_panic(expected = "believed only from known proxies")]
-fn a_field_with_one_address_is_not_believed_after_a_count_of_hops() {
+#[should_panic(expected = "trusted only from known proxies")]
+fn a_field_with_one_address_is_not_trusted_after_a_count_of_hops() {
     let _ = ClientIp::hops(1).header("x-real-ip");
 }
 
 #[test]
 #[should_panic(expected = "32 to 128 bits of its address, not by 16")]
-fn a_prefix_that_would_join_providers_is_refused() {
+fn a_prefix_that_would_join_providers_is_denied() {
     let _ = PeerIp.v6_prefix(16);
 }
 

@@ -32,7 +32,7 @@ fn key(limiter: &Limiter, address: Ipv4Addr) -> Key {
 }
 
 #[test]
-fn ops08_a_new_quota_holds_from_the_next_decision_on_and_keeps_what_is_owed() {
+fn ops08_a_new_quota_applies_from_the_next_decision_on_and_keeps_the_backlog() {
     let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_minute(5))]);
     let request = from_ip(A);
     assert_eq!(admitted(&limiter, &request, 9), 5);
@@ -68,7 +68,7 @@ fn several_quotas_change_together_or_not_at_all() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1)), Policy::global(Quota::per_hour(1))]);
     let two = Quota::per_hour(2);
     let error = limiter.set_quotas([("per-ip", two), ("nobody", two)]).unwrap_err();
-    assert_eq!(error.to_string(), "no policy is named \"nobody\"; the limiter has [\"per-ip\", \"global\"]");
+    assert_eq!(error.to_string(), "no policy is named \"nobody\": use one of [\"per-ip\", \"global\"]");
     assert_eq!(limiter.quota("per-ip").unwrap(), Quota::per_hour(1));
     limiter.set_quotas([("per-ip", two), ("global", two)]).unwrap();
     assert_eq!(admitted(&limiter, &from_ip(A), 9), 2);
@@ -118,13 +118,13 @@ fn a_reset_key_finds_a_full_bucket() {
 }
 
 #[test]
-fn a_blocked_key_is_refused_until_the_block_ends_and_loses_no_cells() {
+fn a_blocked_key_is_denied_until_the_block_ends_and_loses_no_cells() {
     let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_hour(3)), Policy::global(Quota::per_hour(100))]);
     limiter.block("per-ip", key(&limiter, A), Duration::from_millis(60_500)).unwrap();
     let denied = limiter.decide(&from_ip(A)).denied().unwrap();
     assert_eq!((denied.reason(), denied.retry_after_seconds(), denied.policy()), (Reason::Blocked, Some(61), "per-ip"));
     assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(denied.to_string(), "Requests are blocked for a time by the policy \"per-ip\". Retry in 61 s.");
+    assert_eq!(denied.to_string(), "Requests are temporarily blocked by the policy \"per-ip\". Retry in 61 s.");
     assert_eq!(admitted(&limiter, &from_ip(B), 9), 3, "nobody else is");
     assert_eq!(limiter.blocked_for("per-ip", key(&limiter, A)), Ok(Some(Duration::from_millis(60_500))));
     clock.advance(Duration::from_millis(60_500));
@@ -172,7 +172,7 @@ fn blocks_are_bounded() {
     assert_eq!(in_one_network + blocked, 65_536);
     let error = block(u32::MAX).unwrap_err();
     assert_eq!(error, BlockError::Full);
-    assert!(error.to_string().contains("as many of this key's network"), "{error}");
+    assert!(error.to_string().contains("in all or of this key's network"), "{error}");
     assert!(block(1).is_ok(), "a key that is blocked can be blocked for longer");
 }
 
@@ -202,14 +202,14 @@ fn every_key_is_listed_once_page_by_page() {
 }
 
 #[test]
-fn the_keys_that_are_refused_most_are_known_where_asked_for() {
+fn the_keys_that_are_denied_most_are_tracked_where_configured() {
     let clock = tower_quota::clock::ManualClock::new();
     let limiter =
         Limiter::builder().policy(Policy::per(PeerIp, Quota::per_hour(1))).clock(clock).top_denied(4).build().unwrap();
     for (address, times) in [(A, 31), (B, 11)] {
         admitted(&limiter, &from_ip(address), times);
     }
-    let top: Vec<_> = limiter.top_denied().into_iter().map(|denied| (denied.key.address(), denied.refusals)).collect();
+    let top: Vec<_> = limiter.top_denied().into_iter().map(|denied| (denied.key.address(), denied.denials)).collect();
     assert_eq!(top, [(Some(IpAddr::V4(A)), 30), (Some(IpAddr::V4(B)), 10)]);
     assert_eq!(&*limiter.top_denied()[0].policy, "per-ip");
     let (silent, _clock) = support::limiter([Policy::per(PeerIp, Quota::per_hour(1))]);
@@ -244,11 +244,11 @@ mod bans {
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn banning() -> (Limiter, tower_quota::clock::ManualClock) {
-        let ban = Ban::after(3, MINUTE).starting_at(MINUTE).up_to(4 * MINUTE);
+        let ban = Ban::after(3, MINUTE).initial(MINUTE).max(4 * MINUTE);
         limiter([Policy::per(PeerIp, Quota::per_second(1)).ban(ban)])
     }
 
-    /// Refused until it is banned. How long the ban is.
+    /// Denied until it is banned. How long the ban is.
     fn offend(limiter: &Limiter) -> Duration {
         for _ in 0..20 {
             if let Decision::Deny(denied) = limiter.decide(&from_ip(A)) {
@@ -261,7 +261,7 @@ mod bans {
     }
 
     #[test]
-    fn the_third_refusal_blocks_and_says_so() {
+    fn the_third_denial_blocks_and_says_so() {
         let (limiter, clock) = banning();
         assert!(admits(&limiter, &from_ip(A)));
         let reasons = [(); 4].map(|()| limiter.decide(&from_ip(A)).denied().unwrap().reason());
@@ -298,8 +298,8 @@ mod bans {
     }
 
     #[test]
-    fn refusals_are_counted_anew_after_a_block() {
-        let ban = Ban::after(3, 60 * MINUTE).starting_at(MINUTE);
+    fn denials_are_counted_anew_after_a_block() {
+        let ban = Ban::after(3, 60 * MINUTE).initial(MINUTE);
         let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_second(1)).ban(ban)]);
         clock.advance(offend(&limiter));
         assert!(admits(&limiter, &from_ip(A)));
@@ -355,7 +355,7 @@ mod bans {
     /// Semantics 2: who waits as long as told is admitted.
     #[test]
     fn the_wait_of_a_block_is_true_where_cells_are_short_too() {
-        let ban = Ban::after(1, MINUTE).starting_at(MINUTE);
+        let ban = Ban::after(1, MINUTE).initial(MINUTE);
         let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1)).ban(ban)]);
         assert!(admits(&limiter, &from_ip(A)));
         for _ in 0..2 {
@@ -376,13 +376,13 @@ mod shadow {
     use super::*;
 
     #[test]
-    fn ops09_a_policy_in_shadow_mode_decides_draws_and_refuses_nothing() {
+    fn ops09_a_policy_in_shadow_mode_decides_acquires_and_denies_nothing() {
         let (limiter, clock) = limiter([
             Policy::per(PeerIp, Quota::per_minute(2)).shadow(),
             Policy::per(PeerIp, Quota::per_minute(4)).named("real"),
         ]);
         let would = [(); 4].map(|()| {
-            let Decision::Allow(allowed) = limiter.decide(&from_ip(A)) else { panic!("refused") };
+            let Decision::Allow(allowed) = limiter.decide(&from_ip(A)) else { panic!("denied") };
             allowed.standings().map(|standing| (standing.is_shadow(), standing.is_violated())).collect::<Vec<_>>()
         });
         let (fine, short) = (vec![(true, false), (false, false)], vec![(true, true), (false, false)]);
@@ -390,13 +390,13 @@ mod shadow {
         let denied = limiter.decide(&from_ip(A)).denied().unwrap();
         assert_eq!(denied.violated().map(|standing| standing.policy()).collect::<Vec<_>>(), ["real"]);
         assert_eq!(denied.retry_after(), Some(Duration::from_secs(15)), "its longer wait does not count");
-        // What it would have refused it has not drawn: half a minute later one cell is back.
+        // What it would have denied it has not drawn: half a minute later one cell is back.
         clock.advance(Duration::from_secs(30));
         assert_eq!(limiter.peek("per-ip", key(&limiter, A)).unwrap().remaining(), 1);
     }
 
     #[test]
-    fn a_block_under_a_policy_in_shadow_mode_refuses_nothing() {
+    fn a_block_under_a_policy_in_shadow_mode_denies_nothing() {
         let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(9)).shadow()]);
         limiter.block("per-ip", key(&limiter, A), Duration::from_secs(60)).unwrap();
         assert!(admits(&limiter, &from_ip(A)));
@@ -414,7 +414,7 @@ mod shadow {
     }
 
     #[test]
-    fn a_refusal_by_another_policy_charges_a_shadow_policy_nothing() {
+    fn a_denial_by_another_policy_acquires_nothing_from_a_shadow_policy() {
         let (limiter, _clock) =
             limiter([Policy::per(PeerIp, Quota::per_minute(5)).shadow(), Policy::global(Quota::per_minute(1))]);
         assert_eq!(admitted(&limiter, &from_ip(A), 9), 1);
@@ -422,7 +422,7 @@ mod shadow {
     }
 
     #[test]
-    fn a_lone_policy_in_shadow_mode_admits_all_and_blocks_nobody() {
+    fn a_single_policy_in_shadow_mode_admits_all_and_blocks_no_key() {
         let ban = Ban::after(1, Duration::from_secs(60));
         let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_minute(2)).shadow().ban(ban)]);
         assert_eq!(admitted(&limiter, &from_ip(A), 20), 20);
@@ -432,8 +432,8 @@ mod shadow {
     fn a_share_of_the_keys_is_enforced_and_grows_without_letting_anyone_go() {
         let enforced = |share| {
             let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1)).enforce_for(share)]);
-            let refused = |n: u32| admitted(&limiter, &from_ip(Ipv4Addr::from_bits(n << 16)), 2) == 1;
-            (0..4_000_u32).filter(|n| refused(*n)).collect::<HashSet<_>>()
+            let denied = |n: u32| admitted(&limiter, &from_ip(Ipv4Addr::from_bits(n << 16)), 2) == 1;
+            (0..4_000_u32).filter(|n| denied(*n)).collect::<HashSet<_>>()
         };
         let [none, tenth, half, all] = [0.0, 0.1, 0.5, 1.0].map(enforced);
         assert_eq!((none.len(), all.len()), (0, 4_000));
@@ -442,13 +442,13 @@ mod shadow {
     }
 
     #[test]
-    #[should_panic(expected = "between 0.0 and 1.0")]
-    fn a_share_of_more_than_all_is_refused() {
+    #[should_panic(expected = "from 0.0 to 1.0")]
+    fn a_share_of_more_than_all_is_denied() {
         let _ = Policy::global(Quota::per_hour(1)).enforce_for(1.5);
     }
 }
 
-/// A missing key of a policy that refuses with a status that is no error would be a bypass that looks like an answer.
+/// A missing key of a policy that denies with a status that is no error would be a bypass that looks like an answer.
 #[test]
 fn a_reset_says_whether_there_was_a_block() {
     let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_hour(9))]);
@@ -461,7 +461,7 @@ fn a_reset_says_whether_there_was_a_block() {
 }
 
 #[test]
-fn only_the_policy_that_refuses_counts_a_refusal() {
+fn only_the_policy_that_denies_counts_a_denial() {
     let ban = || Ban::after(1, Duration::from_secs(60));
     let by = |name: &str, quota| Policy::per(Header::new("k"), quota).named(name).ban(ban());
     let (limiter, _clock) = limiter([
@@ -477,10 +477,10 @@ fn only_the_policy_that_refuses_counts_a_refusal() {
 
 /// Without a bucket of its own, or with one that the quota in force would cut.
 #[test]
-fn who_waits_for_a_block_as_long_as_told_is_admitted() {
+fn a_retry_after_the_reported_time_of_a_block_is_allowed() {
     let minute = Duration::from_secs(60);
     let once = Policy::per(Header::new("k"), Quota::per_hour(1)).named("p");
-    let (full, clock) = limiter([once.max_keys(1).ban(Ban::after(1, minute).starting_at(minute))]);
+    let (full, clock) = limiter([once.max_keys(1).ban(Ban::after(1, minute).initial(minute))]);
     assert!(admits(&full, &with_header("k", "first")));
     let newcomer = with_header("k", "second");
     assert!(admits(&full, &newcomer));
@@ -505,12 +505,12 @@ fn who_waits_for_a_block_as_long_as_told_is_admitted() {
 }
 
 #[test]
-fn statuses_that_are_no_errors_and_names_that_are_too_long_are_refused() {
-    let refused = |policy: Policy| Limiter::builder().policy(policy).build().unwrap_err().to_string();
+fn statuses_that_are_no_errors_and_names_that_are_too_long_are_denied() {
+    let denied = |policy: Policy| Limiter::builder().policy(policy).build().unwrap_err().to_string();
     let reject = tower_quota::policy::Missing::Reject(StatusCode::NOT_MODIFIED);
-    assert!(refused(Policy::per(Header::new("k"), Quota::per_hour(1)).on_missing(reject)).contains("from 400 to 599"));
+    assert!(denied(Policy::per(Header::new("k"), Quota::per_hour(1)).on_missing(reject)).contains("from 400 to 599"));
     let named = |length| Policy::global(Quota::per_hour(1)).named("n".repeat(length));
-    assert!(refused(named(65)).contains("longer than 64 bytes"));
+    assert!(denied(named(65)).contains("longer than 64 bytes"));
     assert_eq!(Limiter::new(named(64)).policies()[0].name().len(), 64);
 }
 

@@ -64,7 +64,7 @@ fn what_was_reserved_and_not_used_comes_back() {
     // Of the five, time has returned two, whoever they belonged to.
     assert_eq!(remaining(&limiter), 7);
     admission.settle("tokens", 0).unwrap();
-    admission.put_back();
+    admission.refund();
     assert_eq!(remaining(&limiter), 7, "a receipt is used once");
 }
 
@@ -90,16 +90,16 @@ fn clones_share_one_receipt_and_charges_add_up() {
     clone.charge("tokens", 1).unwrap();
     admission.charge("tokens", 1).unwrap();
     assert_eq!(remaining(&limiter), 4);
-    admission.put_back();
-    clone.put_back();
+    admission.refund();
+    clone.refund();
     assert_eq!(remaining(&limiter), 8, "what was charged stays charged");
 }
 
 #[test]
-fn an_unknown_policy_is_told_with_those_that_applied() {
+fn an_unknown_policy_is_an_error_that_lists_those_that_applied() {
     let (limiter, _clock) = support::limiter([tokens(TEN), Policy::global(TEN).named("off").when(|_| false)]);
     let error = ask(&limiter, 1).unwrap().settle("off", 1).unwrap_err();
-    assert_eq!(error.to_string(), "no policy is named \"off\"; the limiter has [\"tokens\"]");
+    assert_eq!(error.to_string(), "no policy is named \"off\": use one of [\"tokens\"]");
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn an_admission_outlives_the_layer_the_request_and_a_panic() {
     assert!(catch_unwind(AssertUnwindSafe(|| service.call(Request::new(())))).is_err());
     assert_eq!(remaining(&limiter), 9, "a request that panics keeps its charge");
     drop((service, layer));
-    kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().unwrap().put_back();
+    kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().unwrap().refund();
     assert_eq!(remaining(&limiter), 10);
 }
 
@@ -126,18 +126,18 @@ fn a_reset_makes_receipts_void() {
     let before = ask(&limiter, 6).unwrap();
     assert!(limiter.reset("tokens", Key::GLOBAL).unwrap());
     ask(&limiter, 5).unwrap();
-    before.put_back();
+    before.refund();
     assert_eq!(remaining(&limiter), 5);
 }
 
 #[test]
-fn a_policy_in_shadow_mode_that_would_refuse_has_nothing_to_return() {
+fn a_policy_in_shadow_mode_that_would_deny_has_nothing_to_return() {
     let (limiter, _clock) =
         support::limiter([tokens(TEN).shadow(), Policy::global(Quota::per_hour(100)).named("real")]);
     ask(&limiter, 8).unwrap();
     let short = ask(&limiter, 5).unwrap();
     assert_eq!(short.would_deny().map(|standing| standing.policy().to_owned()).collect::<Vec<_>>(), ["tokens"]);
-    short.put_back();
+    short.refund();
     assert_eq!(remaining(&limiter), 2, "only what was drawn comes back");
     let short = ask(&limiter, 5).unwrap();
     short.settle("tokens", 1).unwrap();
@@ -181,7 +181,7 @@ fn only_responses_that_count_are_counted() {
 fn an_uncounted_response_and_a_handler_return_a_charge_once() {
     let policy = tokens(TEN).count_if(|_| false);
     let (limiter, _clock) = support::limiter([policy]);
-    ask(&limiter, 4).unwrap().put_back();
+    ask(&limiter, 4).unwrap().refund();
     assert_eq!(remaining(&limiter), 10);
     ask(&limiter, 4).unwrap();
     assert_eq!(remaining(&limiter), 10);
@@ -260,7 +260,7 @@ proptest! {
                 }
                 Step::PutBack(which) if !admissions.is_empty() => {
                     let which = which % admissions.len();
-                    admissions[which].put_back();
+                    admissions[which].refund();
                     let Some((at, drawn)) = model.receipts.remove(&which) else { continue };
                     model.owed = (model.owed - (i128::from(drawn) * cell - (model.now - at)).max(0)).max(0);
                 }
@@ -273,7 +273,7 @@ proptest! {
 }
 
 #[test]
-fn threads_that_settle_and_put_back_leave_exactly_what_was_used() {
+fn threads_that_settle_and_refund_leave_exactly_what_was_used() {
     let used = AtomicU32::new(0);
     for global in [true, false] {
         used.store(0, Ordering::Relaxed);
@@ -287,7 +287,7 @@ fn threads_that_settle_and_put_back_leave_exactly_what_was_used() {
                     for n in 0..2_000_u32 {
                         let Some(admission) = ask(limiter, 5) else { continue };
                         match (n + worker) % 4 {
-                            0 => admission.put_back(),
+                            0 => admission.refund(),
                             1 => {
                                 admission.settle("tokens", 2).unwrap();
                                 used.fetch_add(2, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The page of the example `dashboard` in a real browser: it is clicked, read, and drawn.
+//! The page of the example `dashboard` in a real browser: it is clicked, read, and photographed.
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -24,7 +24,7 @@ fn is_live(browser: &Browser) -> bool {
 }
 
 /// Where somebody can look at it: `target/tmp/dashboard-….png`.
-fn draw(browser: &Browser, name: &str) {
+fn screenshot(browser: &Browser, name: &str) {
     let picture = browser.screenshot();
     assert!(picture.starts_with(b"\x89PNG"));
     fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dashboard-{name}.png")), picture).unwrap();
@@ -48,14 +48,14 @@ fn the_page_shows_none_one_and_ten_thousand_keys() {
     );
     assert_eq!(number(&browser, "document.getElementById('none').hidden ? 0 : 1"), 1, "it says what to do");
     assert_fits(&browser);
-    draw(&browser, "0");
+    screenshot(&browser, "0");
 
     browser.click("#attack");
     browser.wait(|browser| text(browser, "top").starts_with("amber"));
     browser.wait(|browser| text(browser, "buckets").contains("amberempty, full in"));
-    browser.wait(|browser| text(browser, "refused") != "0");
+    browser.wait(|browser| text(browser, "denied") != "0");
     assert_eq!(text(&browser, "keys"), "1");
-    draw(&browser, "1");
+    screenshot(&browser, "1");
 
     browser.click("#flood");
     browser.wait(|browser| text(browser, "keys").starts_with("10,00"));
@@ -68,7 +68,7 @@ fn the_page_shows_none_one_and_ten_thousand_keys() {
     browser.wait(|browser| text(browser, "shown").contains("48 of 10,00"));
     assert!(text(&browser, "buckets").starts_with("amber"));
     assert_fits(&browser);
-    draw(&browser, "10000");
+    screenshot(&browser, "10000");
 }
 
 #[test]
@@ -96,5 +96,5 @@ fn the_page_is_used_without_a_mouse_in_a_narrow_window() {
     browser.wait(|browser| text(browser, "buckets").contains(" of 15"));
     browser.wait(|browser| number(browser, "document.querySelectorAll('#buckets li').length") == 6);
     assert_fits(&browser);
-    draw(&browser, "narrow");
+    screenshot(&browser, "narrow");
 }

@@ -71,8 +71,8 @@ impl Service<Request<u32>> for Inner {
 }
 
 struct Setup<T> {
-    service: Delay<Inner, Standard, T>,
-    layer: DelayLayer<Standard, T>,
+    service: Delay<Inner, Limiter, Standard, T>,
+    layer: DelayLayer<Limiter, Standard, T>,
     limiter: Limiter,
     clock: ManualClock,
     served: Served,
@@ -127,12 +127,12 @@ fn requests_wait_for_their_turn_in_order_and_are_never_early() {
 }
 
 #[test]
-fn a_refusal_tells_the_wait_that_the_layer_does_not_allow() {
+fn a_denial_reports_the_wait_that_the_layer_does_not_allow() {
     let Setup { mut service, clock, .. } =
         setup(Policy::global(Quota::every(Duration::from_secs(10))), Duration::from_secs(9), 9);
     assert_eq!(status(&mut begin(&mut service, 0)), Some(200));
-    let Poll::Ready(Ok(refusal)) = begin(&mut service, 1).as_mut().poll(&mut cx()) else { panic!("at once") };
-    assert_eq!((refusal.status().as_u16(), refusal.headers()["retry-after"].to_str().unwrap()), (429, "10"));
+    let Poll::Ready(Ok(denial)) = begin(&mut service, 1).as_mut().poll(&mut cx()) else { panic!("at once") };
+    assert_eq!((denial.status().as_u16(), denial.headers()["retry-after"].to_str().unwrap()), (429, "10"));
     clock.advance(Duration::from_secs(1));
     assert_eq!(status(&mut begin(&mut service, 2)), None, "nine are left");
 }
@@ -199,7 +199,7 @@ fn several_policies_are_waited_for_together() {
 
 /// Found by review: a put-back while others wait in line must not make room for a turn that is taken.
 #[test]
-fn what_is_put_back_while_others_wait_serves_nobody_together_with_them() {
+fn a_refund_while_others_wait_serves_no_request_together_with_them() {
     let Setup { mut service, clock, served, .. } =
         setup(Policy::global(TEN).count_if(|_| false), Duration::from_secs(9), 9);
     let mut first = begin(&mut service, 0);
@@ -294,7 +294,7 @@ enum Step {
 }
 
 proptest! {
-    /// Whoever comes, gives up and is refused: those of one key are served in their order, none before its cells are there,
+    /// Whoever comes, gives up and is denied: those of one key are served in their order, none before its cells are there,
     /// and in any window no more than a burst and what flows in.
     #[test]
     fn waiters_are_served_in_order_and_no_faster_than_the_quota(

@@ -31,7 +31,7 @@ fn id08_a_missing_address_is_one_loud_line_that_says_what_to_call() {
 }
 
 #[test]
-fn rsp02_a_flood_of_refusals_is_one_line_a_minute_and_each_has_its_own_for_who_asks() {
+fn rsp02_a_flood_of_denials_logs_one_line_a_minute_and_each_denial_at_debug() {
     let flood = |seconds: u64| {
         let (limiter, clock) = support::limiter([Policy::per(Header::new("k"), ONE)]);
         for _ in 0..seconds {
@@ -55,7 +55,7 @@ fn rsp02_a_flood_of_refusals_is_one_line_a_minute_and_each_has_its_own_for_who_a
 }
 
 #[test]
-fn refusals_for_want_of_a_header_are_no_lines_at_this_level() {
+fn rejections_for_a_missing_header_are_not_logged_at_this_level() {
     let text = events::Lines::default().collect(|| {
         let (limiter, _clock) = support::limiter([Policy::global(ONE), Policy::per(Header::new("k"), ONE)]);
         for _ in 0..10_000 {

@@ -15,27 +15,27 @@ fn get(example: &Example, fields: &[(&str, &str)], times: usize) -> Vec<u16> {
 }
 
 /// As many 200s as the burst, or a few more for the time that passed; then nothing but 429s.
-fn burst_then_refusals(statuses: &[u16], burst: usize) {
+fn burst_then_denials(statuses: &[u16], burst: usize) {
     let admitted = statuses.iter().filter(|status| **status == 200).count();
     assert!(statuses[..burst].iter().all(|status| *status == 200), "{statuses:?}");
-    assert!(admitted < statuses.len(), "nothing was refused: {statuses:?}");
+    assert!(admitted < statuses.len(), "nothing was denied: {statuses:?}");
     assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
 }
 
 #[test]
 fn quickstart() {
     let example = Example::run("quickstart");
-    burst_then_refusals(&get(&example, &[], 200), 20);
+    burst_then_denials(&get(&example, &[], 200), 20);
     // One cell in an hour: none comes back while the answer is read.
     let example = Example::run_with("quickstart", &[("QUOTA", "1/h")]);
     assert_eq!(get(&example, &[], 1), [200]);
-    let refusal = Connection::open(example.address).send("GET", "/", &[]);
-    assert_eq!(refusal.status, 429);
-    let seconds: u64 = refusal.field("retry-after").unwrap().parse().unwrap();
-    assert!((3_000..=3_600).contains(&seconds), "{refusal:?}");
-    assert_eq!(refusal.field("cache-control"), Some("no-store"));
-    assert_eq!(refusal.field("content-type"), Some("application/problem+json"));
-    assert_eq!(refusal.field("ratelimit-policy"), Some(r#""per-ip";q=1;w=3600"#));
+    let denial = Connection::open(example.address).send("GET", "/", &[]);
+    assert_eq!(denial.status, 429);
+    let seconds: u64 = denial.field("retry-after").unwrap().parse().unwrap();
+    assert!((3_000..=3_600).contains(&seconds), "{denial:?}");
+    assert_eq!(denial.field("cache-control"), Some("no-store"));
+    assert_eq!(denial.field("content-type"), Some("application/problem+json"));
+    assert_eq!(denial.field("ratelimit-policy"), Some(r#""per-ip";q=1;w=3600"#));
 }
 
 #[cfg(feature = "metrics")]
@@ -43,7 +43,7 @@ fn quickstart() {
 fn prometheus() {
     let example = Example::run("prometheus");
     let statuses = get(&example, &[], 14);
-    burst_then_refusals(&statuses, 10);
+    burst_then_denials(&statuses, 10);
     let admitted = statuses.iter().filter(|status| **status == 200).count();
     let page = Connection::open(example.address).send("GET", "/metrics", &[]);
     assert_eq!(page.status, 200);
@@ -52,14 +52,14 @@ fn prometheus() {
         page.body.split(&labels).nth(1).map_or(0, |rest| rest.lines().next().unwrap().parse().unwrap())
     };
     assert_eq!(count("per-ip", "allowed", "enforced"), admitted);
-    assert_eq!(count("per-ip", "refused", "enforced"), 14 - admitted);
-    assert_eq!(count("tighter", "allowed", "shadow") + count("tighter", "refused", "shadow"), admitted);
-    assert!(count("tighter", "refused", "shadow") >= 3);
+    assert_eq!(count("per-ip", "denied", "enforced"), 14 - admitted);
+    assert_eq!(count("tighter", "allowed", "shadow") + count("tighter", "denied", "shadow"), admitted);
+    assert!(count("tighter", "denied", "shadow") >= 3);
 }
 
 #[test]
 fn global() {
-    burst_then_refusals(&get(&Example::run("global"), &[], 100), 5);
+    burst_then_denials(&get(&Example::run("global"), &[], 100), 5);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn per_route() {
 fn windows() {
     let example = Example::run("windows");
     let key = [("x-api-key", "k1")];
-    burst_then_refusals(&get(&example, &key, 80), 10);
+    burst_then_denials(&get(&example, &key, 80), 10);
     assert_eq!(get(&example, &[("x-api-key", "k2")], 1), [200]);
     assert_eq!(get(&example, &[], 1), [401]);
 }
@@ -102,7 +102,7 @@ fn windows() {
 #[test]
 fn hyper() {
     let example = Example::run("hyper");
-    burst_then_refusals(&get(&example, &[], 100), 5);
+    burst_then_denials(&get(&example, &[], 100), 5);
 }
 
 #[test]
@@ -140,9 +140,9 @@ fn cors() {
         assert_eq!(call("OPTIONS").status, 200);
     }
     assert_eq!([(); 4].map(|()| call("GET").status), [200, 200, 200, 429]);
-    let refusal = call("GET");
-    assert_eq!(refusal.field("access-control-allow-origin"), Some("*"));
-    assert_eq!(refusal.field("access-control-expose-headers"), Some("ratelimit,ratelimit-policy,retry-after"));
+    let denial = call("GET");
+    assert_eq!(denial.field("access-control-allow-origin"), Some("*"));
+    assert_eq!(denial.field("access-control-expose-headers"), Some("ratelimit,ratelimit-policy,retry-after"));
 }
 
 #[test]
@@ -156,10 +156,10 @@ fn custom_response() {
     assert_eq!(error["error"]["policies"], serde_json::json!(["per-ip"]));
     let html = accept("text/html,application/xhtml+xml");
     assert_eq!((html.status, html.field("content-type")), (429, Some("text/html; charset=utf-8")));
-    for refusal in [json, html] {
-        assert_eq!(refusal.field("cache-control"), Some("no-store"));
-        assert_eq!(refusal.field("ratelimit-policy"), Some(r#""per-ip";q=1;w=10"#));
-        assert!(refusal.field("retry-after").is_some());
+    for denial in [json, html] {
+        assert_eq!(denial.field("cache-control"), Some("no-store"));
+        assert_eq!(denial.field("ratelimit-policy"), Some(r#""per-ip";q=1;w=10"#));
+        assert!(denial.field("retry-after").is_some());
     }
 }
 
@@ -194,8 +194,8 @@ fn plans() {
     fs::write(&file, text.replace("free = \"5/m\"", "free = \"1/2h\"")).unwrap();
     example.signal("HUP");
     assert_eq!(example.line(), "quotas were read again");
-    let refusal = Connection::open(example.address).send("GET", "/", &[("x-api-key", "free-1")]);
-    assert_eq!((refusal.status, refusal.field("ratelimit-policy")), (429, Some("\"plan\";q=1;w=7200")));
+    let denial = Connection::open(example.address).send("GET", "/", &[("x-api-key", "free-1")]);
+    assert_eq!((denial.status, denial.field("ratelimit-policy")), (429, Some("\"plan\";q=1;w=7200")));
     fs::remove_file(file).unwrap();
 }
 
@@ -247,21 +247,21 @@ fn login() {
         assert_eq!(login("ann", "right").status, 200, "successes do not count");
     }
     assert_eq!([(); 4].map(|()| login("ann", "guess").status), [401, 401, 401, 429]);
-    let refusal = login("ann", "right");
-    assert_eq!(refusal.status, 429, "the account is locked, also for the right password");
-    assert_eq!((refusal.field("retry-after"), refusal.field("ratelimit")), (None, None), "nothing counts down");
-    assert!(!refusal.body.contains("account"), "{refusal:?}");
+    let denial = login("ann", "right");
+    assert_eq!(denial.status, 429, "the account is locked, also for the right password");
+    assert_eq!((denial.field("retry-after"), denial.field("ratelimit")), (None, None), "nothing counts down");
+    assert!(!denial.body.contains("account"), "{denial:?}");
     assert_eq!(login("bob", "right").status, 200, "another account");
 
-    // One failure in 20 ms, and ten refusals: then the address is blocked, and not just for 20 ms.
+    // One failure in 20 ms, and ten denials: then the address is blocked, and not just for 20 ms.
     let example = Example::run_with("login", &[("QUOTA", "1/20ms")]);
     let guess = |n: u32| {
         let form = [("content-type", "application/x-www-form-urlencoded")];
         let body = format!("user=user{n}&password=guess");
         Connection::open(example.address).send_body("POST", "/login", &form, &body).status
     };
-    let refused = (0..10_000).filter(|n| guess(*n) == 429).take(10).count();
-    assert_eq!(refused, 10);
+    let denied = (0..10_000).filter(|n| guess(*n) == 429).take(10).count();
+    assert_eq!(denied, 10);
     assert!((10_000..12_000).all(|n| guess(n) == 429), "blocked for every account");
 }
 
@@ -303,7 +303,7 @@ fn admin() {
     let (_, keys) = call("GET", "/policies/per-ip/keys", "");
     assert_eq!((&keys["keys"][0]["address"], &keys["keys"][0]["remaining"]), (&"127.0.0.1".into(), &0.into()));
     let (_, denied) = call("GET", "/denied", "");
-    assert_eq!((&denied["denied"][0]["refusals"], &denied["denied"][1]), (&2.into(), &serde_json::Value::Null));
+    assert_eq!((&denied["denied"][0]["denials"], &denied["denied"][1]), (&2.into(), &serde_json::Value::Null));
 
     let key = format!("/policies/per-ip/keys/{}", keys["keys"][0]["key"].as_str().unwrap());
     assert_eq!(call("DELETE", &key, "").1["reset"], true);

@@ -110,13 +110,13 @@ fn ari04_a_cost_of_the_burst_succeeds_and_one_more_never_does() {
     let (limiter, clock) = one_bucket(Quota::per_second(5));
     assert_eq!(decide(&limiter, 6), Verdict::Never);
     assert_eq!(decide(&limiter, u32::MAX), Verdict::Never);
-    assert_eq!(decide(&limiter, 5), Verdict::Allow, "a refused cost has charged something");
+    assert_eq!(decide(&limiter, 5), Verdict::Allow, "a denied cost has charged something");
     clock.advance(Duration::from_secs(3_600));
     assert_eq!(decide(&limiter, 6), Verdict::Never);
 }
 
 #[test]
-fn ari04_a_cost_of_zero_draws_nothing_and_is_granted() {
+fn ari04_a_cost_of_zero_acquires_nothing_and_is_granted() {
     let (limiter, _clock) = one_bucket(Quota::per_second(1));
     assert_eq!(decide(&limiter, 0), Verdict::Allow);
     assert_eq!(decide(&limiter, 1), Verdict::Allow);
@@ -126,7 +126,7 @@ fn ari04_a_cost_of_zero_draws_nothing_and_is_granted() {
 }
 
 #[test]
-fn ari07_the_end_of_the_clock_refuses() {
+fn ari07_the_end_of_the_clock_denies() {
     let (limiter, clock) = one_bucket(Quota::per_second(10));
     for k in 0..10 {
         clock.set(Duration::from_nanos(u64::MAX - k * 10_000_000));
@@ -161,7 +161,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn c_gcra_p1_to_p6_hold_on_any_schedule(quota in quotas(), steps in steps()) {
+    fn c_gcra_p1_to_p6_on_any_schedule(quota in quotas(), steps in steps()) {
         let (limiter, clock) = one_bucket(quota);
         let mut now = 0_u64;
         let mut admitted: Vec<(u64, u64)> = Vec::new();
@@ -195,7 +195,7 @@ proptest! {
                     // P1, P5
                     prop_assert_eq!(before, after);
                     prop_assert!(wait >= before.next_cell().unwrap());
-                    // P2: one nanosecond before the wait is over it is refused, and when it is over admitted.
+                    // P2: one nanosecond before the wait is over it is denied, and when it is over admitted.
                     let wait = u64::try_from(wait.as_nanos()).unwrap();
                     clock.set(Duration::from_nanos(now + wait - 1));
                     prop_assert_eq!(decide(&limiter, cost), Verdict::Wait(Duration::from_nanos(1)));

@@ -3,8 +3,10 @@
 mod support;
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
 use http::{Request, StatusCode};
@@ -13,7 +15,10 @@ use support::{admits, from_ip, limiter, with_header};
 use tower_quota::{
     Key, Limiter, Policy, Quota,
     decision::Reason,
-    key::{Bearer, Extension, Header, KeyExtractor, Method, Missing, PeerIp, RequestHead, fallback, key_fn},
+    key::{
+        Bearer, Extension, Header, IntoKey, KeyExtractor, KeyHasher, Method, Missing, PeerIp, RequestHead, fallback,
+        key_fn,
+    },
 };
 
 const ONE: Quota = Quota::per_minute(1);
@@ -53,7 +58,7 @@ fn id05_a_mapped_address_is_the_ipv4_address_that_it_is() {
 }
 
 #[test]
-fn the_loopback_address_is_kept_whole() {
+fn the_whole_loopback_address_counts() {
     let loopback = from_ip(Ipv6Addr::LOCALHOST);
     assert!(!share(PeerIp, &loopback, &from_ip("::2".parse::<Ipv6Addr>().unwrap())));
     assert!(share(PeerIp, &loopback, &loopback));
@@ -99,7 +104,7 @@ fn axum_tells_the_peer_and_a_plain_address_comes_first() {
 }
 
 #[test]
-fn id09_all_bytes_that_a_header_value_may_hold_are_told_apart() {
+fn id09_all_bytes_of_a_header_value_are_distinguished() {
     let (limiter, _clock) = limiter([Policy::per(Header::new("x-api-key"), ONE)]);
     let mut values = 0;
     for byte in 0..=255_u8 {
@@ -164,7 +169,7 @@ fn a_bearer_token_is_read_whatever_the_case_of_its_scheme() {
 }
 
 #[test]
-fn values_from_extensions_and_closures_are_told_apart() {
+fn values_from_extensions_and_closures_are_distinguished() {
     let user = |id: u64| {
         let mut request = Request::new(());
         request.extensions_mut().insert(id);
@@ -275,12 +280,48 @@ fn or_falls_back_only_where_there_is_no_key() {
     assert!(share(either(), &keyed, &elsewhere));
 }
 
+/// A type of the user's, which is counted by its parts and never cloned.
+struct Account {
+    tenant: u32,
+    name: String,
+}
+
+impl IntoKey for Account {
+    fn key(&self, hasher: &KeyHasher) -> Key {
+        (self.tenant, &self.name).key(hasher)
+    }
+}
+
+#[test]
+fn a_type_of_ones_own_makes_a_key_by_reference() {
+    let limiter = any_limiter();
+    let account = Account { tenant: 7, name: "a".to_owned() };
+    let key = limiter.key_of(&account);
+    assert_eq!(key, limiter.key_of((7_u64, "a")));
+    assert_eq!(key, limiter.key_of(Arc::new(account)));
+    for same in [limiter.key_of(b"a"), limiter.key_of(Box::<str>::from("a")), limiter.key_of(Cow::Borrowed("a"))] {
+        assert_eq!(same, limiter.key_of("a"));
+    }
+}
+
+#[test]
+fn an_extractor_that_is_chosen_at_run_time_counts_as_itself() {
+    let chosen: Box<dyn KeyExtractor> = Box::new(Header::new("x-api-key").or(Bearer));
+    assert_eq!((chosen.name(), chosen.choices()), ("x-api-key".into(), 2));
+    let shared: Arc<dyn KeyExtractor> = Arc::from(chosen);
+    let (limiter, _clock) = limiter([Policy::per(shared, ONE)]);
+    assert!(admits(&limiter, &with_header("x-api-key", "a")));
+    assert!(!admits(&limiter, &with_header("x-api-key", "a")));
+    let challenged = limiter.decide(&Request::new(())).denied().unwrap();
+    assert_eq!(challenged.status(), StatusCode::UNAUTHORIZED);
+}
+
 #[test]
 fn id11_kinds_never_collide() {
     let limiter = any_limiter();
     let keys = [
         limiter.key_of(5_u64),
-        limiter.key_of(5_i64),
+        limiter.key_of(-5_i64),
         limiter.key_of(5_u128),
         limiter.key_of("5"),
         limiter.key_of("::5".parse::<IpAddr>().unwrap()),
@@ -295,6 +336,9 @@ fn id11_kinds_never_collide() {
     ];
     assert_eq!(keys.iter().collect::<HashSet<_>>().len(), keys.len());
     assert_eq!(limiter.key_of(5_u8), limiter.key_of(5_u64));
+    assert_eq!(limiter.key_of(5_i32), limiter.key_of(5_u64), "equal numbers are one key, whatever their types");
+    assert_eq!(limiter.key_of(-5_i8), limiter.key_of(-5_i64));
+    assert_ne!(limiter.key_of(i64::MIN), limiter.key_of(i64::MIN as u64));
     assert_eq!(limiter.key_of("a"), limiter.key_of(b"a".as_slice()));
     assert_eq!(limiter.key_of("a"), limiter.key_of("a".to_owned()));
 }
@@ -345,7 +389,7 @@ proptest! {
     }
 
     #[test]
-    fn addresses_are_kept_exactly(a: [u8; 16], bit in 0_usize..128) {
+    fn addresses_are_stored_exactly(a: [u8; 16], bit in 0_usize..128) {
         let limiter = any_limiter();
         let mut b = a;
         b[bit / 8] ^= 1 << (bit % 8);

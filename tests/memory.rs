@@ -71,7 +71,7 @@ fn mem01_mem02_a_flood_of_five_million_keys_forgets_no_live_bucket() {
 }
 
 #[test]
-fn one_network_fills_its_share_and_locks_out_nobody_else() {
+fn one_network_fills_its_share_and_locks_out_no_other() {
     const CAP: usize = 6_400; // a share of 100 for each network
     let (limiter, clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(CAP)]);
     for host in 0..100 {
@@ -103,7 +103,7 @@ fn a_small_map_serves_the_clients_of_one_network() {
 }
 
 #[test]
-fn one_ipv6_network_fills_its_share_and_locks_out_nobody_else() {
+fn one_ipv6_network_fills_its_share_and_locks_out_no_other() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(6_400)]);
     let in_network = |network: u16, subnet: u16| {
         from_ip(Ipv6Addr::new(0x2001, 0xdb8, network << 8, subnet, 0, 0, 0, 1)) // a /40, then /64s in it
@@ -155,14 +155,14 @@ fn one_key_never_competes_with_itself_for_the_last_place() {
 }
 
 #[test]
-fn what_is_put_back_goes_where_it_was_drawn() {
+fn a_refund_goes_to_the_bucket_that_granted() {
     let (limiter, _clock) = limiter([Policy::per(Header::new("k"), HOUR).max_keys(1)]);
     assert!(admits(&limiter, &with_header("k", "first")));
     let newcomer = with_header("k", "second");
     assert_eq!(admitted(&limiter, &newcomer, 2), 2);
     let Decision::Allow(allowed) = limiter.decide(&newcomer) else { panic!("the overflow has three") };
     assert!(!admits(&limiter, &newcomer));
-    limiter.put_back(allowed);
+    limiter.refund(allowed);
     assert_eq!(admitted(&limiter, &newcomer, 2), 1);
 }
 
@@ -193,7 +193,7 @@ fn a_cost_of_the_whole_base_burst_is_paid_out_of_the_overflow() {
 }
 
 #[test]
-fn at_the_cap_a_new_key_draws_from_the_overflow_under_the_base_quota() {
+fn at_the_cap_a_new_key_acquires_from_the_overflow_by_the_base_quota() {
     let plan = Quota::per_hour(1_000);
     let policy = Policy::per(Header::new("k"), HOUR).max_keys(16).quota_by(move |_| Some(plan));
     let (limiter, _clock) = limiter([policy]);
@@ -222,7 +222,7 @@ fn m4_deny_and_allow_are_written_out() {
     let (denying, clock) = full(AtCap::Deny);
     let denied = denying.decide(&newcomer).denied().unwrap();
     assert_eq!((denied.reason(), denied.retry_after_seconds()), (Reason::AtCapacity, None));
-    assert_eq!(denying.peek("global", tower_quota::Key::GLOBAL).unwrap().remaining(), 19, "a refusal has charged");
+    assert_eq!(denying.peek("global", tower_quota::Key::GLOBAL).unwrap().remaining(), 19, "a denial has charged");
     clock.advance(Duration::from_secs(3_600));
     denying.sweep();
     assert!(admits(&denying, &newcomer), "there is room again");
@@ -240,7 +240,7 @@ fn m4_deny_and_allow_are_written_out() {
 }
 
 #[test]
-fn a_refused_request_makes_no_key() {
+fn a_denied_request_makes_no_key() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(10)), Policy::per(Header::new("k"), HOUR)]);
     // ID12: the policy per address stands before the policy per invented key.
     for n in 0..10_000 {

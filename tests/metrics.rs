@@ -48,12 +48,12 @@ fn each_decision_is_counted_once_for_each_policy_that_made_it() {
     });
     for (policy, outcome, mode, count) in [
         ("keys", "allowed", "enforced", 7),
-        ("keys", "refused", "enforced", 4),
+        ("keys", "denied", "enforced", 4),
         ("keys", "missing_key", "enforced", 3),
         ("new", "allowed", "shadow", 4),
-        ("new", "refused", "shadow", 3),
+        ("new", "denied", "shadow", 3),
         ("global", "allowed", "enforced", 7),
-        ("global", "refused", "enforced", 2),
+        ("global", "denied", "enforced", 2),
     ] {
         assert_has(&lines, &decisions(policy, outcome, mode, count));
     }
@@ -71,7 +71,7 @@ fn the_short_way_of_a_lone_policy_is_counted_as_well() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, FIVE)]);
     let lines = exported(|| assert_eq!(admitted(&limiter, &from_ip([192, 0, 2, 1]), 12), 5));
     assert_has(&lines, &decisions("per-ip", "allowed", "enforced", 5));
-    assert_has(&lines, &decisions("per-ip", "refused", "enforced", 7));
+    assert_has(&lines, &decisions("per-ip", "denied", "enforced", 7));
     assert_has(&lines, r#"tower_quota_near_limit_total{policy="per-ip"} 1"#);
     assert_eq!(lines.len(), 3, "{lines:#?}");
 }
@@ -110,7 +110,7 @@ fn each_full_map_is_counted() {
 }
 
 #[test]
-fn blocked_keys_are_told_from_refused_ones() {
+fn blocked_keys_are_distinguished_from_denied_ones() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, FIVE)]);
     limiter.block("per-ip", limiter.key_of(PeerIp.network([192, 0, 2, 1].into())), Duration::from_secs(60)).unwrap();
     let lines = exported(|| assert_eq!(admitted(&limiter, &from_ip([192, 0, 2, 1]), 3), 0));

@@ -7,16 +7,17 @@ use std::{net::Ipv4Addr, time::Duration};
 use http::{Request, StatusCode};
 use support::{admits, admitted, from_ip, limiter, wait, with_header};
 use tower_quota::{
-    Decision, Key, Limiter, Policy, Quota,
+    Decision, Key, Limiter, Policy, Quota, RateLimitLayer,
     decision::Reason,
     key::{Extension, Header, PeerIp, key_fn},
+    limiter::ConfigErrorKind,
     policy::Missing,
 };
 
 const TEN: Quota = Quota::per_second(10);
 
 #[test]
-fn refuses_the_sixth_request_and_tells_when_to_come_back() {
+fn denies_the_sixth_request_and_says_when_to_retry() {
     let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_second(5))]);
     let request = from_ip(Ipv4Addr::LOCALHOST);
     assert_eq!(admitted(&limiter, &request, 6), 5);
@@ -36,7 +37,7 @@ fn each_key_has_a_bucket_and_global_has_one() {
 }
 
 #[test]
-fn ops01_a_refusal_by_one_policy_charges_no_other() {
+fn ops01_a_denial_by_one_policy_acquires_from_no_other() {
     for order in [false, true] {
         let mut policies = vec![
             Policy::per(Header::new("k"), Quota::per_second(1)).named("tight"),
@@ -97,7 +98,7 @@ fn the_order_is_keyed_then_global() {
     ]);
     let names: Vec<_> = limiter.policies().iter().map(Policy::name).collect();
     assert_eq!(names, ["per-ip", "per-k", "global", "second global"]);
-    let Decision::Allow(allowed) = limiter.decide(&from_ip(Ipv4Addr::LOCALHOST)) else { panic!("refused") };
+    let Decision::Allow(allowed) = limiter.decide(&from_ip(Ipv4Addr::LOCALHOST)) else { panic!("denied") };
     let standings: Vec<_> = allowed.standings().map(|standing| standing.policy().to_owned()).collect();
     assert_eq!(standings, ["per-ip", "global", "second global"], "per-k does not apply");
 }
@@ -120,7 +121,7 @@ fn ops06_a_condition_exempts_exactly_what_it_says() {
 fn id08_a_missing_key_has_the_documented_outcome() {
     let status = |policy: Policy| {
         let (limiter, _clock) = limiter([policy]);
-        let denied = limiter.decide(&Request::new(())).denied().expect("refused");
+        let denied = limiter.decide(&Request::new(())).denied().expect("denied");
         assert_eq!((denied.reason(), denied.retry_after()), (Reason::MissingKey, None));
         assert_eq!(denied.violated().count(), 0);
         assert!(limiter.is_empty());
@@ -224,7 +225,7 @@ mod plans {
     fn going_back_to_the_former_plan_does_not_bring_the_debt_back() {
         let (limiter, clock) = planned();
         assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5);
-        assert!(!admits(&limiter, &plan(FAST))); // refused, and yet cut to two seconds
+        assert!(!admits(&limiter, &plan(FAST))); // denied, and yet cut to two seconds
         clock.advance(Duration::from_secs(2));
         assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5);
     }
@@ -303,12 +304,12 @@ mod control {
     }
 
     #[test]
-    fn what_is_put_back_can_be_drawn_again_and_what_time_gave_back_cannot() {
+    fn what_is_refunded_can_be_acquired_again_and_what_time_returned_cannot() {
         let (limiter, clock) = limiter([Policy::per(Header::new("k"), TEN).cost_by(|_| 10), Policy::global(TEN)]);
         let request = with_header("k", "a");
-        let Decision::Allow(allowed) = limiter.decide(&request) else { panic!("refused") };
+        let Decision::Allow(allowed) = limiter.decide(&request) else { panic!("denied") };
         clock.advance(Duration::from_millis(50));
-        limiter.put_back(allowed);
+        limiter.refund(allowed);
         assert_eq!(limiter.peek("per-k", limiter.key_of("a")).unwrap().until_full(), Duration::from_millis(0));
         assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().until_full(), Duration::ZERO);
         assert!(admits(&limiter, &request));
@@ -316,29 +317,29 @@ mod control {
     }
 
     #[test]
-    fn a_put_back_returns_nothing_of_a_bucket_that_was_cut() {
+    fn a_refund_returns_nothing_to_a_bucket_that_was_cut() {
         let (limiter, _clock) =
             limiter([Policy::global(Quota::per_minute(5)).quota_by(|head| head.extensions().get::<Quota>().copied())]);
         let mut first = None;
         for _ in 0..5 {
-            let Decision::Allow(allowed) = limiter.decide(&Request::new(())) else { panic!("refused") };
+            let Decision::Allow(allowed) = limiter.decide(&Request::new(())) else { panic!("denied") };
             first.get_or_insert(allowed);
         }
         let mut fast = Request::new(());
         fast.extensions_mut().insert(Quota::per_second(100));
         assert!(!admits(&limiter, &fast)); // cut from a minute to two seconds
         let before = limiter.peek("global", Key::GLOBAL).unwrap().until_full();
-        limiter.put_back(first.unwrap());
+        limiter.refund(first.unwrap());
         assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().until_full(), before);
     }
 
     #[test]
-    fn a_put_back_to_another_limiter_returns_nothing() {
+    fn a_refund_to_another_limiter_returns_nothing() {
         let build = || limiter([Policy::global(TEN)]).0;
         let (one, other) = (build(), build());
         assert_eq!(admitted(&other, &Request::new(()), 3), 3);
-        let Decision::Allow(allowed) = one.decide(&Request::new(())) else { panic!("refused") };
-        other.put_back(allowed);
+        let Decision::Allow(allowed) = one.decide(&Request::new(())) else { panic!("denied") };
+        other.refund(allowed);
         assert_eq!(other.peek("global", Key::GLOBAL).unwrap().remaining(), 7);
     }
 
@@ -354,7 +355,7 @@ mod control {
     }
 
     #[test]
-    fn a_peek_draws_nothing_and_makes_no_key() {
+    fn a_peek_acquires_nothing_and_makes_no_key() {
         let (limiter, _clock) = limiter([Policy::per(Header::new("k"), TEN)]);
         let standing = limiter.peek("per-k", limiter.key_of("a")).unwrap();
         assert_eq!((standing.remaining(), standing.limit(), standing.next_cell()), (10, 10, None));
@@ -362,10 +363,10 @@ mod control {
     }
 
     #[test]
-    fn an_unknown_policy_is_told_with_the_known_ones() {
+    fn an_unknown_policy_is_an_error_that_lists_the_known_ones() {
         let (limiter, _clock) = limiter([Policy::global(TEN), Policy::per(PeerIp, TEN)]);
         let error = limiter.peek("per-iq", Key::GLOBAL).unwrap_err();
-        assert_eq!(error.to_string(), r#"no policy is named "per-iq"; the limiter has ["per-ip", "global"]"#);
+        assert_eq!(error.to_string(), r#"no policy is named "per-iq": use one of ["per-ip", "global"]"#);
         assert!(limiter.charge("", Key::GLOBAL, 1).is_err());
     }
 }
@@ -373,23 +374,23 @@ mod control {
 mod configuration {
     use super::*;
 
-    fn refused(policies: impl IntoIterator<Item = Policy>) -> String {
-        Limiter::builder().policies(policies).build().expect_err("refused").to_string()
+    fn denied(policies: impl IntoIterator<Item = Policy>) -> String {
+        Limiter::builder().policies(policies).build().expect_err("denied").to_string()
     }
 
     #[test]
-    fn ops10_faults_are_found_when_the_limiter_is_built_and_told_with_a_remedy() {
-        assert_eq!(refused([]), "a limiter without a policy would limit nothing: give it at least one");
+    fn ops10_faults_are_found_when_the_limiter_is_built_with_a_remedy_in_the_message() {
+        assert_eq!(denied([]), "the limiter has no policy and would limit nothing: add a policy");
         assert_eq!(
-            refused([Policy::per(PeerIp, TEN), Policy::per(PeerIp, TEN)]),
-            r#"two policies are named "per-ip": tell them apart with `Policy::named`"#
+            denied([Policy::per(PeerIp, TEN), Policy::per(PeerIp, TEN)]),
+            r#"two policies are named "per-ip": rename one with `Policy::named`"#
         );
-        assert_eq!(refused([Policy::global(TEN).named("")]), "a policy's name is empty: name it with `Policy::named`");
+        assert_eq!(denied([Policy::global(TEN).named("")]), "a policy's name is empty: name it with `Policy::named`");
         for name in ["caf\u{e9}", "a\nb", "\u{7f}", "日"] {
-            assert!(refused([Policy::global(TEN).named(name)]).contains("not printable ASCII"), "{name:?}");
+            assert!(denied([Policy::global(TEN).named(name)]).contains("not printable ASCII"), "{name:?}");
         }
         for keys in [0, usize::MAX] {
-            assert!(refused([Policy::per(PeerIp, TEN).max_keys(keys)]).contains("set `Policy::max_keys`"));
+            assert!(denied([Policy::per(PeerIp, TEN).max_keys(keys)]).contains("set `Policy::max_keys`"));
         }
     }
 
@@ -400,6 +401,14 @@ mod configuration {
     }
 
     #[test]
+    fn an_error_has_its_kind_and_the_policy() {
+        let error = Limiter::builder().policies([Policy::global(TEN), Policy::global(TEN)]).build().unwrap_err();
+        assert_eq!((error.kind(), error.policy()), (ConfigErrorKind::DuplicateName, "global"));
+        let error = RateLimitLayer::try_new(Vec::new()).unwrap_err();
+        assert_eq!((error.kind(), error.policy()), (ConfigErrorKind::NoPolicy, ""));
+    }
+
+    #[test]
     #[should_panic(expected = "two policies are named \"global\"")]
     fn a_limiter_made_on_the_spot_panics_with_the_same_words() {
         let _ = Limiter::new([Policy::global(TEN), Policy::global(TEN)]);
@@ -407,7 +416,7 @@ mod configuration {
 
     #[test]
     #[should_panic(expected = "valid name")]
-    fn a_header_that_cannot_be_sent_is_refused() {
+    fn a_header_that_cannot_be_sent_is_denied() {
         let _ = Header::new("x api key");
     }
 }

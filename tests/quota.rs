@@ -1,4 +1,4 @@
-//! Quotas: what they mean, how they are written, and which are refused.
+//! Quotas: what they mean, how they are written, and which are denied.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn quotas_are_made_in_constants() {
 }
 
 #[test]
-fn ari03_zero_is_refused_with_the_rule() {
+fn ari03_zero_is_denied_with_the_rule() {
     assert_eq!(Quota::new(0, Duration::from_secs(1)), Err(QuotaError::ZeroCells));
     assert_eq!(Quota::new(1, Duration::ZERO), Err(QuotaError::ZeroPeriod));
     assert_eq!(Quota::per_second(1).try_burst(0), Err(QuotaError::ZeroBurst));
@@ -55,13 +55,13 @@ fn ari03_zero_burst_panics_with_the_rule() {
 }
 
 #[test]
-fn ari03_more_than_one_cell_per_nanosecond_is_refused() {
+fn ari03_more_than_one_cell_per_nanosecond_is_denied() {
     assert!(Quota::new(1_000_000_000, Duration::from_secs(1)).is_ok());
     assert_eq!(Quota::new(1_000_000_001, Duration::from_secs(1)), Err(QuotaError::TooFast));
 }
 
 #[test]
-fn ari02_a_burst_that_overflows_is_refused() {
+fn ari02_a_burst_that_overflows_is_denied() {
     const MAX: u64 = 1 << 62;
     assert!(Quota::new(1, Duration::from_nanos(MAX)).is_ok());
     assert_eq!(Quota::new(1, Duration::from_nanos(MAX + 1)), Err(QuotaError::TooLong));
@@ -91,7 +91,7 @@ fn quotas_are_written_and_read() {
 }
 
 #[test]
-fn what_cannot_be_read_is_refused_with_a_reason() {
+fn what_cannot_be_read_is_denied_with_a_reason() {
     for text in [
         "",
         "100",

@@ -11,6 +11,7 @@ mod wire;
 
 use std::{
     convert::Infallible,
+    error::Error as _,
     future::ready,
     net::{Ipv4Addr, SocketAddr},
     sync::atomic::{AtomicUsize, Ordering},
@@ -32,20 +33,21 @@ use tower_quota::{
     clock::ManualClock,
     decision::Reason,
     key::{Header, PeerIp, key_fn},
-    limiter::{Admission, Sweep},
-    redis::{Builder, OnFailure, RedisLimiter},
+    limiter::{Admission, ConfigError, ConfigErrorKind, Sweep, UnknownPolicy},
+    policy::Ban,
+    redis::{OnFailure, RedisBuilder, RedisConfigError, RedisLimiter},
 };
 use wire::Connection;
 
 const SECRET: &[u8] = b"the secret of these tests";
 const FIVE: Quota = Quota::per_hour(5);
 
-fn builder(url: &str, on_failure: OnFailure) -> Builder {
+fn builder(url: &str, on_failure: OnFailure) -> RedisBuilder {
     // Long, so that a slow machine is no failure; where the time matters, it is set.
     RedisLimiter::builder(url, SECRET, on_failure).timeout(Duration::from_secs(5))
 }
 
-async fn connected(builder: Builder) -> RedisLimiter {
+async fn connected(builder: RedisBuilder) -> RedisLimiter {
     let limiter = builder.build().unwrap();
     connect(&limiter).await;
     limiter
@@ -90,7 +92,7 @@ async fn several_processes_share_one_bucket_and_admit_exactly_the_quota() {
 }
 
 #[tokio::test]
-async fn a_refusal_tells_how_the_bucket_stands_and_when_to_come_back() {
+async fn a_denial_reports_how_the_bucket_stands_and_when_to_retry() {
     let server = Server::start(Engine::Redis);
     let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
     for left in (0..5).rev() {
@@ -157,12 +159,12 @@ fn rds08_the_script_decides_as_the_limiter_in_memory_does() {
 }
 
 #[tokio::test]
-async fn all_or_nothing_holds_over_several_policies() {
+async fn all_or_nothing_over_several_policies() {
     let server = Server::start(Engine::Valkey);
     let policies = [by_header(Quota::per_hour(100)).named("wide"), by_header(Quota::per_hour(3)).named("narrow")];
     let limiter = connected(builder(&server.url(), OnFailure::Closed).policies(policies)).await;
     assert_eq!(admitted(&limiter, "a", 10).await, 3);
-    // Another handle, which knows nothing of the refusals, finds what is left.
+    // Another handle, which knows nothing of the denials, finds what is left.
     let other =
         connected(builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_hour(100)).named("wide")))
             .await;
@@ -183,7 +185,7 @@ async fn requests_for_one_key_are_asked_for_together() {
 }
 
 #[tokio::test]
-async fn rds11_a_refusal_is_remembered_until_it_ends_and_for_its_key_alone() {
+async fn rds11_a_denial_is_cached_until_it_ends_and_for_its_key_only() {
     let server = Server::start(Engine::Redis);
     let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
     assert_eq!(admitted(&limiter, "a", 6).await, 5);
@@ -276,7 +278,7 @@ async fn s3_building_never_connects_and_without_a_server_the_builder_s_word_coun
 
 #[test]
 fn outside_of_a_runtime_it_builds_and_says_what_is_wrong() {
-    let build = |builder: Builder| builder.policy(by_header(FIVE)).build().map(|_| ()).unwrap_err().to_string();
+    let build = |builder: RedisBuilder| builder.policy(by_header(FIVE)).build().map(|_| ()).unwrap_err().to_string();
     let fine = || builder("redis://127.0.0.1", OnFailure::Open);
     fine().policy(by_header(FIVE)).build().unwrap();
     for (builder, word) in [
@@ -356,7 +358,7 @@ async fn rds02_a_frozen_server_delays_few_and_is_found_again() {
 }
 
 #[tokio::test]
-async fn rds03_a_flushed_script_is_sent_again_and_nobody_notices() {
+async fn rds03_a_flushed_script_is_sent_again_without_an_effect() {
     for engine in ENGINES {
         let server = Server::start(engine);
         let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE))).await;
@@ -451,7 +453,7 @@ async fn rds09_a_server_that_is_loading_is_done_without_until_it_has() {
 
 /// Back by an hour: who owed a burst owes a burst, and not an hour. Ahead by an hour: one more burst.
 #[tokio::test(flavor = "multi_thread")]
-async fn s7_a_server_whose_clock_steps_locks_nobody_out_and_admits_one_burst_more() {
+async fn s7_a_server_whose_clock_steps_locks_no_client_out_and_admits_one_burst_more() {
     let server = Server::with_clock();
     // Each time by one that has seen nothing.
     let fresh =
@@ -470,7 +472,7 @@ async fn s7_a_server_whose_clock_steps_locks_nobody_out_and_admits_one_burst_mor
 
 #[cfg(feature = "metrics")]
 #[test]
-fn it_is_counted_who_has_decided() {
+fn the_source_of_each_decision_is_counted() {
     let mut server = Server::start(Engine::Redis);
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let counted = recorder.handle();
@@ -490,10 +492,10 @@ fn it_is_counted_who_has_decided() {
         assert!(counted.render().contains("tower_quota_redis_connections 1"));
         assert_eq!(admitted(&limiter, "a", 8).await, 5);
         assert_eq!(count("share", "allowed", "redis"), 5);
-        assert_eq!((count("share", "refused", "redis"), count("share", "refused", "remembered")), (0, 3));
+        assert_eq!((count("share", "denied", "redis"), count("share", "denied", "cache")), (0, 3));
         let other = connected(builder(&server.url(), OnFailure::Closed).policy(policies[0].clone())).await;
         assert!(!admits(&other, "a").await);
-        assert_eq!(count("share", "refused", "redis"), 1, "by one that knew nothing");
+        assert_eq!(count("share", "denied", "redis"), 1, "by one that knew nothing");
         drop(other);
         server.kill();
         eventually(|| async {
@@ -501,9 +503,12 @@ fn it_is_counted_who_has_decided() {
             !limiter.is_connected()
         })
         .await;
-        let (before, refused) = (count("share", "allowed", "alone"), count("share", "refused", "alone"));
+        let (before, denied) = (count("share", "allowed", "fallback"), count("share", "denied", "fallback"));
         assert_eq!(admitted(&limiter, "b", 5).await, 2);
-        assert_eq!((count("share", "allowed", "alone") - before, count("share", "refused", "alone") - refused), (2, 3));
+        assert_eq!(
+            (count("share", "allowed", "fallback") - before, count("share", "denied", "fallback") - denied),
+            (2, 3)
+        );
         let mut put = from_ip(Ipv4Addr::LOCALHOST);
         *put.method_mut() = http::Method::PUT;
         put.headers_mut().insert("k", "c".parse().unwrap());
@@ -554,7 +559,7 @@ fn one_of_several_processes() {
 
 /// What stands where a bucket should be: garbage is healed, another type harms its own key alone.
 #[tokio::test]
-async fn rds09_a_strange_value_harms_nobody_else() {
+async fn rds09_a_foreign_value_affects_no_other_key() {
     for engine in ENGINES {
         let server = Server::start(engine);
         let fresh = || connected(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE)));
@@ -590,7 +595,7 @@ async fn rds09_a_strange_value_harms_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rds10_a_request_that_is_dropped_shifts_nobody_s_answer() {
+async fn rds10_a_request_that_is_dropped_shifts_no_other_answer() {
     let server = Server::start(Engine::Redis);
     let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_hour(1_000)))).await;
     // Keys with different remainders, so that an answer of another one would show.
@@ -641,13 +646,53 @@ fn another_runtime_takes_over() {
     }
 }
 
+#[test]
+fn an_error_has_the_source_that_it_comes_from() {
+    let unknown = builder("redis://127.0.0.1", OnFailure::Open).on_failure_of("nobody", OnFailure::Open);
+    let error = unknown.policy(by_header(FIVE)).build().unwrap_err();
+    assert!(error.source().unwrap().is::<UnknownPolicy>());
+    let error = builder("redis://127.0.0.1", OnFailure::Open).build().unwrap_err();
+    assert!(error.source().unwrap().is::<ConfigError>());
+    assert!(matches!(error, RedisConfigError::Policies(ref policies) if policies.kind() == ConfigErrorKind::NoPolicy));
+}
+
+/// What is read from the handle of a layer is true of that layer.
+#[tokio::test]
+async fn the_limiter_of_a_layer_is_the_one_that_decides() {
+    let server = Server::start(Engine::Redis);
+    let layer = RateLimitLayer::new(builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE)).build().unwrap());
+    assert!(!layer.limiter().is_connected());
+    connect(layer.limiter()).await;
+    let service = layer.layer(service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::new())))));
+    for _ in 0..5 {
+        assert_eq!(service.clone().oneshot(with_header("k", "a")).await.unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(layer.limiter().calls().decisions, 5);
+    assert!(!admits(layer.limiter(), "a").await, "the layer has used up the quota");
+}
+
+/// The block of a ban may end before the cells are there. Then the wait is that for the cells.
+#[tokio::test]
+async fn a_banned_key_has_an_accurate_wait() {
+    let server = Server::start(Engine::Redis);
+    let minute = Duration::from_secs(60);
+    let policy = by_header(Quota::per_hour(2)).ban(Ban::after(1, minute).initial(minute).max(minute));
+    let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(policy)).await;
+    assert_eq!(admitted(&limiter, "a", 2).await, 2);
+    for denial in ["by Redis", "from the cache"] {
+        let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
+        assert_eq!(denied.reason(), Reason::Blocked, "{denial}");
+        assert!(denied.retry_after().unwrap() > Duration::from_secs(1_700), "{denial}: {denied}");
+    }
+}
+
 #[tokio::test]
 async fn the_layer_answers_as_the_one_in_memory_does() {
     let server = Server::start(Engine::Redis);
     let limiter =
         connected(builder(&server.url(), OnFailure::Closed).policy(Policy::per(PeerIp, Quota::per_hour(2)))).await;
     let service = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::from("served")))));
-    let ask = |layer: tower_quota::redis::RedisRateLimitLayer, address: [u8; 4]| async move {
+    let ask = |layer: RateLimitLayer<RedisLimiter>, address: [u8; 4]| async move {
         let mut request = Request::new(());
         request.extensions_mut().insert(SocketAddr::from((address, 1)));
         layer.layer(service).oneshot(request).await.unwrap()
@@ -655,25 +700,25 @@ async fn the_layer_answers_as_the_one_in_memory_does() {
     let field = |response: &Response<String>, name: &str| {
         response.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
     };
-    let first = ask(limiter.layer(), [192, 0, 2, 1]).await;
+    let first = ask(RateLimitLayer::new(&limiter), [192, 0, 2, 1]).await;
     assert_eq!((first.status(), first.body().as_str()), (StatusCode::OK, "served"));
     assert_eq!(field(&first, "ratelimit").unwrap(), r#""per-ip";r=1;t=1800"#);
-    ask(limiter.layer(), [192, 0, 2, 1]).await;
-    let refused = ask(limiter.layer(), [192, 0, 2, 1]).await;
-    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(field(&refused, "retry-after").unwrap(), "1800");
-    assert!(refused.body().contains("violated-policies"), "{}", refused.body());
-    let plain = ask(limiter.layer_with(RateLimitLayer::plain_text), [192, 0, 2, 1]).await;
+    ask(RateLimitLayer::new(&limiter), [192, 0, 2, 1]).await;
+    let denied = ask(RateLimitLayer::new(&limiter), [192, 0, 2, 1]).await;
+    assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(field(&denied, "retry-after").unwrap(), "1800");
+    assert!(denied.body().contains("violated-policies"), "{}", denied.body());
+    let plain = ask(RateLimitLayer::new(&limiter).plain_text(), [192, 0, 2, 1]).await;
     assert!(plain.body().starts_with("Too many requests"), "{}", plain.body());
     drop(server);
     eventually(|| async {
-        let gone = ask(limiter.layer(), [192, 0, 2, 9]).await;
+        let gone = ask(RateLimitLayer::new(&limiter), [192, 0, 2, 9]).await;
         gone.status() == StatusCode::SERVICE_UNAVAILABLE && gone.body().contains("cannot be checked")
     })
     .await;
 }
 
-/// What is lost in Redis is at most one burst more; what a process has seen refused, it remembers.
+/// What is lost in Redis is at most one burst more; what a process has seen denied, it remembers.
 #[tokio::test]
 async fn s5_an_evicted_key_and_a_changed_quota_begin_anew_and_once() {
     let server = Server::start(Engine::Redis);
@@ -759,7 +804,7 @@ async fn a_crowd_is_limited_like_anybody_else() {
 
 /// What is drawn from a share takes longer to come back than the whole, and only where the share counts.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_drawn_without_redis_locks_nobody_out_with_it() {
+async fn what_was_acquired_without_redis_locks_no_client_out_with_it() {
     let mut server = Server::start(Engine::Redis);
     let share = OnFailure::Local { share: 0.05 };
     let limiter = connected(builder(&server.url(), share).policy(by_header(FIVE))).await;
@@ -781,7 +826,7 @@ async fn what_was_drawn_without_redis_locks_nobody_out_with_it() {
     assert_eq!(admitted(&all, "a", 10).await, 5);
 }
 
-/// In shadow mode a policy draws what it has, and neither refuses nor holds the others back.
+/// In shadow mode a policy draws what it has, and neither denies nor holds the others back.
 #[tokio::test(flavor = "multi_thread")]
 async fn ops09_a_policy_in_shadow_mode_only_watches() {
     let server = Server::start(Engine::Redis);
@@ -798,7 +843,7 @@ async fn ops09_a_policy_in_shadow_mode_only_watches() {
 }
 
 #[tokio::test]
-async fn a_cost_that_no_share_can_pay_is_refused_and_not_sold_at_a_discount() {
+async fn a_cost_that_no_share_can_pay_is_denied_and_not_sold_at_a_discount() {
     let nowhere = format!("redis://127.0.0.1:{}", free_port());
     let policy = by_header(Quota::per_hour(100)).cost_by(|head| if head.uri().path() == "/dear" { 100 } else { 25 });
     let limiter = builder(&nowhere, OnFailure::Local { share: 0.25 }).policy(policy).build().unwrap();
@@ -810,7 +855,7 @@ async fn a_cost_that_no_share_can_pay_is_refused_and_not_sold_at_a_discount() {
 
 /// There each quota has its bucket; what is known of one says nothing of another.
 #[tokio::test]
-async fn a_refusal_is_remembered_under_its_quota_alone() {
+async fn a_denial_is_cached_for_its_quota_only() {
     let server = Server::start(Engine::Redis);
     let by_plan = by_header(FIVE).quota_by(|head| head.headers().contains_key("pro").then_some(Quota::per_hour(9)));
     let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(by_plan)).await;
@@ -825,7 +870,7 @@ async fn a_refusal_is_remembered_under_its_quota_alone() {
 
 /// The first runtime is not driven any more: after one time-out the second one has a task of its own.
 #[test]
-fn a_task_that_nobody_drives_is_replaced() {
+fn a_worker_whose_runtime_is_not_driven_is_replaced() {
     let server = Server::start(Engine::Redis);
     let limiter = builder(&server.url(), OnFailure::Open).timeout(Duration::from_millis(50)).policy(by_header(FIVE));
     let limiter = limiter.build().unwrap();
@@ -908,7 +953,7 @@ fn the_example_shares_one_limit_between_two_servers() {
 
 /// Failed logins count, and successful ones do not, however many processes there are.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_response_says_not_to_count_is_put_back_in_redis() {
+async fn a_response_that_does_not_count_is_refunded_in_redis() {
     for engine in ENGINES {
         let server = Server::start(engine);
         let policy = || by_header(FIVE).count_if(|response| response.status() == StatusCode::UNAUTHORIZED);
@@ -920,7 +965,7 @@ async fn what_the_response_says_not_to_count_is_put_back_in_redis() {
                 *response.status_mut() = status;
                 ready(Ok::<_, Infallible>(response))
             });
-            limiter.layer().layer(login).oneshot(with_header("k", "a")).await.unwrap().status()
+            RateLimitLayer::new(limiter).layer(login).oneshot(with_header("k", "a")).await.unwrap().status()
         };
         for round in 0..20 {
             let limiter = &limiters[round % 2];
@@ -945,16 +990,16 @@ async fn what_a_handler_settles_is_settled_in_redis() {
     let policy = |cells| by_header(Quota::per_hour(100)).named("tokens").cost_by(move |_| cells);
     let limiter = connected(builder(&server.url(), OnFailure::Closed).policy(policy(50))).await;
     let other = connected(builder(&server.url(), OnFailure::Closed).policy(policy(1))).await;
-    let layer = || limiter.layer_with(RateLimitLayer::admissions);
+    let layer = || RateLimitLayer::new(&limiter).admissions();
     let ask = async |cells: Option<u32>| {
         let service = service_fn(move |request: Request<()>| {
             let admission = request.extensions().get::<Admission>().unwrap();
             match cells {
                 Some(cells) => admission.settle("tokens", cells).unwrap(),
-                None => admission.put_back(),
+                None => admission.refund(),
             }
             // Once is enough.
-            admission.put_back();
+            admission.refund();
             assert!(admission.settle("nobody", 1).is_err());
             ready(Ok::<_, Infallible>(Response::new(String::new())))
         });
@@ -1002,7 +1047,7 @@ async fn with_leases_a_busy_key_takes_few_calls_and_no_more_than_the_quota() {
         // What both hold goes back, and then is there for whoever asks.
         let rest = AtomicUsize::new(0);
         eventually(|| async {
-            // A refusal would be remembered beyond the return: it is asked as one who knows nothing.
+            // A denial would be remembered beyond the return: it is asked as one who knows nothing.
             let exact = connected(builder(&server.url(), OnFailure::Closed).policy(policy())).await;
             let more = admitted(&exact, "a", 50).await;
             rest.fetch_add(more, Ordering::Relaxed) + more >= 400
@@ -1017,7 +1062,7 @@ async fn with_leases_a_busy_key_takes_few_calls_and_no_more_than_the_quota() {
 
 /// The script alone, with draws of some time ago: `owed` before, and what is left.
 #[test]
-fn time_has_returned_some_of_what_is_put_back() {
+fn time_has_returned_a_part_of_what_is_refunded() {
     for engine in ENGINES {
         let server = Server::start(engine);
         let script = concat!(include_str!("../src/redis/bucket.lua"), include_str!("../src/redis/settle.lua"));

@@ -14,12 +14,12 @@ use tower_quota::{
     Decision, Policy, Quota,
     decision::Reason,
     key::{Header, Key},
-    redis::{Builder, OnFailure, RedisLimiter},
+    redis::{OnFailure, RedisBuilder, RedisLimiter},
 };
 
 const FIVE: Quota = Quota::per_hour(5);
 
-fn builder(servers: &[Server; 3], on_failure: OnFailure) -> Builder {
+fn builder(servers: &[Server; 3], on_failure: OnFailure) -> RedisBuilder {
     let others = servers[1..].iter().map(Server::url);
     // Long, so that a slow machine is no failure; where the time matters, it is set.
     RedisLimiter::builder(servers[0].url(), b"the secret of these tests", on_failure)
@@ -31,7 +31,7 @@ fn by_header(quota: Quota) -> Policy {
     Policy::per(Header::new("k"), quota)
 }
 
-async fn connected(builder: Builder) -> RedisLimiter {
+async fn connected(builder: RedisBuilder) -> RedisLimiter {
     let limiter = builder.build().unwrap();
     assert!(limiter.connect(Duration::from_secs(30)).await, "no connection");
     limiter
@@ -77,7 +77,7 @@ async fn rds04_each_key_is_asked_where_it_is() {
 
 /// A policy of each key and one of the whole service are at different nodes; what one has granted in vain is put back.
 #[tokio::test(flavor = "multi_thread")]
-async fn all_or_nothing_holds_over_several_nodes() {
+async fn all_or_nothing_over_several_nodes() {
     for engine in ENGINES {
         let (servers, _replica) = Server::cluster(engine);
         let policies =
@@ -90,7 +90,7 @@ async fn all_or_nothing_holds_over_several_nodes() {
         assert_eq!(total, 12, "{engine:?}");
         let denied = decide(&both, "g").await.denied().unwrap();
         assert_eq!((denied.reason(), denied.policy()), (Reason::Exceeded, "global"));
-        // Another process, which knows nothing, asks all nodes and is refused by one. The others have lost nothing by it.
+        // Another process, which knows nothing, asks all nodes and is denied by one. The others have lost nothing by it.
         let other = connected(builder(&servers, OnFailure::Closed).policies(policies())).await;
         assert!(!decide(&other, "h").await.is_allowed());
         let alone = connected(builder(&servers, OnFailure::Closed).policy(by_header(FIVE))).await;
@@ -113,7 +113,7 @@ async fn a_crowd_over_several_nodes_gets_no_more_than_the_quota() {
     let each = join_all(crowd.map(|(limiter, key)| async move { admitted(limiter, &key, 8).await })).await;
     let total: usize = each.iter().sum();
     assert!(total <= 50, "{total}");
-    // Some may have been refused by cells that were under way. None of those is lost for whoever comes later.
+    // Some may have been denied by cells that were under way. None of those is lost for whoever comes later.
     let late = connected(builder(&servers, OnFailure::Closed).policies(policies())).await;
     let mut later = 0;
     for key in 100..150 {
@@ -291,7 +291,7 @@ async fn the_first_address_s_password_counts_for_all_and_the_standings_are_in_or
 
 /// The others go on, and what was known of the keys of the one that is lost still counts.
 #[tokio::test(flavor = "multi_thread")]
-async fn rds01_a_lost_primary_takes_nobody_else_with_it() {
+async fn rds01_a_lost_primary_affects_no_other_node() {
     let (mut servers, _replica) = Server::cluster(Engine::Redis);
     let limiter = connected(builder(&servers, OnFailure::Local { share: 0.4 }).policy(by_header(FIVE))).await;
     let names: Vec<String> = (0..30).map(|key| key.to_string()).collect();

@@ -57,7 +57,7 @@ fn its_totals_are_those_of_the_limiter_on_the_same_requests() {
 
     // Once more, and read in another way: a second of the log is a second of the clock.
     let (limiter, clock) = support::limiter(policies());
-    let (mut second, mut requests, mut refused, mut attacker, mut swept) = (None, 0, 0, 0, 0);
+    let (mut second, mut requests, mut denied, mut attacker, mut swept) = (None, 0, 0, 0, 0);
     for line in BufReader::new(fs::File::open(&log).unwrap()).lines() {
         let line = line.unwrap();
         let client: IpAddr = line.split(' ').next().unwrap().parse().unwrap();
@@ -74,13 +74,13 @@ fn its_totals_are_those_of_the_limiter_on_the_same_requests() {
         request.extensions_mut().insert(SocketAddr::new(client, 0));
         requests += 1;
         if !limiter.decide(&request).is_allowed() {
-            refused += 1;
+            denied += 1;
             attacker += usize::from(line.starts_with("203.0.113.66 "));
         }
     }
-    assert!(refused > 100 && attacker > 100, "{refused} {attacker}");
+    assert!(denied > 100 && attacker > 100, "{denied} {attacker}");
     assert!(said.starts_with(&format!("{} requests in ", grouped(requests))), "{said}");
-    assert!(said.contains(&format!("\n{} would be refused (", grouped(refused))), "{refused}: {said}");
+    assert!(said.contains(&format!("\n{} would be denied (", grouped(denied))), "{denied}: {said}");
     let of_the_attacker = format!("  {:<39} {}\n", "203.0.113.66", grouped(attacker));
     assert!(said.contains(&of_the_attacker), "{attacker}: {said}");
     println!("{said}{swept} swept");
@@ -114,12 +114,12 @@ fn it_reads_the_formats_and_skips_what_is_none() {
     let said = said(&replay(&[LIMITS, log.to_str().unwrap()]));
     assert!(said.starts_with("8 requests in "), "{said}");
     assert!(said.contains("7 lines were not read, the first in line 3: no time in brackets"), "{said}");
-    assert!(said.contains("\n0 would be refused (0.00 %)"), "{said}");
+    assert!(said.contains("\n0 would be denied (0.00 %)"), "{said}");
     fs::remove_file(log).unwrap();
 }
 
 #[test]
-fn it_reads_what_is_piped_draws_it_and_says_what_is_wrong() {
+fn it_reads_standard_input_plots_it_and_reports_errors() {
     let (limits, plot) = (file("limits.toml"), file("plot.svg"));
     let shadow = "[[policies]]\nkey = { header = \"x-api-key\" }\nquota = \"1/h\"\nenforce-for = 0.0\non-missing = \"skip\"\n\
         [[policies]]\nkey = \"global\"\nquota = \"2/d\"\n";
@@ -141,8 +141,8 @@ fn it_reads_what_is_piped_draws_it_and_says_what_is_wrong() {
     }
     drop(input);
     let said = said(&process.wait_with_output().unwrap());
-    assert!(said.contains("1 would be refused (33.33 %)") && said.contains("\nglobal: 1 (33.33 %)"), "{said}");
-    // In shadow mode it refuses nobody, and is told apart.
+    assert!(said.contains("1 would be denied (33.33 %)") && said.contains("\nglobal: 1 (33.33 %)"), "{said}");
+    // In shadow mode it denies nobody, and is told apart.
     assert!(said.contains("\nper-x-api-key: 2 ("), "{said}");
     assert!(!said.contains("S3CR3T"));
     let svg = fs::read_to_string(&plot).unwrap();

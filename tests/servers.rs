@@ -1,4 +1,4 @@
-//! Behind real sockets: state that routes and connections share, and permits that refusals do not keep.
+//! Behind real sockets: state that routes and connections share, and permits that denials do not keep.
 #![cfg(feature = "axum")]
 
 mod support;
@@ -59,7 +59,7 @@ fn serve<F: Future<Output = ()> + Send + 'static>(run: impl FnOnce(TcpListener) 
 }
 
 /// hyper without a framework, as the example `hyper` has it.
-fn serve_hyper<R>(layer: RateLimitLayer<R>) -> Server
+fn serve_hyper<R>(layer: RateLimitLayer<Limiter, R>) -> Server
 where
     R: Respond<Full<Bytes>, Body = Full<Bytes>> + Clone + Send + Sync + 'static,
 {
@@ -126,7 +126,7 @@ fn on_manual_clock(policy: Policy) -> (Limiter, ManualClock) {
 
 /// hyper takes no body off what it sends over HTTP/2, and clients reset a stream with one.
 #[test]
-fn a_refused_head_has_no_body_and_tells_its_length() {
+fn a_denied_head_has_no_body_and_its_length() {
     let (limiter, _clock) = on_manual_clock(Policy::global(Quota::per_hour(1)));
     let ask = |server: &Server, method: &str| {
         let request = Request::builder().method(method).uri(format!("http://{}/", server.address));
@@ -177,8 +177,8 @@ fn one_layer_is_one_limit_over_all_routes_and_connections() {
         }
     }
     assert_eq!(admitted(&all), 10);
-    let refusal = Connection::open(server.address).send("GET", "/a", &[]);
-    assert_eq!((refusal.field("retry-after"), refusal.field("cache-control")), (Some("1"), Some("no-store")));
+    let denial = Connection::open(server.address).send("GET", "/a", &[]);
+    assert_eq!((denial.field("retry-after"), denial.field("cache-control")), (Some("1"), Some("no-store")));
     clock.advance(Duration::from_secs(1));
     assert_eq!(statuses(server.address, "/a", &[], 1), [200], "waiting as long as told helps");
 }
@@ -225,9 +225,9 @@ fn id08_without_connect_info_every_request_is_answered_500() {
     assert_eq!(statuses(server.address, "/", &[], 3), [500, 500, 500]);
 }
 
-/// THREATS of a service below that hands out a permit when polled ready: a refusal must not keep it, though its
+/// THREATS of a service below that hands out a permit when polled ready: a denial must not keep it, though its
 /// connection stays open.
-fn refusals_keep_no_permit(address: SocketAddr, limiter: &Limiter, clock: &ManualClock) {
+fn denials_keep_no_permit(address: SocketAddr, limiter: &Limiter, clock: &ManualClock) {
     let mut kept_open: Vec<Connection> = (0..8).map(|_| Connection::open(address)).collect();
     assert_eq!(kept_open[0].send("GET", "/", &[]).status, 200);
     for connection in &mut kept_open {
@@ -241,36 +241,36 @@ fn refusals_keep_no_permit(address: SocketAddr, limiter: &Limiter, clock: &Manua
 }
 
 #[test]
-fn svc02_in_axum_a_refusal_keeps_no_permit_of_a_concurrency_limit_below() {
+fn svc02_in_axum_a_denial_keeps_no_permit_of_a_concurrency_limit_below() {
     let (limiter, clock) = on_manual_clock(Policy::per(PeerIp, Quota::per_second(1)));
     let app = Router::new()
         .route("/", get(|| async { "" }))
         .layer(ServiceBuilder::new().layer(RateLimitLayer::new(&limiter)).layer(ConcurrencyLimitLayer::new(1)));
     let server = serve_axum(app);
-    refusals_keep_no_permit(server.address, &limiter, &clock);
+    denials_keep_no_permit(server.address, &limiter, &clock);
 }
 
 #[test]
-fn svc02_in_hyper_a_refusal_keeps_no_permit_of_a_concurrency_limit_below() {
+fn svc02_in_hyper_a_denial_keeps_no_permit_of_a_concurrency_limit_below() {
     let (limiter, clock) = on_manual_clock(Policy::per(PeerIp, Quota::per_second(1)));
     let server = serve_hyper(RateLimitLayer::new(&limiter));
-    refusals_keep_no_permit(server.address, &limiter, &clock);
+    denials_keep_no_permit(server.address, &limiter, &clock);
 }
 
 const FIELDS: [&str; 4] = ["ratelimit-policy", "ratelimit", "retry-after", "content-type"];
 
-/// What a client sees over HTTP/1.1 and HTTP/2, allowed and refused.
+/// What a client sees over HTTP/1.1 and HTTP/2, allowed and denied.
 fn fields_arrive(server: &Server, served_as: &str) {
     let mut connection = Connection::open(server.address);
-    let (allowed, _refused) = (connection.send("GET", "/", &[]), connection.send("GET", "/", &[]));
-    let (refused, _) = get_over_http2(server.address, "text/plain");
+    let (allowed, _denied) = (connection.send("GET", "/", &[]), connection.send("GET", "/", &[]));
+    let (denied, _) = get_over_http2(server.address, "text/plain");
     let over_1 = FIELDS.map(|name| allowed.field(name));
     assert_eq!(over_1, [Some(r#""per-ip";q=2;w=7200"#), Some(r#""per-ip";r=1;t=3600"#), None, Some(served_as)]);
-    let over_2 = FIELDS.map(|name| refused.headers().get(name).map(|value| value.to_str().unwrap()));
+    let over_2 = FIELDS.map(|name| denied.headers().get(name).map(|value| value.to_str().unwrap()));
     let problem = Some("application/problem+json");
     assert_eq!(over_2, [Some(r#""per-ip";q=2;w=7200"#), Some(r#""per-ip";r=0;t=3600"#), Some("3600"), problem]);
-    assert_eq!(refused.status().as_u16(), 429);
-    assert!(refused.body().trailers().is_none(), "C-RL1");
+    assert_eq!(denied.status().as_u16(), 429);
+    assert!(denied.body().trailers().is_none(), "C-RL1");
 }
 
 fn two_an_hour() -> (RateLimitLayer, ManualClock) {
@@ -295,13 +295,13 @@ fn the_fields_arrive_from_hyper() {
     assert_eq!(allowed.headers()["ratelimit"], r#""per-ip";r=1;t=3600"#);
     assert_eq!(get_over_http2(server.address, "text/plain").0.status().as_u16(), 200);
     let mut connection = Connection::open(server.address);
-    let refused = connection.send("GET", "/", &[]);
-    let seen = FIELDS.map(|name| refused.field(name).unwrap());
+    let denied = connection.send("GET", "/", &[]);
+    let seen = FIELDS.map(|name| denied.field(name).unwrap());
     assert_eq!(seen, [r#""per-ip";q=2;w=7200"#, r#""per-ip";r=0;t=3600"#, "3600", "application/problem+json"]);
 }
 
 #[test]
-fn c_grpc1_tonic_answers_a_refused_call_with_one_headers_frame_that_ends_the_stream() {
+fn c_grpc1_tonic_answers_a_denied_call_with_one_headers_frame_that_ends_the_stream() {
     let (layer, _clock) = two_an_hour();
     let server = serve_tonic(layer);
     for _ in 0..2 {
@@ -309,11 +309,11 @@ fn c_grpc1_tonic_answers_a_refused_call_with_one_headers_frame_that_ends_the_str
         assert_eq!(unimplemented.headers()["grpc-status"], "12", "there is no such method");
         assert!(!unimplemented.headers().contains_key("ratelimit"), "C-RL1: these are its trailers");
     }
-    let (refused, ended) = get_over_http2(server.address, "application/grpc");
+    let (denied, ended) = get_over_http2(server.address, "application/grpc");
     assert!(ended, "END_STREAM is on the head");
-    assert_eq!((refused.status().as_u16(), refused.headers()["grpc-status"].to_str().unwrap()), (200, "8"));
-    assert_eq!(refused.headers()["grpc-retry-pushback-ms"], "3600000");
-    assert!(refused.body().trailers().is_none());
+    assert_eq!((denied.status().as_u16(), denied.headers()["grpc-status"].to_str().unwrap()), (200, "8"));
+    assert_eq!(denied.headers()["grpc-retry-pushback-ms"], "3600000");
+    assert!(denied.body().trailers().is_none());
 }
 
 #[test]
@@ -335,9 +335,9 @@ fn c_grpc1_a_tonic_client_sees_the_code_and_decodes_the_delay() {
     });
 }
 
-/// A client whose first request is admitted, and whose second one is refused while it sends more than any buffer holds.
+/// A client whose first request is admitted, and whose second one is denied while it sends more than any buffer holds.
 #[test]
-fn c_body_over_http1_the_refusal_reaches_a_client_that_is_still_sending() {
+fn c_body_over_http1_the_denial_reaches_a_client_that_is_still_sending() {
     let (layer, _clock) = two_an_hour();
     let server = serve_axum(Router::new().route("/", axum::routing::post(|| async { "" })).layer(layer));
     for _ in 0..2 {
@@ -361,7 +361,7 @@ fn c_body_over_http1_the_refusal_reaches_a_client_that_is_still_sending() {
 }
 
 #[test]
-fn c_body_over_http2_the_refusal_reaches_a_client_that_is_still_sending() {
+fn c_body_over_http2_the_denial_reaches_a_client_that_is_still_sending() {
     let (layer, _clock) = two_an_hour();
     let server = serve_axum(Router::new().route("/", axum::routing::post(|| async { "" })).layer(layer));
     for _ in 0..2 {

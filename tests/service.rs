@@ -18,10 +18,10 @@ use http_body_util::{BodyExt as _, Empty, Full, combinators::BoxBody};
 use support::{from_ip, with_header};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt as _, service_fn, steer::Steer, util::BoxCloneService};
 use tower_quota::{
-    Key, Policy, Quota, RateLimit, RateLimitLayer,
+    Key, Limiter, Policy, Quota, RateLimit, RateLimitLayer,
     key::{Bearer, Header, PeerIp},
     policy::Missing,
-    response::{RefusalBody, Respond},
+    response::{BoxRespond, DenialBody, Respond},
 };
 
 /// Hours, so that no test is slow enough for a cell to come back.
@@ -64,7 +64,7 @@ async fn a_missing_key_is_answered_with_its_status() {
     };
     let unset = answer(Policy::per(PeerIp, ONE)).await;
     assert_eq!(unset.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    assert!(unset.body().contains("not set up to tell clients apart"), "{}", unset.body());
+    assert!(unset.body().contains("not configured to identify clients"), "{}", unset.body());
     assert_eq!(unset.headers()["cache-control"], "no-store");
 
     let keyless = answer(Policy::per(Header::new("X-Api-Key"), ONE)).await;
@@ -92,9 +92,9 @@ async fn id13_no_answer_echoes_a_key() {
     let service = RateLimitLayer::new(Policy::per(Header::new("x-api-key"), ONE)).layer(service_fn(echo::<()>));
     let request = || with_header("x-api-key", "S3CR3T-canary");
     call(&service, request()).await;
-    let refusal = call(&service, request()).await;
-    assert_eq!(refusal.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert!(!format!("{refusal:?}").contains("S3CR3T"));
+    let denial = call(&service, request()).await;
+    assert_eq!(denial.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(!format!("{denial:?}").contains("S3CR3T"));
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn svc03_readiness_is_that_of_the_service_behind() {
 }
 
 #[test]
-fn svc04_a_future_dropped_at_any_point_keeps_its_charge_and_holds_nothing() {
+fn svc04_a_future_dropped_at_any_point_keeps_its_cells_acquired_and_locks_nothing() {
     let layer = RateLimitLayer::per_ip(Quota::per_hour(3_000));
     let mut service = layer.layer(service_fn(|_: Request<()>| async {
         for _ in 0..3 {
@@ -201,14 +201,14 @@ fn svc04_a_future_dropped_at_any_point_keeps_its_charge_and_holds_nothing() {
 /// A body of one's own, as a crate would have it.
 struct Own(Bytes);
 
-impl RefusalBody for Own {
+impl DenialBody for Own {
     fn from_bytes(bytes: Bytes) -> Self {
         Self(bytes)
     }
 }
 
 /// What the second request is answered behind `layer`, by a service whose body is `B`.
-async fn refusal_in<R, B>(layer: RateLimitLayer<R>, body: fn() -> B) -> Response<R::Body>
+async fn denial_in<R, B>(layer: RateLimitLayer<Limiter, R>, body: fn() -> B) -> Response<R::Body>
 where
     R: Respond<B> + Clone,
 {
@@ -221,16 +221,16 @@ where
 async fn the_default_answer_fits_the_common_bodies() {
     let layer = || RateLimitLayer::global(ONE);
     let starts = |bytes: &[u8]| bytes.starts_with(b"{\"type\":");
-    assert!(starts(refusal_in(layer(), String::new).await.body().as_bytes()));
-    assert!(starts(refusal_in(layer(), Vec::<u8>::new).await.body()));
-    assert!(starts(refusal_in(layer(), Bytes::new).await.body()));
-    assert!(starts(&refusal_in(layer(), || Own(Bytes::new())).await.into_body().0));
-    let full = refusal_in(layer(), Full::<Bytes>::default).await;
+    assert!(starts(denial_in(layer(), String::new).await.body().as_bytes()));
+    assert!(starts(denial_in(layer(), Vec::<u8>::new).await.body()));
+    assert!(starts(denial_in(layer(), Bytes::new).await.body()));
+    assert!(starts(&denial_in(layer(), || Own(Bytes::new())).await.into_body().0));
+    let full = denial_in(layer(), Full::<Bytes>::default).await;
     assert!(starts(&full.into_body().collect().await.unwrap().to_bytes()));
-    let boxed = refusal_in(layer(), || BoxBody::<Bytes, OwnError>::new(Empty::new().map_err(|_| OwnError))).await;
+    let boxed = denial_in(layer(), || BoxBody::<Bytes, OwnError>::new(Empty::new().map_err(|_| OwnError))).await;
     assert!(starts(&boxed.into_body().collect().await.unwrap().to_bytes()));
-    assert_eq!(refusal_in(layer(), || ()).await.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(refusal_in(layer(), Empty::<Bytes>::new).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(denial_in(layer(), || ()).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(denial_in(layer(), Empty::<Bytes>::new).await.status(), StatusCode::TOO_MANY_REQUESTS);
 }
 
 #[tokio::test]
@@ -244,12 +244,48 @@ async fn any_body_wraps_what_cannot_be_made_of_bytes() {
     assert_eq!(http_body::Body::size_hint(&served).exact(), Some(6));
     assert_eq!(served.collect().await.unwrap().to_bytes(), "served");
     let _ = service.call(Request::new(())).await;
-    let refused = service.call(Request::new(())).await.unwrap().into_body();
-    assert!(!http_body::Body::is_end_stream(&refused));
-    assert!(refused.collect().await.unwrap().to_bytes().starts_with(b"{\"type\":"));
+    let denied = service.call(Request::new(())).await.unwrap().into_body();
+    assert!(!http_body::Body::is_end_stream(&denied));
+    assert!(denied.collect().await.unwrap().to_bytes().starts_with(b"{\"type\":"));
 }
 
 /// What `ServiceBuilder`, boxed services and `Steer` ask of a layer's service.
+/// What an operator does to the handle of a layer takes effect in that layer.
+#[tokio::test]
+async fn the_limiter_of_a_layer_is_the_one_that_decides() {
+    let layer = RateLimitLayer::new(Policy::per(Header::new("k"), ONE)).plain_text();
+    let status = async || {
+        let service = layer.layer(service_fn(echo::<()>));
+        service.oneshot(with_header("k", "a")).await.unwrap().status()
+    };
+    layer.limiter().block("per-k", "a", std::time::Duration::from_secs(60)).unwrap();
+    assert_eq!(status().await, StatusCode::TOO_MANY_REQUESTS);
+    layer.limiter().reset("per-k", "a").unwrap();
+    assert_eq!(status().await, StatusCode::CREATED);
+    layer.limiter().set_quota("per-k", Quota::per_hour(3)).unwrap();
+    assert_eq!(layer.limiter().peek("per-k", "a").unwrap().limit(), 3);
+}
+
+#[tokio::test]
+async fn a_boxed_layer_responds_as_its_closure_does() {
+    struct Limits {
+        layer: RateLimitLayer<Limiter, BoxRespond<String>>,
+    }
+    let layer = RateLimitLayer::global(ONE).respond_with(|denied| {
+        let mut response = Response::new("slow down".to_owned());
+        *response.status_mut() = denied.status();
+        response
+    });
+    let limits = Limits { layer: layer.boxed() };
+    let mut last = None;
+    for _ in 0..2 {
+        last = Some(limits.layer.clone().layer(service_fn(echo::<()>)).oneshot(Request::new(())).await.unwrap());
+    }
+    let denied = last.unwrap();
+    assert_eq!((denied.status(), denied.body().as_str()), (StatusCode::TOO_MANY_REQUESTS, "slow down"));
+    assert!(denied.headers().contains_key("retry-after"));
+}
+
 #[tokio::test]
 async fn the_service_composes() {
     fn is_send_sync_static<T: Send + Sync + 'static>(_: &T) {}

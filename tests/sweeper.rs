@@ -39,10 +39,11 @@ fn request(host: u8) -> Request<()> {
     request
 }
 
-/// On a clock of its own, so that the keys are idle when the test says so; the schedule runs on the system's.
+/// On a clock of its own, so that keys are idle when the test says so. The schedule uses the system's clock.
 fn limiter(policy: Policy) -> (Limiter, ManualClock) {
     let clock = ManualClock::new();
-    (Limiter::builder().policy(policy).clock(clock.clone()).build().unwrap(), clock)
+    let builder = Limiter::builder().policy(policy).clock(clock.clone()).sweep(Sweep::Background);
+    (builder.build().unwrap(), clock)
 }
 
 #[test]
@@ -54,11 +55,13 @@ fn swp01_the_thread_comes_with_the_first_keyed_limiter_sweeps_and_ends_with_the_
 
     let global = Limiter::new(Policy::global(OFTEN));
     let manual = Limiter::builder().policy(Policy::per(PeerIp, OFTEN)).sweep(Sweep::Manual).build().unwrap();
+    let on_another_clock = Limiter::builder().policy(Policy::per(PeerIp, OFTEN)).clock(ManualClock::new());
+    let on_another_clock = on_another_clock.build().unwrap();
     assert_eq!(sweepers(), 0, "nothing to sweep, no thread");
 
     let (often, clock) = limiter(Policy::per(PeerIp, OFTEN));
     until(|| sweepers() == 1);
-    let clones: Vec<_> = (0..100).map(|_| Limiter::from(&often)).collect();
+    let clones: Vec<_> = (0..100).map(|_| often.clone()).collect();
     let (seldom, _clock) = limiter(Policy::per(PeerIp, SELDOM));
     assert_eq!(sweepers(), 1, "one thread for all limiters");
 
@@ -108,5 +111,5 @@ fn swp01_the_thread_comes_with_the_first_keyed_limiter_sweeps_and_ends_with_the_
     until(|| sweepers() == 1);
     drop(last);
     until(|| sweepers() == 0);
-    drop((global, manual));
+    drop((global, manual, on_another_clock));
 }

@@ -65,17 +65,17 @@ fn con01_on_the_lone_global_bucket_exactly_the_burst_is_admitted() {
 
 /// Keys of three policies in all orders, two of them in buckets that all threads share, and a sweeper beside them.
 #[test]
-fn con03_over_several_policies_nothing_is_lost_and_nobody_waits_for_ever() {
+fn con03_over_several_policies_no_cell_is_lost_and_no_thread_deadlocks() {
     within(MINUTE, || {
-        // All of them refuse now and then; who gets how much depends on the schedule.
+        // All of them deny now and then; who gets how much depends on the schedule.
         let admitted = over_several_policies([700, 900, 400]);
         assert!((1..=3_500).contains(&admitted));
-        // Only the first refuses, and on every schedule all its cells are drawn: 700 for each of five keys.
+        // Only the first denies, and on every schedule all its cells are drawn: 700 for each of five keys.
         assert_eq!(over_several_policies([700, 3_500, 3_500]), 3_500);
     });
 }
 
-/// Returns how many were admitted, having seen that this is what each policy has drawn: a refusal charged nobody, an
+/// Returns how many were admitted, having seen that this is what each policy has drawn: a denial charged nobody, an
 /// admission everybody.
 fn over_several_policies([a, b, c]: [u32; 3]) -> usize {
     let number = |name: &'static str| key_fn(move |head| head.headers().get(name)?.to_str().ok()?.parse::<u64>().ok());
@@ -153,7 +153,7 @@ fn admitted_rest(limiter: &Limiter) -> usize {
 }
 
 #[test]
-fn put_backs_and_charges_beside_draws_never_let_more_through() {
+fn refunds_and_charges_beside_acquisitions_never_admit_more() {
     within(MINUTE, || {
         let (limiter, _clock) =
             limiter([Policy::per(Header::new("k"), Quota::per_hour(1_000)), Policy::global(Quota::per_hour(5_000))]);
@@ -164,7 +164,7 @@ fn put_backs_and_charges_beside_draws_never_let_more_through() {
                     for n in 0..4_000 {
                         if let Decision::Allow(allowed) = limiter.decide(&with_header("k", "a")) {
                             if n % 2 == 0 {
-                                limiter.put_back(allowed);
+                                limiter.refund(allowed);
                             } else {
                                 kept.fetch_add(1, Ordering::Relaxed);
                             }

@@ -55,7 +55,7 @@ struct Dashboard {
 #[derive(Default)]
 struct Counts {
     allowed: AtomicU64,
-    refused: AtomicU64,
+    denied: AtomicU64,
 }
 
 impl Dashboard {
@@ -78,10 +78,10 @@ impl Dashboard {
             json!({ "name": self.name(key), "left": standing.remaining(), "full": standing.until_full().as_secs_f64() })
         }).collect();
         let top = limiter.top_denied().into_iter().take(5);
-        let top: Vec<Value> = top.map(|top| json!({ "name": self.name(top.key), "refusals": top.refusals })).collect();
+        let top: Vec<Value> = top.map(|top| json!({ "name": self.name(top.key), "denials": top.denials })).collect();
         json!({
             "allowed": counts.allowed.load(Ordering::Relaxed),
-            "refused": counts.refused.load(Ordering::Relaxed),
+            "denied": counts.denied.load(Ordering::Relaxed),
             "keys": limiter.len(),
             "rate": quota.to_string(),
             "burst": quota.burst_size(),
@@ -132,7 +132,7 @@ async fn flood(State(dashboard): State<Dashboard>, Query(Flood { clients }): Que
     for client in 0..clients {
         let request = http::Request::builder().header("x-client", format!("client {client}")).body(());
         let decision = dashboard.limiter.decide(&request.expect("a client's name is a field's value"));
-        let counted = if decision.is_allowed() { &dashboard.counts.allowed } else { &dashboard.counts.refused };
+        let counted = if decision.is_allowed() { &dashboard.counts.allowed } else { &dashboard.counts.denied };
         counted.fetch_add(1, Ordering::Relaxed);
     }
     StatusCode::NO_CONTENT.into_response()
@@ -163,12 +163,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let policy = Policy::per(Header::new("x-client"), Quota::per_second(2).burst(20)).named(POLICY);
     let limiter = Limiter::builder().policy(policy).top_denied(64).build()?;
     let dashboard = Dashboard { limiter: limiter.clone(), counts: Arc::default() };
-    let (allowed, refused) = (Arc::clone(&dashboard.counts), Arc::clone(&dashboard.counts));
-    let layer = RateLimitLayer::new(&limiter).respond_with(move |denied| {
-        if denied.status() == StatusCode::TOO_MANY_REQUESTS {
-            refused.refused.fetch_add(1, Ordering::Relaxed);
+    let (allowed, denied) = (Arc::clone(&dashboard.counts), Arc::clone(&dashboard.counts));
+    let layer = RateLimitLayer::new(&limiter).respond_with(move |denial| {
+        if denial.status() == StatusCode::TOO_MANY_REQUESTS {
+            denied.denied.fetch_add(1, Ordering::Relaxed);
         }
-        (denied.status(), denied.to_string()).into_response()
+        (denial.status(), denial.to_string()).into_response()
     });
     let hello = get(move || async move {
         allowed.allowed.fetch_add(1, Ordering::Relaxed);

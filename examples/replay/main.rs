@@ -1,4 +1,4 @@
-//! What would these limits have refused? Reads an access log, and decides on its own clock.
+//! What would these limits have denied? Reads an access log, and decides on its own clock.
 //!
 //! ```sh
 //! cargo run --release --example replay -- generate 200000 > /tmp/access.log

@@ -1,4 +1,4 @@
-//! Allowed and refused requests over the time of the log, as a picture.
+//! Allowed and denied requests over the time of the log, as a picture.
 #![expect(clippy::cast_precision_loss, reason = "a picture is a few hundred points high")]
 
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ const BINS: i64 = 480;
 const HEIGHT: f64 = 200.0;
 
 pub(crate) struct Plot {
-    /// Allowed and refused.
+    /// Allowed and denied.
     bins: Vec<[u64; 2]>,
     /// Nanoseconds.
     width: i64,
@@ -46,14 +46,14 @@ impl Plot {
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {w} {h}\" font-family=\"sans-serif\" font-size=\"11\">\n\
              <rect width=\"{w}\" height=\"{h}\" fill=\"#fff\"/>\n\
              <text x=\"10\" y=\"16\">requests in {seconds} s, {most} at most: <tspan fill=\"#1f7a5c\">allowed</tspan>, \
-             <tspan fill=\"#b8441f\">refused</tspan></text>\n",
+             <tspan fill=\"#b8441f\">denied</tspan></text>\n",
             w = BINS + 20,
             h = HEIGHT + 30.0,
         );
-        for (at, [allowed, refused]) in self.bins.iter().enumerate() {
-            let (allowed, refused) = (*allowed as f64 / most * HEIGHT, *refused as f64 / most * HEIGHT);
+        for (at, [allowed, denied]) in self.bins.iter().enumerate() {
+            let (allowed, denied) = (*allowed as f64 / most * HEIGHT, *denied as f64 / most * HEIGHT);
             let bottom = HEIGHT + 24.0;
-            for (from, height, colour) in [(0.0, allowed, "#1f7a5c"), (allowed, refused, "#b8441f")] {
+            for (from, height, colour) in [(0.0, allowed, "#1f7a5c"), (allowed, denied, "#b8441f")] {
                 if height > 0.0 {
                     let (x, y) = (at + 10, bottom - from - height);
                     let _ = writeln!(

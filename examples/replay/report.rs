@@ -8,14 +8,14 @@ use std::{
 
 use tower_quota::{Decision, Limiter, Policy, decision::Standing};
 
-/// Counted for each policy at the same time. Who was refused less often than a 1,024th of all may be forgotten, and the counts
+/// Counted for each policy at the same time. Who was denied less often than a 1,024th of all may be forgotten, and the counts
 /// of others are too low by as much at most (Misra and Gries, 1982).
 const COUNTED: usize = 1_024;
 
 pub(crate) struct Report {
     policies: Vec<Counted>,
     requests: u64,
-    refused: u64,
+    denied: u64,
     unreadable: u64,
     /// The first of them: number and reason.
     first: Option<(u64, &'static str)>,
@@ -26,7 +26,7 @@ pub(crate) struct Report {
 
 struct Counted {
     name: String,
-    refused: u64,
+    denied: u64,
     clients: HashMap<IpAddr, u64>,
     /// By how much counts may be too low.
     forgotten: u64,
@@ -36,12 +36,12 @@ impl Report {
     pub(crate) fn new(limiter: &Limiter) -> Self {
         let counted = |policy: &Policy| Counted {
             name: policy.name().to_owned(),
-            refused: 0,
+            denied: 0,
             clients: HashMap::new(),
             forgotten: 0,
         };
         let policies = limiter.policies().iter().map(counted).collect();
-        Self { policies, requests: 0, refused: 0, unreadable: 0, first: None, early: 0, first_early: None }
+        Self { policies, requests: 0, denied: 0, unreadable: 0, first: None, early: 0, first_early: None }
     }
 
     pub(crate) fn unreadable(&mut self, line: u64, why: &'static str) {
@@ -58,12 +58,12 @@ impl Report {
         self.requests += 1;
         match decision {
             Decision::Allow(allowed) => {
-                // In shadow mode a policy refuses nothing, and it is asked what it would have.
+                // In shadow mode a policy denies nothing, and it is asked what it would have.
                 let violated = allowed.standings().filter(Standing::is_violated);
                 violated.for_each(|standing| count(&mut self.policies, standing.policy(), client));
             }
             Decision::Deny(denied) => {
-                self.refused += 1;
+                self.denied += 1;
                 let mut any = false;
                 // In shadow mode as well.
                 for standing in denied.standings().filter(Standing::is_violated) {
@@ -81,7 +81,7 @@ impl Report {
     #[expect(clippy::cast_precision_loss, reason = "shares, to be read")]
     pub(crate) fn print(&self, out: &mut impl Write, nanos: i64) -> io::Result<()> {
         let share = |part: u64| part as f64 * 100.0 / self.requests.max(1) as f64;
-        let (requests, refused) = (grouped(self.requests), grouped(self.refused));
+        let (requests, denied) = (grouped(self.requests), grouped(self.denied));
         writeln!(out, "{requests} requests in {}", span(nanos))?;
         if let Some((line, why)) = self.first {
             writeln!(out, "{} lines were not read, the first in line {line}: {why}", grouped(self.unreadable))?;
@@ -93,9 +93,9 @@ impl Report {
                 "{early} lines are over a minute earlier than one before, the first is line {line}: not in order?"
             )?;
         }
-        writeln!(out, "{refused} would be refused ({:.2} %)", share(self.refused))?;
-        for Counted { name, refused, clients, forgotten } in &self.policies {
-            writeln!(out, "\n{name}: {} ({:.2} %)", grouped(*refused), share(*refused))?;
+        writeln!(out, "{denied} would be denied ({:.2} %)", share(self.denied))?;
+        for Counted { name, denied, clients, forgotten } in &self.policies {
+            writeln!(out, "\n{name}: {} ({:.2} %)", grouped(*denied), share(*denied))?;
             let mut clients: Vec<_> = clients.iter().collect();
             clients.sort_by_key(|(client, count)| (u64::MAX - **count, **client));
             for (client, count) in clients.into_iter().take(10) {
@@ -109,7 +109,7 @@ impl Report {
 
 fn count(policies: &mut [Counted], policy: &str, client: IpAddr) {
     let Some(counted) = policies.iter_mut().find(|counted| counted.name == policy) else { return };
-    counted.refused += 1;
+    counted.denied += 1;
     if let Some(count) = counted.clients.get_mut(&client) {
         *count += 1;
     } else if counted.clients.len() < COUNTED {

@@ -50,7 +50,7 @@ fuzz_target!(|input: Input| {
         names.push(name.clone());
         builder = builder.policy(Policy::per(key_fn(|_| Some(0_u64)), quota).named(name).cost_by(move |_| cost));
     }
-    // Names that cannot be sent are refused here.
+    // Names that cannot be sent are denied here.
     let Ok(limiter) = builder.build() else { return };
     let mut service = RateLimitLayer::new(&limiter)
         .layer(tower::service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::new())))));

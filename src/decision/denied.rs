@@ -1,89 +1,84 @@
-//! [`Denied`]: a refusal.
+//! Contains [`Denied`]: which policies denied a request, how long to wait, and how much of both the
+//! client may know.
 //!
-//! Owns what the policies that refused come to together, and how much of it is told to whom. Knows nothing of the syntax it
-//! is told in.
+//! This file must not know the format that a denial is written into.
 
 use std::{fmt, slice, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
-use super::{Outcome, Standing, Trial, Trials};
-use crate::policy::Policy;
+use super::{
+    message::Message,
+    reason::Reason,
+    receipt::{PolicyOutcome, PolicyOutcomes},
+    standing::{Standing, Verdict},
+};
+use crate::{clock::Nanos, policy::Policy};
 
-/// A refusal: which policies were violated, and how long to wait.
+/// A denied request: which policies were violated, and how long to wait.
 ///
-/// It holds no key, and its text is fit for the client. An answer of your own may put it into the extensions of the
-/// response, for an outer layer to see.
+/// It contains no key, and its text may be sent to the client. A response of your own may put it
+/// into its extensions, for an outer layer to read.
 #[derive(Clone)]
 pub struct Denied {
     policies: Arc<[Policy]>,
     cause: Cause,
-    trials: Trials,
-    /// Of the trials: found once, for an answer asks for it several times.
+    outcomes: PolicyOutcomes,
+    /// Computed once from the outcomes, because a response reads it several times.
     summary: Summary,
-    /// Whole seconds that clients are told to wait beyond what they must.
+    /// The seconds that clients wait in addition.
     jitter: u64,
 }
 
-/// What the policies that refused come to together.
+/// The policies that denied, taken together.
 #[derive(Clone, Copy)]
 struct Summary {
     reason: Reason,
-    tells: Tells,
-    /// The longest of their waits, in nanoseconds. Means something only where a wait helps.
-    wait: u64,
-    /// The one that refused, if only one did, and for want of cells.
-    sole: Option<usize>,
+    disclosure: Disclosure,
+    /// The longest wait. Meaningful only where a wait helps.
+    wait: Nanos,
+    /// The policy that denied, if it is the only one, and for lack of cells.
+    single: Option<usize>,
 }
 
-/// How much of the wait is told: what the most reticent of the policies that refused lets be told.
+/// How much of the wait the client may know: the least that any of the denying policies discloses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Tells {
+enum Disclosure {
     Nothing,
-    /// Which do not give a hidden quota away.
+    /// Whole seconds do not disclose a hidden quota.
     WholeSeconds,
-    Exactly,
+    Exact,
 }
 
 impl Summary {
-    /// Of a refusal without trials.
-    fn untried(reason: Reason) -> Self {
-        Self { reason, tells: Tells::Exactly, wait: 0, sole: None }
+    /// The summary of a denial without outcomes.
+    fn without_outcomes(reason: Reason) -> Self {
+        Self { reason, disclosure: Disclosure::Exact, wait: Nanos::ZERO, single: None }
     }
 
-    fn of(policies: &[Policy], trials: &[Trial]) -> Self {
-        let mut summary = Self::untried(Reason::Exceeded);
-        let mut refused = 0;
-        for trial in trials.iter().filter(|trial| trial.refuses()) {
-            let reason = trial.outcome.reason();
-            // Of several that hold, the one that a wait helps least against.
-            if severity(reason) > severity(summary.reason) {
+    fn of(policies: &[Policy], outcomes: &[PolicyOutcome]) -> Self {
+        let mut summary = Self::without_outcomes(Reason::Exceeded);
+        let mut denied = 0;
+        for outcome in outcomes.iter().filter(|outcome| outcome.denies()) {
+            let reason = outcome.verdict.reason();
+            if reason.severity() > summary.reason.severity() {
                 summary.reason = reason;
             }
-            summary.wait = summary.wait.max(trial.outcome.nanos().unwrap_or(0));
-            summary.tells = summary.tells.min(match policies[trial.policy].advertised() {
-                advertise if !advertise.tells_the_wait() => Tells::Nothing,
-                advertise if advertise.names_the_policy() => Tells::Exactly,
-                _ => Tells::WholeSeconds,
+            summary.wait = summary.wait.max(outcome.verdict.wait().unwrap_or_default());
+            summary.disclosure = summary.disclosure.min(match policies[outcome.policy].advertised() {
+                advertise if !advertise.names_the_wait() => Disclosure::Nothing,
+                advertise if advertise.names_the_policy() => Disclosure::Exact,
+                _ => Disclosure::WholeSeconds,
             });
-            refused += 1;
-            summary.sole = (refused == 1 && reason == Reason::Exceeded).then_some(trial.policy);
+            denied += 1;
+            summary.single = (denied == 1 && reason == Reason::Exceeded).then_some(outcome.policy);
         }
         summary
     }
 
-    fn wait(self) -> Option<u64> {
+    fn wait(self) -> Option<Nanos> {
         matches!(self.reason, Reason::Blocked | Reason::Exceeded).then_some(self.wait)
-    }
-}
-
-fn severity(reason: Reason) -> u8 {
-    match reason {
-        Reason::CostAboveBurst => 3,
-        Reason::AtCapacity => 2,
-        Reason::Blocked => 1,
-        Reason::Exceeded | Reason::MissingKey | Reason::Unavailable => 0,
     }
 }
 
@@ -92,33 +87,14 @@ enum Cause {
     MissingKey {
         policy: usize,
         status: StatusCode,
-        /// Apart, for it is large, and refusals are moved.
+        /// Boxed, because it is large and denials are moved.
         challenge: Option<Box<HeaderValue>>,
     },
-    Tried,
+    Outcomes,
     #[cfg(feature = "redis")]
     Unavailable {
         policy: usize,
     },
-}
-
-/// Why a request was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// The key is blocked: by [`Limiter::block`](crate::Limiter::block), or because it was refused too often
-    /// ([`Policy::ban`](crate::Policy::ban)).
-    Blocked,
-    /// A policy whose map is full takes no new keys ([`AtCap::Deny`](crate::policy::AtCap::Deny)), or none at this cost.
-    AtCapacity,
-    /// The request costs more cells than a policy ever has at once. It can never succeed.
-    CostAboveBurst,
-    /// A policy has not enough cells now.
-    Exceeded,
-    /// The request has no key for a policy that needs one.
-    MissingKey,
-    /// A policy whose buckets are elsewhere cannot look at them now, and does not admit without.
-    Unavailable,
 }
 
 impl Denied {
@@ -128,111 +104,112 @@ impl Denied {
         status: StatusCode,
         challenge: Option<HeaderValue>,
     ) -> Self {
-        let (cause, summary) = (
-            Cause::MissingKey { policy, status, challenge: challenge.map(Box::new) },
-            Summary::untried(Reason::MissingKey),
-        );
-        Self { policies, cause, trials: SmallVec::new(), summary, jitter: 0 }
+        let cause = Cause::MissingKey { policy, status, challenge: challenge.map(Box::new) };
+        let summary = Summary::without_outcomes(Reason::MissingKey);
+        Self { policies, cause, outcomes: SmallVec::new(), summary, jitter: 0 }
     }
 
     #[cfg(feature = "redis")]
     pub(crate) fn unavailable(policies: Arc<[Policy]>, policy: usize) -> Self {
-        let (cause, summary) = (Cause::Unavailable { policy }, Summary::untried(Reason::Unavailable));
-        Self { policies, cause, trials: SmallVec::new(), summary, jitter: 0 }
+        let (cause, summary) = (Cause::Unavailable { policy }, Summary::without_outcomes(Reason::Unavailable));
+        Self { policies, cause, outcomes: SmallVec::new(), summary, jitter: 0 }
     }
 
-    pub(crate) fn tried(policies: Arc<[Policy]>, trials: Trials) -> Self {
-        let summary = Summary::of(&policies, &trials);
-        Self { policies, cause: Cause::Tried, trials, summary, jitter: 0 }
+    pub(crate) fn by(policies: Arc<[Policy]>, outcomes: PolicyOutcomes) -> Self {
+        let summary = Summary::of(&policies, &outcomes);
+        Self { policies, cause: Cause::Outcomes, outcomes, summary, jitter: 0 }
     }
 
-    /// Sends the client away for so many seconds more: the wait only grows, and so stays true.
+    /// Adds seconds to the wait. The wait only grows, so a retry after it still succeeds.
     pub(crate) fn add_jitter(&mut self, seconds: u64) {
         self.jitter = seconds;
     }
 
-    /// Why the request was refused. Where several reasons hold, the one that a wait helps least against.
+    /// Returns why the request is denied. Where there are several reasons, returns the one against
+    /// which a wait helps least.
     #[must_use]
     pub fn reason(&self) -> Reason {
         self.summary.reason
     }
 
-    /// The status that says so: 429 (RFC 6585 §4), or for a missing key what its policy says.
+    /// Returns the status of the response: 429 (RFC 6585 §4), or for a missing key what its policy
+    /// says.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.cause {
             Cause::MissingKey { status, .. } => status,
             #[cfg(feature = "redis")]
             Cause::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Cause::Tried => StatusCode::TOO_MANY_REQUESTS,
+            Cause::Outcomes => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
-    /// The time after which the same request is admitted if nobody else draws meanwhile: the longest of all policies, to
-    /// the nanosecond. `None` where no wait is known to help.
+    /// Returns the time after which the same request is allowed unless others consume the quota
+    /// first: the longest of all policies, to the nanosecond. Returns `None` where no wait helps.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        self.summary.wait().map(Duration::from_nanos)
+        self.summary.wait().map(Into::into)
     }
 
-    /// The value of the `Retry-After` field (RFC 9110 §10.2.3): [`retry_after`](Self::retry_after) in whole seconds,
-    /// rounded up, at least 1, with the layer's [jitter](crate::RateLimitLayer::jitter). `None` also where a policy that
-    /// refused [advertises nothing](crate::policy::Advertise::Nothing).
+    /// Returns the value of the `Retry-After` field (RFC 9110 §10.2.3):
+    /// [`retry_after`](Self::retry_after) in whole seconds, rounded up, at least 1, with the
+    /// layer's [jitter](crate::RateLimitLayer::jitter). Returns `None` also where a policy that
+    /// denied [advertises nothing](crate::policy::Advertise::Nothing).
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u64> {
-        // Rounded up here, and not by way of a duration: this is asked for with each refusal.
+        // Rounded up here instead of through a duration, because each denial does this.
         let wait = self.summary.wait().filter(|_| !self.is_silent())?;
-        Some(wait.div_ceil(SECOND).saturating_add(self.jitter).max(1))
+        Some(wait.seconds_up().saturating_add(self.jitter).max(1))
     }
 
-    /// What clients are told to wait: to the nanosecond where every policy that refused names itself, and else in whole
-    /// seconds, which do not give a hidden quota away.
-    pub(crate) fn told_wait(&self) -> Option<Duration> {
-        let wait = match self.summary.tells {
-            Tells::Nothing => None,
-            Tells::WholeSeconds => self.summary.wait().map(|wait| Duration::from_secs(wait.div_ceil(SECOND))),
-            Tells::Exactly => self.retry_after(),
+    /// The wait that clients may know: to the nanosecond where every policy that denied names
+    /// itself, and in whole seconds otherwise.
+    pub(crate) fn advertised_wait(&self) -> Option<Duration> {
+        let wait = match self.summary.disclosure {
+            Disclosure::Nothing => None,
+            Disclosure::WholeSeconds => self.summary.wait().map(|wait| Duration::from_secs(wait.seconds_up())),
+            Disclosure::Exact => self.retry_after(),
         };
         wait.map(|wait| wait.saturating_add(Duration::from_secs(self.jitter)))
     }
 
-    /// Whether a policy refused of which nothing may be told.
+    /// Whether a policy denied that advertises nothing.
     fn is_silent(&self) -> bool {
-        self.summary.tells == Tells::Nothing
+        self.summary.disclosure == Disclosure::Nothing
     }
 
-    /// The policy that refused, if it is the only one, lets the wait be told, and has not enough cells: what nearly all
-    /// refusals are.
-    pub(crate) fn sole_excess(&self) -> Option<usize> {
-        self.summary.sole.filter(|_| !self.is_silent())
+    /// The policy that denied, if it is the only one, it discloses the wait, and it has not enough
+    /// cells. This is the usual denial.
+    pub(crate) fn single_exceeded(&self) -> Option<usize> {
+        self.summary.single.filter(|_| !self.is_silent())
     }
 
-    /// The reason as clients are told it.
-    pub(crate) fn told_reason(&self) -> Reason {
+    /// The reason that clients may know.
+    pub(crate) fn advertised_reason(&self) -> Reason {
         if self.is_silent() { Reason::Exceeded } else { self.reason() }
     }
 
-    /// The policies that refused, in the limiter's order, whatever clients may know of them. For a missing key there are
-    /// none: nothing was looked at.
+    /// Returns the policies that denied, in the limiter's order, including those that clients may
+    /// not know. There is none for a missing key, because no bucket was read.
     pub fn violated(&self) -> impl Iterator<Item = Standing<'_>> {
         self.standings().filter(|standing| standing.is_violated() && !standing.is_shadow())
     }
 
-    /// How each policy that applied stands, in the limiter's order. Nothing was drawn.
+    /// Returns how each policy that applied stands, in the limiter's order. Nothing was acquired.
     #[must_use]
     pub fn standings(&self) -> impl ExactSizeIterator<Item = Standing<'_>> {
-        self.trials.iter().map(|trial| trial.standing(&self.policies))
+        self.outcomes.iter().map(|outcome| outcome.standing(&self.policies))
     }
 
-    /// The name of the first policy that refused. For logs; what clients may know are the
-    /// [`told_policies`](Self::told_policies).
+    /// Returns the name of the first policy that denied. Use it in logs. Clients may know only the
+    /// [`advertised_policies`](Self::advertised_policies).
     #[must_use]
     pub fn policy(&self) -> &str {
         match self.cause {
             Cause::MissingKey { policy, .. } => self.policies[policy].name(),
             #[cfg(feature = "redis")]
             Cause::Unavailable { policy } => self.policies[policy].name(),
-            Cause::Tried => self.violated_policies().next().map_or("", Policy::name),
+            Cause::Outcomes => self.violated_policies().next().map_or("", Policy::name),
         }
     }
 
@@ -244,96 +221,60 @@ impl Denied {
         }
     }
 
-    pub(crate) fn trials(&self) -> slice::Iter<'_, Trial> {
-        self.trials.iter()
+    pub(crate) fn outcomes(&self) -> slice::Iter<'_, PolicyOutcome> {
+        self.outcomes.iter()
     }
 
-    /// The trials of the policies that refused and had a bucket to look at.
-    pub(crate) fn refusals(&self) -> impl Iterator<Item = &Trial> {
-        let without = |trial: &&Trial| matches!(trial.outcome, Outcome::AtCapacity | Outcome::Blocked(_));
-        self.trials.iter().filter(move |trial| trial.refuses() && !without(trial))
+    /// The outcomes of the policies that denied because of their bucket.
+    pub(crate) fn exceeded(&self) -> impl Iterator<Item = &PolicyOutcome> {
+        let without_bucket =
+            |outcome: &&PolicyOutcome| matches!(outcome.verdict, Verdict::AtCapacity | Verdict::Blocked(_));
+        self.outcomes.iter().filter(move |outcome| outcome.denies() && !without_bucket(outcome))
     }
 
-    /// The names of the policies that refused and that clients may know: those that [advertise](crate::Policy::advertise)
-    /// themselves.
-    pub fn told_policies(&self) -> impl Iterator<Item = &str> {
-        self.told().map(Policy::name)
+    /// Returns the names of the policies that denied and that clients may know: those that
+    /// [advertise](crate::Policy::advertise) themselves.
+    pub fn advertised_policies(&self) -> impl Iterator<Item = &str> {
+        self.advertised().map(Policy::name)
     }
 
-    pub(crate) fn told(&self) -> impl Iterator<Item = &Policy> {
+    pub(crate) fn advertised(&self) -> impl Iterator<Item = &Policy> {
         self.violated_policies().filter(|policy| policy.advertised().names_the_policy())
     }
 
     fn violated_policies(&self) -> impl Iterator<Item = &Policy> {
-        let violated = self.trials.iter().filter(|trial| trial.refuses());
-        violated.map(|trial| &self.policies[trial.policy])
-    }
-}
-
-/// One sentence or two for the client: the policy, if it may be known, and how long to wait. Nothing of the key.
-impl fmt::Display for Denied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sentence { start, named, end, retry_in } = self.sentence();
-        f.write_str(start)?;
-        if let Some((preposition, policy)) = named {
-            write!(f, "{preposition}\"{}\"", policy.name())?;
-        }
-        f.write_str(end)?;
-        retry_in.map_or(Ok(()), |seconds| write!(f, " Retry in {seconds} s."))
-    }
-}
-
-/// What the client is told, in parts.
-pub(crate) struct Sentence<'a> {
-    pub(crate) start: &'static str,
-    /// What leads to the policy's name, and the policy.
-    pub(crate) named: Option<(&'static str, &'a Policy)>,
-    pub(crate) end: &'static str,
-    /// Seconds.
-    pub(crate) retry_in: Option<u64>,
-}
-
-impl Denied {
-    /// The policy that the reason is true of: the one to wait for longest, where a wait helps.
-    fn culprit(&self, reason: Reason) -> Option<usize> {
-        let culprits = self.trials.iter().filter(|trial| trial.refuses() && trial.outcome.reason() == reason);
-        // Of several that are equal, the first.
-        let longest = culprits.reduce(|a, b| if b.outcome.nanos() > a.outcome.nanos() { b } else { a })?;
-        let elsewhere = self.summary.wait().is_some_and(|wait| longest.outcome.nanos() < Some(wait));
-        (!elsewhere).then_some(longest.policy)
+        let violated = self.outcomes.iter().filter(|outcome| outcome.denies());
+        violated.map(|outcome| &self.policies[outcome.policy])
     }
 
-    pub(crate) fn sentence(&self) -> Sentence<'_> {
-        let reason = self.told_reason();
+    /// The policy that the message names: of those with this reason, the one with the longest wait.
+    fn decisive_policy(&self, reason: Reason) -> Option<usize> {
+        let candidates = self.outcomes.iter().filter(|outcome| outcome.denies() && outcome.verdict.reason() == reason);
+        // Of several equal ones, the first.
+        let longest = candidates.reduce(|a, b| if b.verdict.wait() > a.verdict.wait() { b } else { a })?;
+        let another_is_longer = self.summary.wait().is_some_and(|wait| longest.verdict.wait() < Some(wait));
+        (!another_is_longer).then_some(longest.policy)
+    }
+
+    pub(crate) fn message(&self) -> Message<'_> {
+        let reason = self.advertised_reason();
         let policy = match self.cause {
             Cause::MissingKey { policy, .. } => Some(policy),
             #[cfg(feature = "redis")]
             Cause::Unavailable { policy } => Some(policy),
-            Cause::Tried => self.culprit(reason),
+            Cause::Outcomes => self.decisive_policy(reason),
         };
         let policy = policy.map(|policy| &self.policies[policy]);
         let named = policy.filter(|policy| policy.advertised().names_the_policy());
-        Sentence { retry_in: self.retry_after_seconds(), ..Sentence::of(reason, self.status(), named) }
+        Message { retry_in: self.retry_after_seconds(), ..Message::of(reason, self.status(), named) }
     }
 }
 
-impl<'a> Sentence<'a> {
-    /// Without the time to come back at.
-    pub(crate) fn of(reason: Reason, status: StatusCode, named: Option<&'a Policy>) -> Self {
-        let (start, preposition, end) = match reason {
-            Reason::MissingKey if status == StatusCode::INTERNAL_SERVER_ERROR => {
-                ("The server is not set up to tell clients apart", " for the policy ", ".")
-            }
-            Reason::MissingKey => ("The request has no key", " for the policy ", "."),
-            Reason::CostAboveBurst => {
-                ("The request costs more than is ever allowed at once", " by the policy ", ". Waiting does not help.")
-            }
-            Reason::AtCapacity => ("No new clients are taken now", " by the policy ", "."),
-            Reason::Blocked => ("Requests are blocked for a time", " by the policy ", "."),
-            Reason::Exceeded => ("Too many requests", " for the policy ", "."),
-            Reason::Unavailable => ("The limit cannot be checked now", " for the policy ", "."),
-        };
-        Sentence { start, named: named.map(|policy| (preposition, policy)), end, retry_in: None }
+/// Writes one line for the client: the policy, if the client may know it, and how long
+/// to wait. Nothing of the key.
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.message().fmt(f)
     }
 }
 
@@ -346,6 +287,3 @@ impl fmt::Debug for Denied {
             .finish_non_exhaustive()
     }
 }
-
-/// In nanoseconds.
-const SECOND: u64 = 1_000_000_000;

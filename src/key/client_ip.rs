@@ -1,4 +1,4 @@
-//! Keys from the address of the client behind proxies: [`ClientIp`].
+//! Contains [`ClientIp`], a key from the address of the client behind proxies.
 
 use std::{
     borrow::Cow,
@@ -11,32 +11,36 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use ipnet::IpNet;
 
 use super::{
-    Key, KeyExtractor, Missing, Or, RequestHead,
-    forwarded::{self, Entry, MOST_ENTRIES},
+    extractor::{KeyExtractor, Missing},
+    forwarded::{self, MAX_ENTRIES},
+    head::RequestHead,
     ip::{self, ClientNetwork, Prefixes},
+    key::Key,
 };
-use crate::observe;
+use crate::observe::events;
 
 /// Counts by the address of the client behind proxies that you trust.
 ///
-/// Which ones is spelled out; there is no default, and no way to trust everyone. One header field is read and all others
-/// are ignored, for a client can send what a proxy does not overwrite.
+/// The trusted proxies are listed explicitly. There is no default, and no way to trust everyone.
+/// One header field is read and all others are ignored, because a client can send any field that
+/// the proxy does not overwrite.
 ///
 /// | constructor | use it when | the client is |
 /// |---|---|---|
-/// | [`behind`](Self::behind) | you know your proxies' addresses | the first address from the right that is no proxy of yours |
-/// | [`behind`](Self::behind)`.`[`header`](Self::header) | the edge overwrites a field of its own | what the field says, if the connection comes from the edge |
-/// | [`hops`](Self::hops) | the addresses change, the number does not, and nobody else can connect | the `n`th entry from the right |
+/// | [`behind`](Self::behind) | you know your proxies' addresses | the first address from the right that is not your proxy |
+/// | [`behind`](Self::behind)`.`[`header`](Self::header) | the edge overwrites a field of its own | the address in the field, if the connection comes from the edge |
+/// | [`hops`](Self::hops) | the addresses change, the number does not, and only the proxies can connect | the `n`th entry from the right |
 ///
-/// # What is believed
+/// # What is trusted
 ///
-/// A list is read from the right, where proxies append, at most 32 entries and no further than needed. All lines of the
-/// field are one list. The walk stops at the first address that is not trusted: what is left of it is the client's own
-/// writing. It also stops at an entry that cannot be read (`unknown`, an obfuscated identifier, junk): then the key is the
-/// address of the last proxy that could be believed, never something further left.
+/// A list is read from the right, where proxies append: at most 32 entries, and no further than
+/// needed. All lines of the field are one list. The walk stops at the first address that is not
+/// trusted, because the client may have written what is left of it. It also stops at an entry that
+/// is not an address (`unknown`, an obfuscated identifier, junk): then the key is the address of
+/// the last trusted proxy, and never an entry further left.
 ///
-/// Addresses may have ports and zones, which are ignored. What counts of an address is as with
-/// [`PeerIp`](super::PeerIp).
+/// Addresses may have ports and zones, which are ignored. The same part of an address counts as
+/// with [`PeerIp`](super::PeerIp).
 ///
 /// ```
 /// use tower_quota::{Policy, Quota, key::ClientIp};
@@ -50,8 +54,9 @@ use crate::observe;
 ///
 /// # Deployment caveat
 ///
-/// A count of hops breaks in silence when the topology changes: a proxy more, and every client has a proxy's address; a
-/// proxy less, or a way around it, and clients choose their own. Prefer addresses.
+/// A count of hops becomes wrong silently when the topology changes. With one more proxy, every
+/// client has a proxy's address. With one proxy less, or a route around it, clients choose their
+/// own address. Prefer addresses.
 #[derive(Clone, Debug)]
 pub struct ClientIp {
     trust: Trust,
@@ -73,32 +78,33 @@ enum Field {
 }
 
 impl ClientIp {
-    /// Trusts the proxies in these networks, written as CIDR (`10.0.0.0/8`) or as single addresses, and reads
-    /// `X-Forwarded-For` if the connection comes from one of them.
+    /// Trusts the proxies in these networks, written as CIDR (`10.0.0.0/8`) or as single addresses,
+    /// and reads `X-Forwarded-For` if the connection comes from one of them.
     ///
     /// # Errors
     ///
-    /// When the list is empty; when an entry is no network, has bits behind its prefix, or covers every address. An
-    /// IPv4-mapped network (`::ffff:10.0.0.0/104`) is taken as the IPv4 network that it is, and refused where it is wider
-    /// than that: taken literally it would trust the world.
+    /// When the list is empty, or when an entry is not a network, has bits after its prefix, or
+    /// contains every address. An IPv4-mapped network (`::ffff:10.0.0.0/104`) is read as the IPv4
+    /// network that it is. A wider one is an error: taken literally it would trust every IPv4
+    /// address.
     pub fn behind<T: AsRef<str>>(proxies: impl IntoIterator<Item = T>) -> Result<Self, TrustError> {
         let proxies = proxies.into_iter().map(|text| Proxies::parse(text.as_ref())).collect::<Result<Arc<[_]>, _>>()?;
         if proxies.is_empty() {
-            return Err(TrustError { network: String::new(), fault: Fault::Nobody });
+            return Err(TrustError { network: String::new(), kind: TrustErrorKind::Nobody });
         }
         Ok(Self { trust: Trust::Proxies(proxies), field: Field::XForwardedFor, prefixes: Prefixes::default() })
     }
 
-    /// Trusts as many proxies as you say, counting the one that connects, and takes the `n`th entry of `X-Forwarded-For`
-    /// from the right. A request with fewer entries, or with one there that is no address, is answered 400: it did not
-    /// come through the proxies.
+    /// Trusts `n` proxies, including the one that connects, and reads the `n`th entry of
+    /// `X-Forwarded-For` from the right. A request with fewer entries, or whose entry is not an
+    /// address, is rejected with 400: it did not come through the proxies.
     ///
     /// # Panics
     ///
     /// If `n` is zero or above 32.
     #[must_use]
     pub fn hops(n: usize) -> Self {
-        assert!((1..=MOST_ENTRIES).contains(&n), "a client is behind 1 to {MOST_ENTRIES} proxies, not {n}");
+        assert!((1..=MAX_ENTRIES).contains(&n), "a client is behind 1 to {MAX_ENTRIES} proxies, not {n}");
         Self { trust: Trust::Hops(n), field: Field::XForwardedFor, prefixes: Prefixes::default() }
     }
 
@@ -108,15 +114,17 @@ impl ClientIp {
         Self { field: Field::Forwarded, ..self }
     }
 
-    /// Reads a field that holds one address and that the edge overwrites, whatever the client sent: `CF-Connecting-IP`,
-    /// `X-Real-IP`, `Fly-Client-IP`. Make sure of that: some vendors pass their fields through.
+    /// Reads a field with one address that the edge overwrites, whatever the client sent:
+    /// `CF-Connecting-IP`, `X-Real-IP`, `Fly-Client-IP`. Verify that it does: some vendors pass
+    /// such fields through.
     ///
-    /// A request from a trusted proxy without the field, with several, or with something else in it is answered 400.
+    /// A request from a trusted proxy without the field, with several, or with anything else in it
+    /// is rejected with 400.
     ///
     /// # Panics
     ///
-    /// If `name` is not a valid field name, or trust was given by [`hops`](Self::hops): anyone who connects could write
-    /// such a field.
+    /// If `name` is not a valid field name, or after [`hops`](Self::hops): anyone who connects
+    /// could write such a field.
     #[must_use]
     pub fn header<N>(self, name: N) -> Self
     where
@@ -125,11 +133,11 @@ impl ClientIp {
     {
         assert!(
             matches!(self.trust, Trust::Proxies(_)),
-            "a field with one address is believed only from known proxies: use `ClientIp::behind`"
+            "a field with one address is trusted only from known proxies: use `ClientIp::behind` instead of `hops`"
         );
         match name.try_into() {
             Ok(name) => Self { field: Field::Single(name), ..self },
-            Err(error) => panic!("the field of the client's address has a valid name: {error}"),
+            Err(error) => panic!("invalid name of the field with the client's address: {error}"),
         }
     }
 
@@ -154,8 +162,8 @@ impl ClientIp {
         Self { prefixes: self.prefixes.v6(bits), ..self }
     }
 
-    /// The client's address, for a connection from `peer` with these header fields: for logs that should agree with the
-    /// limit. `None` where there is none to be believed.
+    /// Returns the client's address for a connection from `peer` with these header fields, for logs
+    /// that agree with the limit. Returns `None` where no trusted address is found.
     #[must_use]
     pub fn resolve(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let peer = peer.to_canonical();
@@ -172,16 +180,10 @@ impl ClientIp {
         address.map(|address| address.to_canonical())
     }
 
-    /// What of `address` counts, for [`Limiter::key_of`](crate::Limiter::key_of).
+    /// Returns the part of `address` that counts, to name a client to a limiter.
     #[must_use]
     pub fn network(&self, address: IpAddr) -> ClientNetwork {
         self.prefixes.network(address)
-    }
-
-    /// This key, or `other` where the request has none. See [`KeyExtractor::or`].
-    #[must_use]
-    pub fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K> {
-        KeyExtractor::or(self, other)
     }
 
     fn trusts(&self, peer: IpAddr) -> bool {
@@ -192,11 +194,16 @@ impl ClientIp {
     }
 }
 
+or_method!(ClientIp);
+
 impl KeyExtractor for ClientIp {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
         let peer = ip::peer(head.extensions())?;
-        // A proxy that was left out of the list looks like one client.
-        observe::unread_address(|| ip::is_private(peer) && !self.trusts(peer), || ip::names_a_client(head.headers()));
+        // A proxy that is missing in the list looks like one client.
+        events::ignored_forwarding(
+            || ip::is_private(peer) && !self.trusts(peer),
+            || ip::names_a_client(head.headers()),
+        );
         match self.resolve(peer, head.headers()) {
             Some(address) => Ok(head.key(self.network(address))),
             None => Err(Missing::Reject(StatusCode::BAD_REQUEST)),
@@ -209,17 +216,18 @@ impl KeyExtractor for ClientIp {
 
     fn remedy(&self, head: RequestHead<'_>) -> &'static str {
         match ip::peer(head.extensions()) {
-            Ok(_) => "let requests come through the trusted proxies, which say whom they speak for",
+            Ok(_) => "route requests through the trusted proxies, which add the client's address",
             Err(_) => ip::REMEDY,
         }
     }
 }
 
-/// From the proxy that connects towards the client: the first address that is not trusted, or the last one that could be
-/// believed.
-fn walk(proxies: &[Proxies], peer: IpAddr, mut entries: impl Iterator<Item = Entry>) -> IpAddr {
+/// Walks from the connecting proxy towards the client, to the first address that is not trusted, or
+/// the last trusted one.
+fn walk(proxies: &[Proxies], peer: IpAddr, mut entries: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
     let mut last = peer;
-    // An entry that cannot be read ends the walk. To skip it would believe what the client wrote left of it.
+    // An entry that is not an address ends the walk. Skipping it would trust what the client wrote
+    // left of it.
     while let Some(Some(entry)) = entries.next() {
         last = entry.to_canonical();
         if !trusts(proxies, last) {
@@ -229,10 +237,10 @@ fn walk(proxies: &[Proxies], peer: IpAddr, mut entries: impl Iterator<Item = Ent
     last
 }
 
-fn single(headers: &HeaderMap, name: &HeaderName) -> Entry {
+fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
     let mut values = headers.get_all(name).into_iter();
     let value = values.next()?;
-    // Which one the edge wrote is not known.
+    // It is not known which one the edge wrote.
     if values.next().is_some() { None } else { forwarded::address(value.as_bytes()) }
 }
 
@@ -240,7 +248,7 @@ fn trusts(proxies: &[Proxies], address: IpAddr) -> bool {
     proxies.iter().any(|network| network.contains(address))
 }
 
-/// A network of trusted proxies, ready to be compared with.
+/// A network of trusted proxies.
 #[derive(Clone, Copy, Debug)]
 enum Proxies {
     V4 { network: u32, mask: u32 },
@@ -249,26 +257,26 @@ enum Proxies {
 
 impl Proxies {
     fn parse(text: &str) -> Result<Self, TrustError> {
-        let refuse = |fault| Err(TrustError { network: text.to_owned(), fault });
+        let invalid = |kind| Err(TrustError { network: text.to_owned(), kind });
         let trimmed = text.trim();
         let Ok(network) = trimmed.parse::<IpNet>().or_else(|_| trimmed.parse::<IpAddr>().map(IpNet::from)) else {
-            return refuse(Fault::NoNetwork);
+            return invalid(TrustErrorKind::NotANetwork);
         };
         if network.addr() != network.network() {
-            return refuse(Fault::HostBits);
+            return invalid(TrustErrorKind::HostBits);
         }
         let (v4, length) = match network {
             IpNet::V4(v4) => (v4.network(), v4.prefix_len()),
             IpNet::V6(v6) => match (v6.network().to_ipv4_mapped(), v6.prefix_len().checked_sub(96)) {
                 (Some(v4), Some(length)) => (v4, length),
-                // Covers the mapped addresses, and so all of IPv4, which nobody means who writes it.
-                _ if v6.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()) => return refuse(Fault::Everyone),
+                // It contains the mapped addresses, and so all of IPv4, which is never intended.
+                _ if v6.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()) => return invalid(TrustErrorKind::Everyone),
                 _ => return Ok(Self::V6 { network: v6.network().to_bits(), mask: v6.netmask().to_bits() }),
             },
         };
         match u32::MAX.checked_shl(32 - u32::from(length)) {
             Some(mask) => Ok(Self::V4 { network: v4.to_bits(), mask }),
-            None => refuse(Fault::Everyone),
+            None => invalid(TrustErrorKind::Everyone),
         }
     }
 
@@ -281,31 +289,49 @@ impl Proxies {
     }
 }
 
-/// Why a list of trusted proxies was refused.
+/// Why a list of trusted proxies is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustError {
     network: String,
-    fault: Fault,
+    kind: TrustErrorKind,
 }
 
+impl TrustError {
+    /// Returns what is wrong with the list.
+    #[must_use]
+    pub fn kind(&self) -> TrustErrorKind {
+        self.kind
+    }
+}
+
+/// What is wrong with a list of trusted proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+#[non_exhaustive]
+pub enum TrustErrorKind {
+    /// An entry contains every address.
     Everyone,
+    /// An entry has bits after its prefix.
     HostBits,
+    /// The list is empty.
     Nobody,
-    NoNetwork,
+    /// An entry is neither a network nor an address.
+    NotANetwork,
 }
 
 impl fmt::Display for TrustError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let network = &self.network;
-        match self.fault {
-            Fault::Everyone => {
-                write!(f, "to trust {network:?} is to trust everyone: any client could choose its address")
+        match self.kind {
+            TrustErrorKind::Everyone => {
+                write!(f, "trusting {network:?} trusts every client to choose its own address: list the proxies only")
             }
-            Fault::HostBits => write!(f, "{network:?} has bits behind its prefix: write the network's own address"),
-            Fault::Nobody => f.write_str("no proxy is trusted: list one, or count by `PeerIp`"),
-            Fault::NoNetwork => write!(f, "{network:?} is neither a network like `10.0.0.0/8` nor an address"),
+            TrustErrorKind::HostBits => {
+                write!(f, "{network:?} has bits after its prefix: write the network's own address")
+            }
+            TrustErrorKind::Nobody => f.write_str("no proxy is trusted: list at least one, or count by `PeerIp`"),
+            TrustErrorKind::NotANetwork => {
+                write!(f, "{network:?} is not a proxy's network: expected CIDR such as `10.0.0.0/8`, or an address")
+            }
         }
     }
 }

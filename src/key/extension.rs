@@ -1,16 +1,22 @@
-//! Keys from the request's extensions: [`Extension`].
+//! Contains [`Extension`], a key from the request's extensions.
 
 use std::{any::type_name, borrow::Cow, fmt, marker::PhantomData};
 
 use http::StatusCode;
 
-use super::{IntoKey, Key, KeyExtractor, Missing, Or, RequestHead};
+use super::{
+    extractor::{KeyExtractor, Missing},
+    head::RequestHead,
+    into_key::IntoKey,
+    key::Key,
+};
 
-/// Counts by a value of type `T` in the request's extensions, put there by an outer layer: a user that was
-/// authenticated, a tenant.
+/// Counts by a value of type `T` that an outer layer put into the request's extensions: an
+/// authenticated user, a tenant.
 ///
-/// A request without it is answered 500, for then the outer layer is missing or in the wrong place. For a type that does
-/// not [make a key](IntoKey) itself, use [`key_fn`](super::key_fn).
+/// A request without the value is rejected with 500, because then the outer layer is missing or in
+/// the wrong place. For a type that does not [make a key](IntoKey) itself, use
+/// [`key_fn`](super::key_fn).
 ///
 /// ```
 /// use tower_quota::{Policy, Quota, key::Extension};
@@ -22,25 +28,19 @@ pub struct Extension<T> {
 }
 
 impl<T> Extension<T> {
-    /// Counts by the extension of type `T`.
+    /// Returns the extractor of the extension of type `T`.
     #[must_use]
     pub const fn new() -> Self {
         Self { value: PhantomData }
     }
 }
 
-impl<T: IntoKey + Clone + Send + Sync + 'static> Extension<T> {
-    /// This key, or `other` where the request has none. See [`KeyExtractor::or`].
-    #[must_use]
-    pub fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K> {
-        KeyExtractor::or(self, other)
-    }
-}
+or_method!(Extension<T>, T: IntoKey + Send + Sync + 'static);
 
-impl<T: IntoKey + Clone + Send + Sync + 'static> KeyExtractor for Extension<T> {
+impl<T: IntoKey + Send + Sync + 'static> KeyExtractor for Extension<T> {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
         match head.extensions().get::<T>() {
-            Some(value) => Ok(head.key(value.clone())),
+            Some(value) => Ok(head.key(value)),
             None => Err(Missing::Reject(StatusCode::INTERNAL_SERVER_ERROR)),
         }
     }
@@ -50,11 +50,11 @@ impl<T: IntoKey + Clone + Send + Sync + 'static> KeyExtractor for Extension<T> {
     }
 
     fn remedy(&self, _head: RequestHead<'_>) -> &'static str {
-        "put the layer that inserts the extension outside of the rate limit"
+        "apply the layer that inserts the extension outside of the rate limit"
     }
 }
 
-// By hand, because `T` need not have what the marker has.
+// Not derived, because the derived impls would need `T: Clone`.
 impl<T> Clone for Extension<T> {
     fn clone(&self) -> Self {
         *self

@@ -1,10 +1,12 @@
-//! The addresses that proxies have written into a header field, from the right.
+//! Contains the syntax of `X-Forwarded-For` and of `Forwarded` (RFC 7239): the addresses that
+//! proxies have written, from the right.
 //!
-//! Owns the syntax of `X-Forwarded-For` and of `Forwarded` (RFC 7239), as pure functions. Knows nothing of whom to trust.
+//! These are pure functions. They must not know which proxies are trusted.
 //!
-//! Every proxy appends what it saw on the right; what stands on the left was written by the client if it liked. So the
-//! fields are read from the right, one entry at a time and no further than somebody asks, and nothing on the left can
-//! change how something on the right is read: not a quote that is never closed, not a line break, not a million entries.
+//! Every proxy appends the address that it saw on the right. A client may write anything on the
+//! left. So the fields are read from the right, one entry at a time and no further than requested.
+//! Nothing on the left changes how the right is read: not a quote that is never closed, not a line
+//! break, not a million entries.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -13,25 +15,27 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// One entry: the address in it, or `None` where it has none that can be read.
-pub(super) type Entry = Option<IpAddr>;
-
 /// The entries of all `X-Forwarded-For` lines, which are one list (RFC 9110 §5.3), from the right.
-pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Entry> {
+/// An entry that is not an address is `None`.
+pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     entries(headers, &X_FORWARDED_FOR, plain_entry)
 }
 
-/// The entries of all `Forwarded` lines, from the right.
-pub(super) fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = Entry> {
+/// The entries of all `Forwarded` lines, from the right. An entry that is not an address is `None`.
+pub(super) fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     entries(headers, &header::FORWARDED, element)
 }
 
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// What stands behind the last comma of a line, and what is left of the line before it.
-type Split<'a> = (Entry, Option<&'a [u8]>);
+/// The entry after the last comma of a line, and the rest of the line before it.
+type Split<'a> = (Option<IpAddr>, Option<&'a [u8]>);
 
-fn entries(headers: &HeaderMap, name: &HeaderName, split: impl Fn(&[u8]) -> Split<'_>) -> impl Iterator<Item = Entry> {
+fn entries(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    split: impl Fn(&[u8]) -> Split<'_>,
+) -> impl Iterator<Item = Option<IpAddr>> {
     let mut lines = headers.get_all(name).into_iter().rev().map(HeaderValue::as_bytes);
     let mut rest = None;
     std::iter::from_fn(move || {
@@ -39,24 +43,24 @@ fn entries(headers: &HeaderMap, name: &HeaderName, split: impl Fn(&[u8]) -> Spli
         rest = before;
         Some(entry)
     })
-    .take(MOST_ENTRIES)
+    .take(MAX_ENTRIES)
 }
 
 fn plain_entry(line: &[u8]) -> Split<'_> {
-    let from = line.len().saturating_sub(LONGEST_ENTRY);
+    let from = line.len().saturating_sub(MAX_ENTRY_BYTES);
     match line[from..].iter().rposition(|byte| *byte == b',') {
         Some(comma) => (address(&line[from + comma + 1..]), Some(&line[..from + comma])),
         None if from == 0 => (address(line), None),
-        // Longer than any address. Where it begins, nobody needs to know.
+        // Longer than any address. Its start does not matter.
         None => (None, None),
     }
 }
 
-/// An entry of `X-Forwarded-For`, which has no standard. Seen in the wild: an IPv4 or IPv6 address, the latter also in
-/// brackets, with a port, with a zone.
-pub(super) fn address(entry: &[u8]) -> Entry {
+/// An entry of `X-Forwarded-For`, which has no standard. Proxies write an IPv4 or IPv6 address, the
+/// latter also in brackets, with a port, or with a zone.
+pub(super) fn address(entry: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(trim(entry)).ok()?;
-    // Most are this.
+    // Most entries are IPv4 addresses.
     if let Some(v4) = ipv4(text) {
         return Some(v4);
     }
@@ -75,13 +79,13 @@ fn element(line: &[u8]) -> Split<'_> {
     let mut node = None;
     let mut named = false;
     let mut end = line.len();
-    let shortest = line.len().saturating_sub(LONGEST_ELEMENT);
+    let shortest = line.len().saturating_sub(MAX_ELEMENT_BYTES);
     loop {
-        // One pair: back to the semicolon or the comma before it, over quoted strings.
+        // One pair: back to the semicolon or the comma before it, across quoted strings.
         let Some(begin) = pair_begin(line, end, shortest) else { return (None, None) };
         let pair = trim(&line[begin..end]);
         if let Some(value) = for_value(pair) {
-            // Named twice, it is not known which one is meant (§4 forbids it).
+            // Given twice, it is ambiguous (§4 forbids it).
             node = if named { None } else { node_address(value) };
             named = true;
         }
@@ -93,7 +97,8 @@ fn element(line: &[u8]) -> Split<'_> {
     }
 }
 
-/// Where the pair that ends at `end` begins. `None` where a quoted string has no beginning, or it is too long.
+/// The start of the pair that ends at `end`. `None` where a quoted string has no start, or is too
+/// long.
 fn pair_begin(line: &[u8], end: usize, shortest: usize) -> Option<usize> {
     let mut at = end;
     while at > 0 {
@@ -109,7 +114,7 @@ fn pair_begin(line: &[u8], end: usize, shortest: usize) -> Option<usize> {
     Some(0)
 }
 
-/// Where the quoted string begins whose closing quote stands at `closing`.
+/// The start of the quoted string whose closing quote is at `closing`.
 fn string_begin(line: &[u8], closing: usize, shortest: usize) -> Option<usize> {
     if is_escaped(line, closing, shortest) {
         return None;
@@ -118,7 +123,7 @@ fn string_begin(line: &[u8], closing: usize, shortest: usize) -> Option<usize> {
     Some(opening)
 }
 
-/// Whether an odd number of backslashes stands before `at`.
+/// Whether an odd number of backslashes precedes `at`.
 fn is_escaped(line: &[u8], at: usize, shortest: usize) -> bool {
     line[shortest..at].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
 }
@@ -129,9 +134,9 @@ fn for_value(pair: &[u8]) -> Option<&[u8]> {
     name.eq_ignore_ascii_case(b"for=").then_some(value)
 }
 
-/// The address of a node (§6). `unknown`, obfuscated identifiers and anything else are none. What the grammar wants in
-/// quotes is also read without: it can mean only one thing.
-fn node_address(value: &[u8]) -> Entry {
+/// The address of a node (§6). `unknown`, obfuscated identifiers and anything else are no address.
+/// Text that the grammar wants in quotes is also read without them, because it is unambiguous.
+fn node_address(value: &[u8]) -> Option<IpAddr> {
     let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
     let text = str::from_utf8(value).ok()?;
     let (inside, port) = match text.strip_prefix('[') {
@@ -141,12 +146,12 @@ fn node_address(value: &[u8]) -> Entry {
     if port.is_empty() { inside } else { is_node_port(port.strip_prefix(':')?).then_some(inside)? }
 }
 
-fn ipv4(text: &str) -> Entry {
+fn ipv4(text: &str) -> Option<IpAddr> {
     text.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
 }
 
-/// Without its zone, which means something to one machine alone (RFC 4007 §6).
-fn ipv6(text: &str) -> Entry {
+/// Ignores the zone, which has a meaning on one machine only (RFC 4007 §6).
+fn ipv6(text: &str) -> Option<IpAddr> {
     let address = match text.split_once('%') {
         Some((_, "")) => return None,
         Some((address, _zone)) => address,
@@ -165,18 +170,18 @@ fn is_node_port(text: &str) -> bool {
     is_port(text) || text.strip_prefix('_').is_some_and(|rest| !rest.is_empty() && rest.bytes().all(allowed))
 }
 
-/// Without the spaces and tabs around it (OWS, RFC 9110 §5.6.3).
+/// Removes the spaces and tabs around it (OWS, RFC 9110 §5.6.3).
 fn trim(bytes: &[u8]) -> &[u8] {
     let begin = bytes.iter().position(|byte| !matches!(byte, b' ' | b'\t')).unwrap_or(bytes.len());
     let end = bytes.iter().rposition(|byte| !matches!(byte, b' ' | b'\t')).map_or(begin, |last| last + 1);
     &bytes[begin..end]
 }
 
-/// More proxies in a row than anyone has. What stands further left is not looked at.
-pub(super) const MOST_ENTRIES: usize = 32;
+/// The number of entries that are read. No chain of proxies is longer.
+pub(super) const MAX_ENTRIES: usize = 32;
 
-/// The longest address with brackets, a zone and a port, and some blanks, take less.
-const LONGEST_ENTRY: usize = 128;
+/// The longest address with brackets, a zone and a port is shorter.
+const MAX_ENTRY_BYTES: usize = 128;
 
-/// Elements may also carry `by`, `host`, `proto` and what others add.
-const LONGEST_ELEMENT: usize = 1_024;
+/// Elements may also contain `by`, `host`, `proto` and extensions.
+const MAX_ELEMENT_BYTES: usize = 1_024;

@@ -1,6 +1,6 @@
-//! The keyed hash that turns values of any length into keys.
+//! Contains [`KeyHasher`], the keyed hash that makes keys of values of any length.
 //!
-//! Owns the secret of a limiter's keys and the separation of what is hashed. Knows nothing of requests.
+//! This file contains the secret of a limiter's keys. It must not know of requests.
 
 use std::{
     fmt,
@@ -12,16 +12,20 @@ use std::{
 use siphasher::sip128::SipHasher24;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::{Key, Kind, Network};
+use super::key::{Key, Kind, Network};
+#[cfg(feature = "redis")]
+use crate::quota::Quota;
 
-/// SipHash-1-3 with 128 bits under a random secret: who does not know the secret can neither compute a key nor find two
-/// values that share one.
+/// The secret of a limiter's keys: SipHash-1-3 with 128 bits.
+///
+/// Without the secret it is not possible to compute a key, or to find two values that share one. A
+/// type that implements [`IntoKey`](super::IntoKey) passes the hasher on to its parts.
 #[derive(Clone)]
-pub(crate) struct KeyHasher {
+pub struct KeyHasher {
     keyed: SipHasher13,
 }
 
-/// Shows nothing: what is in it is a secret.
+/// Shows nothing, because the content is a secret.
 impl fmt::Debug for KeyHasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyHasher").finish_non_exhaustive()
@@ -33,20 +37,20 @@ impl KeyHasher {
         Self { keyed: SipHasher13::new_with_keys(entropy(), entropy()) }
     }
 
-    /// Under the secret of a deployment, of any length.
+    /// A hasher under the secret of a deployment, of any length.
     #[cfg(feature = "redis")]
-    pub(crate) fn of(secret: &[u8]) -> Self {
+    pub(crate) fn with_secret(secret: &[u8]) -> Self {
         let hash = SipHasher24::new().hash(secret);
         Self { keyed: SipHasher13::new_with_keys(hash.h1, hash.h2) }
     }
 
     /// The key of what is known of `key` under one quota.
     #[cfg(feature = "redis")]
-    pub(crate) fn under(&self, key: Key, cell_nanos: u64, burst: u32) -> Key {
+    pub(crate) fn under_quota(&self, key: Key, quota: Quota) -> Key {
         let digest = self.digest(Kind::Composite, |hasher| {
             hasher.write_u128(key.bits());
-            hasher.write_u64(cell_nanos);
-            hasher.write_u32(burst);
+            hasher.write_u64(quota.cell_nanos().get());
+            hasher.write_u32(quota.burst_size());
         });
         match key.network() {
             Some(network) => within(network, digest),
@@ -54,11 +58,11 @@ impl KeyHasher {
         }
     }
 
-    /// A key in 128 bits of which nobody can tell whose it is.
+    /// The key in 128 bits, from which nobody can tell its value.
     #[cfg_attr(not(any(feature = "redis", feature = "tracing")), allow(dead_code, reason = "events may be off"))]
     pub(crate) fn opaque(&self, key: Key) -> u128 {
         let mut hasher = self.keyed;
-        // No kind: no key of a limiter is hashed like it.
+        // No kind has this number, so that no key of a limiter has this hash.
         hasher.write_u8(u8::MAX);
         hasher.write_u128(key.bits());
         hasher.finish128().as_u128()
@@ -68,10 +72,10 @@ impl KeyHasher {
         Key::exact(Kind::Bytes, self.digest(Kind::Bytes, |hasher| hasher.write(bytes)))
     }
 
-    /// Keeps the coarse network of the first part that has one, so that combinations with an address stay subject to
-    /// the share of memory that one network may hold.
+    /// Contains the coarse network of the first part that has one, so that combinations with an
+    /// address stay subject to the share of memory that one network may use.
     pub(super) fn composite(&self, parts: &[Key]) -> Key {
-        // Parts have one length: no two lists of parts are written alike.
+        // Parts have one length, so two lists of parts are never written alike.
         let digest =
             self.digest(Kind::Composite, |hasher| parts.iter().for_each(|part| hasher.write_u128(part.bits())));
         match parts.iter().find_map(|part| part.network()) {
@@ -80,7 +84,8 @@ impl KeyHasher {
         }
     }
 
-    /// A whole address: 128 bits do not fit beside the kind, so the network stays exact and the whole is hashed.
+    /// A whole address. Its 128 bits do not fit beside the kind, so the network stays exact and the
+    /// whole address is hashed.
     pub(super) fn ipv6(&self, address: Ipv6Addr) -> Key {
         let digest = self.digest(Kind::WithIpv6, |hasher| hasher.write_u128(address.to_bits()));
         within(Network::V6(address.to_bits() >> (128 - 40)), digest)
@@ -103,8 +108,8 @@ fn within(network: Network, digest: u128) -> Key {
     Key::exact(kind, network << 80 | digest >> 40)
 }
 
-/// 64 bits that an outsider cannot know: the output of the standard library's randomly keyed SipHash. Refused: a crate
-/// for random numbers, whose tree would be the largest of this crate's.
+/// 64 bits that an outsider cannot know: the output of the standard library's randomly keyed
+/// SipHash. Rejected: a crate for random numbers, whose tree would be the largest of this crate's.
 pub(crate) fn entropy() -> u64 {
     RandomState::new().hash_one(0_u8)
 }

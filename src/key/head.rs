@@ -1,22 +1,23 @@
-//! [`RequestHead`]: what extractors and conditions see of a request.
+//! Contains [`RequestHead`], what extractors and conditions see of a request.
 
 use std::fmt;
 
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
-use super::{IntoKey, Key, KeyHasher};
+use super::{hasher::KeyHasher, into_key::IntoKey, key::Key};
 
-/// A request without its body, borrowed; and the means to make a [`Key`] from what it holds.
+/// A borrowed request without its body, and the means to make a [`Key`] from its content.
 ///
-/// `Copy`, and not generic over the body: closures infer it, and policies need no type parameter.
+/// It is `Copy`, and not generic over the body. So closures infer it, and policies need no type
+/// parameter.
 #[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
-    // One pointer, for it is handed through every call of a decision.
-    parts: &'a Parts<'a>,
+    // One pointer, because every call of a decision passes it on.
+    parts: &'a HeadParts<'a>,
 }
 
-/// What a [`RequestHead`] points to.
-pub(crate) struct Parts<'a> {
+/// The target of a [`RequestHead`].
+pub(crate) struct HeadParts<'a> {
     method: &'a Method,
     uri: &'a Uri,
     version: Version,
@@ -25,7 +26,7 @@ pub(crate) struct Parts<'a> {
     hasher: &'a KeyHasher,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> HeadParts<'a> {
     pub(crate) fn new<B>(request: &'a Request<B>, hasher: &'a KeyHasher) -> Self {
         Self {
             method: request.method(),
@@ -43,45 +44,45 @@ impl<'a> Parts<'a> {
 }
 
 impl<'a> RequestHead<'a> {
-    /// The method.
+    /// Returns the method.
     #[must_use]
     pub fn method(self) -> &'a Method {
         self.parts.method
     }
 
-    /// The target. Behind a router that nests services, what the router left of it.
+    /// Returns the target. Inside a router that nests services, it is what the router left of it.
     #[must_use]
     pub fn uri(self) -> &'a Uri {
         self.parts.uri
     }
 
-    /// The protocol's version.
+    /// Returns the protocol's version.
     #[must_use]
     pub fn version(self) -> Version {
         self.parts.version
     }
 
-    /// The header fields. Clients write them: read values as bytes (`to_str().ok()` would turn a byte above 0x7F into a
-    /// missing key), and mind that a field may occur more than once.
+    /// Returns the header fields. Clients write them: read values as bytes (`to_str().ok()` turns a
+    /// byte above 0x7F into a missing key), and expect that a field occurs more than once.
     #[must_use]
     pub fn headers(self) -> &'a HeaderMap {
         self.parts.headers
     }
 
-    /// What the server and outer layers know of the request.
+    /// Returns what the server and outer layers know of the request.
     #[must_use]
     pub fn extensions(self) -> &'a Extensions {
         self.parts.extensions
     }
 
-    /// The key of a value, borrowed or owned, under this limiter's secret.
+    /// Makes the key of a value, borrowed or owned, under this limiter's secret.
     #[must_use]
     pub fn key(self, value: impl IntoKey) -> Key {
-        value.into_key(self.parts.hasher)
+        value.key(self.parts.hasher)
     }
 }
 
-/// Shows the method and the path. Header fields and queries carry secrets.
+/// Shows the method and the path. Header fields and queries may contain secrets.
 impl fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestHead")

@@ -1,4 +1,4 @@
-//! [`IntoKey`]: which values make a key, and how.
+//! Contains [`IntoKey`]: which values make a key, and how.
 
 use std::{
     borrow::Cow,
@@ -8,39 +8,46 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{ClientNetwork, Fallback, Key, KeyHasher, Kind};
+use super::{
+    hasher::KeyHasher,
+    key::{Key, Kind},
+};
 
 /// A value that a policy can count by.
 ///
-/// Integers of up to 64 bits and IPv4 addresses are kept exactly (also where they are written as IPv4-mapped IPv6
-/// addresses); of whole IPv6 addresses the first 40 bits are, and the rest is hashed. Text, bytes and integers of 128 bits
-/// are hashed under the limiter's secret, and equal bytes make equal keys whatever holds them.
-/// Tuples combine: no two different tuples of one shape are confused.
+/// Integers of up to 64 bits and IPv4 addresses are stored exactly (IPv4 addresses also where they
+/// are written as IPv4-mapped IPv6 addresses). Equal integers make equal keys, whatever their
+/// types. Of whole IPv6 addresses the first 40 bits are stored, and the rest is hashed. Text, bytes
+/// and integers of 128 bits are hashed under the limiter's secret, and equal bytes make equal keys,
+/// whatever their types. Tuples combine: two different tuples of one shape never make one key.
 ///
-/// The methods are the crate's own; a type of yours returns one of these from [`key_fn`](super::key_fn), or makes a
-/// [`Key`] with [`RequestHead::key`](super::RequestHead::key).
+/// Implement the trait for a type of your own by the keys of its parts:
+///
+/// ```
+/// use tower_quota::key::{IntoKey, Key, KeyHasher};
+///
+/// struct Account { tenant: u32, id: [u8; 16] }
+///
+/// impl IntoKey for Account {
+///     fn key(&self, hasher: &KeyHasher) -> Key {
+///         (self.tenant, self.id).key(hasher)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` does not make a key",
-    note = "return an integer, an address, text, bytes, or a tuple of these; or make a key with `head.key(...)`"
+    note = "use an integer, an address, text, bytes, or a tuple of these; or implement `tower_quota::key::IntoKey`"
 )]
-pub trait IntoKey: sealed::Sealed {
-    #[doc(hidden)]
-    #[allow(private_interfaces, reason = "sealed: nobody outside calls or implements it")]
-    fn into_key(self, hasher: &KeyHasher) -> Key;
-}
-
-mod sealed {
-    pub trait Sealed {}
+pub trait IntoKey {
+    /// Returns the key of this value, under a limiter's secret.
+    fn key(&self, hasher: &KeyHasher) -> Key;
 }
 
 macro_rules! into_key {
     ($($type:ty: |$value:ident, $hasher:ident| $key:expr;)+) => {$(
-        impl sealed::Sealed for $type {}
-
         impl IntoKey for $type {
-            #[allow(private_interfaces, reason = "sealed: nobody outside calls or implements it")]
             #[inline]
-            fn into_key(self, $hasher: &KeyHasher) -> Key {
+            fn key(&self, $hasher: &KeyHasher) -> Key {
                 let $value = self;
                 $key
             }
@@ -49,68 +56,101 @@ macro_rules! into_key {
 }
 
 into_key! {
-    Key: |key, _hasher| key;
-    ClientNetwork: |network, hasher| network.key(hasher);
+    Key: |key, _hasher| *key;
 
-    u8: |value, hasher| u64::from(value).into_key(hasher);
-    u16: |value, hasher| u64::from(value).into_key(hasher);
-    u32: |value, hasher| u64::from(value).into_key(hasher);
-    u64: |value, _hasher| Key::exact(Kind::Unsigned, u128::from(value));
-    usize: |value, hasher| (value as u64).into_key(hasher);
+    u8: |value, _hasher| unsigned(u64::from(*value));
+    u16: |value, _hasher| unsigned(u64::from(*value));
+    u32: |value, _hasher| unsigned(u64::from(*value));
+    u64: |value, _hasher| unsigned(*value);
+    usize: |value, _hasher| unsigned(*value as u64);
     u128: |value, hasher| hasher.bytes(&value.to_be_bytes());
-    i8: |value, hasher| i64::from(value).into_key(hasher);
-    i16: |value, hasher| i64::from(value).into_key(hasher);
-    i32: |value, hasher| i64::from(value).into_key(hasher);
-    i64: |value, _hasher| Key::exact(Kind::Signed, u128::from(u64::from_ne_bytes(value.to_ne_bytes())));
+    i8: |value, _hasher| signed(i64::from(*value));
+    i16: |value, _hasher| signed(i64::from(*value));
+    i32: |value, _hasher| signed(i64::from(*value));
+    i64: |value, _hasher| signed(*value);
+    isize: |value, _hasher| signed(*value as i64);
 
     IpAddr: |address, hasher| match address {
-        IpAddr::V4(address) => address.into_key(hasher),
-        IpAddr::V6(address) => address.into_key(hasher),
+        IpAddr::V4(address) => address.key(hasher),
+        IpAddr::V6(address) => address.key(hasher),
     };
-    Ipv4Addr: |address, _hasher| ipv4_prefix(address, 32);
+    Ipv4Addr: |address, _hasher| ipv4_prefix(*address, 32);
     Ipv6Addr: |address, hasher| match address.to_ipv4_mapped() {
-        Some(mapped) => mapped.into_key(hasher),
-        None => hasher.ipv6(address),
+        Some(mapped) => mapped.key(hasher),
+        None => hasher.ipv6(*address),
     };
 
-    &[u8]: |bytes, hasher| hasher.bytes(bytes);
-    &str: |text, hasher| hasher.bytes(text.as_bytes());
-    &String: |text, hasher| hasher.bytes(text.as_bytes());
+    [u8]: |bytes, hasher| hasher.bytes(bytes);
+    str: |text, hasher| hasher.bytes(text.as_bytes());
     String: |text, hasher| hasher.bytes(text.as_bytes());
-    Cow<'_, str>: |text, hasher| hasher.bytes(text.as_bytes());
-    Arc<str>: |text, hasher| hasher.bytes(text.as_bytes());
-    Vec<u8>: |bytes, hasher| hasher.bytes(&bytes);
-    Bytes: |bytes, hasher| hasher.bytes(&bytes);
+    Vec<u8>: |bytes, hasher| hasher.bytes(bytes);
+    Bytes: |bytes, hasher| hasher.bytes(bytes);
 }
 
-impl<const N: usize> sealed::Sealed for [u8; N] {}
-
 impl<const N: usize> IntoKey for [u8; N] {
-    #[allow(private_interfaces, reason = "sealed: nobody outside calls or implements it")]
-    fn into_key(self, hasher: &KeyHasher) -> Key {
-        hasher.bytes(&self)
+    #[inline]
+    fn key(&self, hasher: &KeyHasher) -> Key {
+        hasher.bytes(self)
     }
 }
 
-impl<V: IntoKey> sealed::Sealed for Fallback<V> {}
+macro_rules! delegate_to_target {
+    ($($pointer:ty),+) => {$(
+        impl<T: IntoKey + ?Sized> IntoKey for $pointer {
+            #[inline]
+            fn key(&self, hasher: &KeyHasher) -> Key {
+                (**self).key(hasher)
+            }
+        }
+    )+};
+}
+
+delegate_to_target!(&T, Box<T>, Arc<T>);
+
+impl<T: IntoKey + ToOwned + ?Sized> IntoKey for Cow<'_, T> {
+    #[inline]
+    fn key(&self, hasher: &KeyHasher) -> Key {
+        (**self).key(hasher)
+    }
+}
+
+/// Makes the key of a value that an extractor with fallbacks finds by its `nth` one: in
+/// `a.or(b).or(c)`, `b` is fallback 1 and `c` is fallback 2.
+///
+/// ```
+/// use std::{net::Ipv4Addr, time::Duration};
+/// use tower_quota::{Limiter, Policy, Quota, key::{Header, PeerIp, fallback}};
+///
+/// let key = Header::new("x-api-key").or(PeerIp);
+/// let limiter = Limiter::new(Policy::per(key, Quota::per_second(10)).named("per-client"));
+/// // The client that comes without an API key from this address.
+/// let client = fallback(1, PeerIp.network(Ipv4Addr::new(203, 0, 113, 7).into()));
+/// limiter.block("per-client", client, Duration::from_secs(60)).unwrap();
+/// ```
+pub fn fallback<V: IntoKey>(nth: u32, value: V) -> Fallback<V> {
+    Fallback { nth, value }
+}
+
+/// A value that was found by a fallback. Made by [`fallback`].
+#[derive(Clone, Copy, Debug)]
+pub struct Fallback<V> {
+    nth: u32,
+    value: V,
+}
 
 impl<V: IntoKey> IntoKey for Fallback<V> {
-    #[allow(private_interfaces, reason = "sealed: nobody outside calls or implements it")]
-    fn into_key(self, hasher: &KeyHasher) -> Key {
-        hasher.composite(&[Key::fallback(self.nth), self.value.into_key(hasher)])
+    fn key(&self, hasher: &KeyHasher) -> Key {
+        hasher.composite(&[Key::fallback(self.nth), self.value.key(hasher)])
     }
 }
 
 macro_rules! tuple_into_key {
     ($($name:ident)+) => {
-        impl<$($name: IntoKey),+> sealed::Sealed for ($($name,)+) {}
-
         impl<$($name: IntoKey),+> IntoKey for ($($name,)+) {
-            #[allow(private_interfaces, reason = "sealed: nobody outside calls or implements it")]
-            fn into_key(self, hasher: &KeyHasher) -> Key {
+            fn key(&self, hasher: &KeyHasher) -> Key {
                 #[allow(non_snake_case, reason = "the names of the types serve for the values")]
                 let ($($name,)+) = self;
-                hasher.composite(&[$($name.into_key(hasher)),+])
+                hasher.composite(&[$($name.key(hasher)),+])
             }
         }
     };
@@ -120,19 +160,32 @@ tuple_into_key! { A B }
 tuple_into_key! { A B C }
 tuple_into_key! { A B C D }
 
+#[inline]
+fn unsigned(value: u64) -> Key {
+    Key::exact(Kind::Unsigned, u128::from(value))
+}
+
+#[inline]
+fn signed(value: i64) -> Key {
+    match u64::try_from(value) {
+        Ok(value) => unsigned(value),
+        Err(_) => Key::exact(Kind::Negative, u128::from(value.unsigned_abs())),
+    }
+}
+
 /// An IPv4 prefix, exactly.
 #[inline]
 pub(super) fn ipv4_prefix(address: Ipv4Addr, length: u8) -> Key {
-    let kept = address.to_bits() & u32::MAX << (32 - u32::from(length));
-    Key::exact(Kind::Ipv4, u128::from(kept) << 8 | u128::from(length))
+    let prefix = address.to_bits() & u32::MAX << (32 - u32::from(length));
+    Key::exact(Kind::Ipv4, u128::from(prefix) << 8 | u128::from(length))
 }
 
-/// An IPv6 prefix, exactly if it is one of up to 112 bits.
+/// An IPv6 prefix, exactly if it has up to 112 bits.
 pub(super) fn ipv6_prefix(address: Ipv6Addr, length: u8, hasher: &KeyHasher) -> Key {
-    let kept = address.to_bits() & u128::MAX << (128 - u32::from(length));
+    let prefix = address.to_bits() & u128::MAX << (128 - u32::from(length));
     if length <= 112 {
-        Key::exact(Kind::Ipv6, kept >> 16 << 8 | u128::from(length))
+        Key::exact(Kind::Ipv6, prefix >> 16 << 8 | u128::from(length))
     } else {
-        hasher.ipv6(Ipv6Addr::from_bits(kept))
+        hasher.ipv6(Ipv6Addr::from_bits(prefix))
     }
 }

@@ -1,4 +1,5 @@
-//! Keys from the address of the connection: [`PeerIp`] and [`PeerNetwork`]; and what of an address counts as one client.
+//! Contains keys from the address of the connection ([`PeerIp`] and [`PeerNetwork`]), and how much
+//! of an address counts as one client.
 
 use std::{
     borrow::Cow,
@@ -7,22 +8,31 @@ use std::{
 
 use http::{Extensions, HeaderMap, StatusCode, header};
 
-use super::{Key, KeyExtractor, KeyHasher, Missing, Or, RequestHead, forwarded::X_FORWARDED_FOR, into_key};
-use crate::observe;
+use super::{
+    extractor::{KeyExtractor, Missing},
+    forwarded::X_FORWARDED_FOR,
+    hasher::KeyHasher,
+    head::RequestHead,
+    into_key::{self, IntoKey},
+    key::Key,
+};
+use crate::observe::events;
 
 /// Counts by the address of the connection's other end, whatever the request's header fields say.
 ///
-/// The right choice where clients connect directly; behind a proxy every client has the proxy's address, and
-/// [`ClientIp`](super::ClientIp) is.
+/// Use it where clients connect directly. Behind a proxy every client has the proxy's address: use
+/// [`ClientIp`](super::ClientIp) there.
 ///
-/// An IPv4 address counts as it is, also where a dual-stack socket shows it as an IPv4-mapped IPv6 address. Of an IPv6
-/// address the first 64 bits count, for a client is handed at least that many to choose from. For wider or narrower
-/// networks see [`v6_prefix`](Self::v6_prefix).
+/// An IPv4 address counts as it is, also where a dual-stack socket shows it as an IPv4-mapped IPv6
+/// address. Of an IPv6 address the first 64 bits count, because one client can usually choose among
+/// all addresses of such a network. For wider or narrower networks see
+/// [`v6_prefix`](Self::v6_prefix).
 ///
-/// The address is taken from the request's extensions: a [`SocketAddr`] that the server put there, or with the feature
-/// `axum` what `into_make_service_with_connect_info::<SocketAddr>()` puts there, or with the feature `tonic` what its
-/// server puts there for TCP, with TLS and without. A request without any is answered
-/// 500 and reported as an error, because then nobody can be told from anybody.
+/// The address is read from the request's extensions: a [`SocketAddr`] that the server put there;
+/// with the feature `axum`, what `into_make_service_with_connect_info::<SocketAddr>()` puts there;
+/// with the feature `tonic`, what its server puts there for TCP, with and without TLS. A request
+/// without any of these is rejected with 500 and reported as an error, because no client can be
+/// identified.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerIp;
 
@@ -39,7 +49,8 @@ impl PeerIp {
 
     /// Counts IPv6 clients by this many bits of their address.
     ///
-    /// Providers hand out anything from /64 to /48. A second, wider tier is a second policy:
+    /// Providers assign anything from /64 to /48 to one customer. A second, wider tier is a second
+    /// policy:
     ///
     /// ```
     /// use tower_quota::{Policy, Quota, RateLimitLayer, key::PeerIp};
@@ -58,18 +69,14 @@ impl PeerIp {
         PeerNetwork { prefixes: Prefixes::default().v6(bits) }
     }
 
-    /// What of `address` counts, for [`Limiter::key_of`](crate::Limiter::key_of).
+    /// Returns the part of `address` that counts, to name a client to a limiter.
     #[must_use]
     pub fn network(self, address: IpAddr) -> ClientNetwork {
         Prefixes::default().network(address)
     }
-
-    /// This key, or `other` where the request has none. See [`KeyExtractor::or`].
-    #[must_use]
-    pub fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K> {
-        KeyExtractor::or(self, other)
-    }
 }
+
+or_method!(PeerIp; PeerNetwork);
 
 impl KeyExtractor for PeerIp {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
@@ -85,15 +92,15 @@ impl KeyExtractor for PeerIp {
     }
 }
 
-/// Counts by a network around the address of the connection's other end. Made by [`PeerIp::v4_prefix`] and
-/// [`PeerIp::v6_prefix`].
+/// Counts by a network around the address of the connection's other end. Made by
+/// [`PeerIp::v4_prefix`] and [`PeerIp::v6_prefix`].
 #[derive(Clone, Copy, Debug)]
 pub struct PeerNetwork {
     prefixes: Prefixes,
 }
 
 impl PeerNetwork {
-    /// See [`PeerIp::v4_prefix`].
+    /// Counts IPv4 clients by this many bits. See [`PeerIp::v4_prefix`].
     ///
     /// # Panics
     ///
@@ -103,7 +110,7 @@ impl PeerNetwork {
         Self { prefixes: self.prefixes.v4(bits) }
     }
 
-    /// See [`PeerIp::v6_prefix`].
+    /// Counts IPv6 clients by this many bits. See [`PeerIp::v6_prefix`].
     ///
     /// # Panics
     ///
@@ -113,16 +120,10 @@ impl PeerNetwork {
         Self { prefixes: self.prefixes.v6(bits) }
     }
 
-    /// What of `address` counts, for [`Limiter::key_of`](crate::Limiter::key_of).
+    /// Returns the part of `address` that counts, to name a client to a limiter.
     #[must_use]
     pub fn network(self, address: IpAddr) -> ClientNetwork {
         self.prefixes.network(address)
-    }
-
-    /// This key, or `other` where the request has none. See [`KeyExtractor::or`].
-    #[must_use]
-    pub fn or<K: KeyExtractor>(self, other: K) -> Or<Self, K> {
-        KeyExtractor::or(self, other)
     }
 }
 
@@ -144,11 +145,11 @@ impl KeyExtractor for PeerNetwork {
 ///
 /// # Errors
 ///
-/// When the server was not set up to tell.
+/// When the server does not provide it.
 #[inline]
 pub(super) fn peer(extensions: &Extensions) -> Result<IpAddr, Missing> {
     let plain = extensions.get::<SocketAddr>().copied();
-    // Consulted last: the feature may find an address where there was none, never another one.
+    // Read last: a feature may find an address where there was none, and never another one.
     #[cfg(feature = "axum")]
     let plain = plain.or_else(|| {
         use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
@@ -163,16 +164,16 @@ pub(super) fn peer(extensions: &Extensions) -> Result<IpAddr, Missing> {
 pub(super) const REMEDY: &str = "serve with `into_make_service_with_connect_info::<SocketAddr>()` (axum), \
                                  or insert the peer's `SocketAddr` into the request's extensions";
 
-/// Whether a proxy seems to have told whom it speaks for.
+/// Whether a proxy seems to have added its client's address.
 pub(super) fn names_a_client(headers: &HeaderMap) -> bool {
     headers.contains_key(&X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED)
 }
 
-/// Whether an address is of the kind that proxies of one's own have.
+/// Whether an address is one that a proxy in the same network has.
 pub(super) fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
-            // And the shared addresses of RFC 6598, 100.64.0.0/10.
+            // The shared addresses of RFC 6598, 100.64.0.0/10.
             let shared = address.to_bits() >> 22 == Ipv4Addr::new(100, 64, 0, 0).to_bits() >> 22;
             address.is_private() || address.is_loopback() || address.is_link_local() || shared
         }
@@ -196,12 +197,15 @@ impl Default for Prefixes {
 
 impl Prefixes {
     pub(super) fn v4(self, bits: u8) -> Self {
-        assert!((8..=32).contains(&bits), "an IPv4 client is told by 8 to 32 bits of its address, not by {bits}");
+        assert!((8..=32).contains(&bits), "an IPv4 client is counted by 8 to 32 bits of its address, not by {bits}");
         Self { v4: bits, ..self }
     }
 
     pub(super) fn v6(self, bits: u8) -> Self {
-        assert!((32..=128).contains(&bits), "an IPv6 client is told by 32 to 128 bits of its address, not by {bits}");
+        assert!(
+            (32..=128).contains(&bits),
+            "an IPv6 client is counted by 32 to 128 bits of its address, not by {bits}"
+        );
         Self { v6: bits, ..self }
     }
 
@@ -213,30 +217,30 @@ impl Prefixes {
     #[inline]
     fn of_peer(self, head: RequestHead<'_>) -> Result<Key, Missing> {
         let peer = peer(head.extensions())?;
-        observe::unread_address(|| is_private(peer), || names_a_client(head.headers()));
+        events::ignored_forwarding(|| is_private(peer), || names_a_client(head.headers()));
         Ok(head.key(self.network(peer)))
     }
 }
 
-/// What of an address counts as one client: a key for [`Limiter::key_of`](crate::Limiter::key_of). Made by
-/// [`PeerIp::network`] and [`ClientIp::network`](super::ClientIp::network).
+/// The part of an address that counts as one client. Made by [`PeerIp::network`] and
+/// [`ClientIp::network`](super::ClientIp::network).
 #[derive(Clone, Copy, Debug)]
 pub struct ClientNetwork {
     address: IpAddr,
     prefixes: Prefixes,
 }
 
-impl ClientNetwork {
-    /// IPv4-mapped addresses are told by their bits and unmapped before anything is masked: masking first would put all
-    /// of IPv4 into one bucket.
+impl IntoKey for ClientNetwork {
+    /// IPv4-mapped addresses are recognized by their bits and unmapped before they are masked:
+    /// masking first would put all of IPv4 into one bucket.
     #[inline]
-    pub(super) fn key(self, hasher: &KeyHasher) -> Key {
+    fn key(&self, hasher: &KeyHasher) -> Key {
         let Prefixes { v4, v6 } = self.prefixes;
         match self.address {
             IpAddr::V4(address) => into_key::ipv4_prefix(address, v4),
             IpAddr::V6(address) => match address.to_ipv4_mapped() {
                 Some(mapped) => into_key::ipv4_prefix(mapped, v4),
-                // Whole: its /64 holds addresses that are not the loopback.
+                // The whole address, because its /64 contains addresses that are not the loopback.
                 None if address.is_loopback() => hasher.ipv6(address),
                 None => into_key::ipv6_prefix(address, v6, hasher),
             },

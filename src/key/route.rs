@@ -1,12 +1,17 @@
-//! Keys from where a request goes: [`Method`] and, with axum, `MatchedPath`.
+//! Contains keys from the target of a request: [`Method`] and, with axum, `MatchedPath`.
 
 use std::borrow::Cow;
 
-use super::{Key, KeyExtractor, Missing, RequestHead};
+use super::{
+    extractor::{KeyExtractor, Missing},
+    head::RequestHead,
+    key::Key,
+};
 
-/// Counts by the request's method. Meant for combinations: `(PeerIp, Method)`.
+/// Counts by the request's method. Use it in combinations: `(PeerIp, Method)`.
 ///
-/// Methods that are not standard (RFC 9110 §9, RFC 5789) count as one, or a client could invent some to get fresh buckets.
+/// All methods that are not standard (RFC 9110 §9, RFC 5789) count as one. Otherwise a client could
+/// invent methods to get fresh buckets.
 #[derive(Clone, Copy, Debug)]
 pub struct Method;
 
@@ -25,8 +30,8 @@ impl KeyExtractor for Method {
     }
 }
 
-/// Counts by the template of the route that axum matched (`/users/{id}`), so that a client cannot invent paths to get
-/// fresh buckets. Meant for combinations: `(PeerIp, MatchedPath)`.
+/// Counts by the template of the route that axum matched (`/users/{id}`), so that a client cannot
+/// invent paths to get fresh buckets. Use it in combinations: `(PeerIp, MatchedPath)`.
 ///
 /// Requests that match no route count as one route.
 #[cfg(feature = "axum")]
@@ -36,7 +41,7 @@ pub struct MatchedPath;
 #[cfg(feature = "axum")]
 impl KeyExtractor for MatchedPath {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        // A template begins with a slash, so that nothing else is spelled like no route.
+        // A template begins with a slash, so no template equals the empty text.
         let template = head.extensions().get::<axum::extract::MatchedPath>().map_or("", |path| path.as_str());
         Ok(head.key(template))
     }

@@ -1,140 +1,158 @@
-//! [`Penalties`]: the keys of one policy that are blocked, by hand or for being refused too often.
+//! Contains [`Penalties`]: the keys of one policy that are blocked, by an operator or by a ban.
 //!
-//! Owns how long a block lasts. Knows nothing of the policy's own buckets, which no block touches.
+//! This file decides how long a block lasts. It must not know of the policy's own buckets, which no
+//! block changes.
 //!
-//! Stores of numbers that time empties, like every bucket: until when a key is blocked, by hand and otherwise; its strikes,
-//! which a quota of their own counts; and how bad it has been, which is three times the length of its last block at
-//! first. So all of it is bounded, swept, and forgotten as every bucket is.
+//! All of it is numbers that time empties, in stores like every bucket: when a block ends, the
+//! strikes of a key, counted by a quota of their own, and its severity. Severity is three times the
+//! length of a block when the block starts. What remains of it when the next block starts is the
+//! length of that block. So penalties are bounded, swept, and forgotten as every bucket is.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use crate::{
     bucket::Bucket,
-    clock::{Clock, nanos},
+    clock::{Clock, Nanos, Timestamp},
     key::Key,
     policy::Ban,
-    store::{AtCap, Room, Store},
+    store::{AtCap, Placement, Store, Sweepable},
     sweeper::{self, Sweeping},
 };
 
 pub(super) struct Penalties {
-    /// By hand. Apart from the others, so that no flood of offenders takes the room of an operator.
-    by_hand: Arc<Store>,
-    ban: Option<Banning>,
+    /// The blocks of an operator. Separate from bans, so that many banned keys cannot take their
+    /// places.
+    blocks: Arc<Store<Timestamp>>,
+    bans: Option<Bans>,
     /// Ended when this is dropped.
     _sweepings: Vec<Sweeping>,
 }
 
-struct Banning {
-    ban: Ban,
-    blocked: Arc<Store>,
+struct Bans {
+    rule: Ban,
+    blocks: Arc<Store<Timestamp>>,
     strikes: Arc<Store>,
-    severity: Arc<Store>,
+    severity: Arc<Store<Timestamp>>,
 }
 
-/// More keys are not blocked. They are limited all the same.
-const MOST: usize = 65_536;
+/// The number of keys that can be blocked. Further keys are limited all the same.
+const MAX_KEYS: usize = 65_536;
 
 impl Penalties {
-    /// Swept for the policy of this name, if it is given.
-    pub(super) fn new(ban: Option<Ban>, clock: &Clock, swept_as: Option<&Arc<str>>) -> Self {
+    /// Swept under the name `swept_as`, if it is given.
+    pub(super) fn new(rule: Option<Ban>, clock: &Clock, swept_as: Option<&Arc<str>>) -> Self {
         let mut sweepings = Vec::new();
-        // Not to be taken for the policy's own keys where it is reported that there are many.
-        let mut store = |what, period| {
-            let store = Arc::new(Store::new(MOST, AtCap::Deny, clock.clone()));
-            let swept_as: Option<Arc<str>> = swept_as.map(|name| format!("{name} ({what})").into());
-            sweepings.extend(swept_as.map(|name| Sweeping::start(name, &store, period)));
-            store
+        // Named apart from the policy's own keys, for the report of a store near its cap.
+        let mut sweep = |what, store: Weak<dyn Sweepable>, period| {
+            let name = swept_as.map(|name| format!("{name} ({what})").into());
+            sweepings.extend(name.map(|name| Sweeping::start(name, store, period)));
         };
         let minute = Duration::from_secs(60);
-        let by_hand = store("blocked by hand", minute);
-        let ban = ban.map(|ban| Banning {
-            ban,
-            blocked: store("blocked", minute),
-            strikes: store("strikes", sweeper::period(ban.strikes.time_to_fill())),
-            severity: store("severity", minute),
+        let mut ends = |what| {
+            let store = Arc::new(Store::<Timestamp>::new(MAX_KEYS, AtCap::Deny, clock.clone()));
+            let weak: Weak<Store<Timestamp>> = Arc::downgrade(&store);
+            sweep(what, weak, minute);
+            store
+        };
+        let blocks = ends("blocks");
+        let bans = rule.map(|rule| (rule, ends("bans"), ends("ban severity")));
+        let bans = bans.map(|(rule, blocks, severity)| {
+            let strikes = Arc::new(Store::<Bucket>::new(MAX_KEYS, AtCap::Deny, clock.clone()));
+            let weak: Weak<Store> = Arc::downgrade(&strikes);
+            sweep("strikes", weak, sweeper::period(rule.strikes.time_to_fill()));
+            Bans { rule, blocks, strikes, severity }
         });
-        Self { by_hand, ban, _sweepings: sweepings }
+        Self { blocks, bans, _sweepings: sweepings }
     }
 
-    /// Until when `key` is blocked. A look at a counter or two, as long as nobody is.
+    /// When the block of `key` ends. Reads one or two counters as long as no key is blocked.
     #[inline(always)]
-    pub(super) fn blocked_until(&self, key: Key) -> Option<u64> {
-        let until =
-            |store: &Store| if store.len() == 0 { None } else { store.existing(key).map(|until| until.to_bits()) };
-        until(&self.by_hand).max(self.ban.as_ref().and_then(|ban| until(&ban.blocked)))
+    pub(super) fn blocked_until(&self, key: Key) -> Option<Timestamp> {
+        let end = |store: &Store<Timestamp>| if store.len() == 0 { None } else { store.get(key).map(|end| *end) };
+        end(&self.blocks).max(self.bans.as_ref().and_then(|bans| end(&bans.blocks)))
     }
 
-    /// Blocks `key` by hand until then, for shorter too; a time that is over ends a block. False where there is no room
-    /// for another key.
-    pub(super) fn block(&self, key: Key, until: u64, now: u64) -> bool {
+    /// Blocks `key` until then, also for shorter than before. A time that is over ends all blocks
+    /// of the key. False where there is no place for another key.
+    pub(super) fn block(&self, key: Key, until: Timestamp, now: Timestamp) -> bool {
         if until <= now {
             self.forget(key, now);
             return true;
         }
-        let mut held = self.by_hand.hold(key);
-        let room = held.room() == Room::Own;
-        if room {
-            held.write(Bucket::from_bits(until));
+        let mut guard = self.blocks.guard(key);
+        let has_place = guard.placement() == Placement::Own;
+        if has_place {
+            guard.write(until);
         }
-        room
+        has_place
     }
 
-    /// Counts a refusal. Returns for how many nanoseconds the key is blocked for it, if it is.
-    pub(super) fn strike(&self, key: Key, now: u64) -> Option<u64> {
-        let Banning { ban, blocked, strikes, severity } = self.ban.as_ref()?;
+    /// Counts a denial. Returns how long the key is blocked for it, if it is.
+    pub(super) fn strike(&self, key: Key, now: Timestamp) -> Option<Nanos> {
+        let Bans { rule, blocks, strikes, severity } = self.bans.as_ref()?;
         {
-            let mut held = strikes.hold(key);
-            let drawn = held.bucket().draw(now, ban.strikes, 1, 0);
-            let full = ban.strikes.burst_nanos() - ban.strikes.cell_nanos();
-            if drawn.is_granted() && drawn.after.backlog(now) <= full {
-                held.write(drawn.after);
+            let mut guard = strikes.guard(key);
+            let evaluation = guard.value().evaluate(now, rule.strikes, 1, Nanos::ZERO);
+            let all_but_one = rule.strikes.burst_nanos().saturating_sub(rule.strikes.cell_nanos());
+            if evaluation.is_granted() && evaluation.after.backlog(now) <= all_but_one {
+                guard.write(evaluation.after);
                 return None;
             }
             // Counted anew after the block.
-            held.write(Bucket::default());
+            guard.write(Bucket::default());
         }
-        let (shortest, longest) = (nanos(ban.shortest), nanos(ban.longest));
+        let (initial, max) = (Nanos::from(rule.initial), Nanos::from(rule.max));
         {
-            let mut held = blocked.hold(key);
-            let until = held.bucket().to_bits();
-            if held.room() != Room::Own {
+            let mut guard = blocks.guard(key);
+            if guard.placement() != Placement::Own {
                 return None;
             }
-            // Refused at the same time as others, for which the key is blocked already: that is no repetition.
+            let until = guard.value();
+            // The denial came at the same time as others, for which the key is blocked already. It
+            // is not a repetition.
             if until > now {
-                return Some(until - now);
+                return Some(until.since(now));
             }
-            held.write(Bucket::from_bits(now.saturating_add(shortest)));
+            guard.write(now.saturating_add(initial));
         }
         let length = {
-            let mut held = severity.hold(key);
-            let left = held.bucket().to_bits().saturating_sub(now);
-            let length = left.clamp(shortest, longest.max(shortest));
-            held.write(Bucket::from_bits(now.saturating_add(length.saturating_mul(3))));
+            let mut guard = severity.guard(key);
+            let length = guard.value().since(now).clamp(initial, max.max(initial));
+            guard.write(now.saturating_add(length.saturating_mul(3)));
             length
         };
-        let mut held = blocked.hold(key);
-        // Never shorter than what is there.
-        let until = held.bucket().to_bits().max(now.saturating_add(length));
-        held.write(Bucket::from_bits(until));
-        (held.room() == Room::Own).then(|| until.saturating_sub(now))
+        let mut guard = blocks.guard(key);
+        // Never shorter than another thread's block.
+        let until = guard.value().max(now.saturating_add(length));
+        guard.write(until);
+        (guard.placement() == Placement::Own).then(|| until.since(now))
     }
 
-    /// Ends the blocks of `key`, and forgets its refusals. True if it was blocked.
-    pub(super) fn forget(&self, key: Key, now: u64) -> bool {
+    /// Ends the blocks of `key`, and forgets its strikes. True if it was blocked.
+    pub(super) fn forget(&self, key: Key, now: Timestamp) -> bool {
         let blocked = self.blocked_until(key).is_some_and(|until| until > now);
-        for store in self.stores() {
-            if let Some(mut number) = store.existing(key) {
-                *number = Bucket::default();
+        let bans = self.bans.iter().flat_map(|bans| [&bans.blocks, &bans.severity]);
+        for store in std::iter::once(&self.blocks).chain(bans) {
+            if let Some(mut end) = store.get(key) {
+                *end = Timestamp::ORIGIN;
             }
+        }
+        if let Some(mut strikes) = self.bans.as_ref().and_then(|bans| bans.strikes.get(key)) {
+            *strikes = Bucket::default();
         }
         blocked
     }
 
-    pub(super) fn stores(&self) -> impl Iterator<Item = &Store> {
-        let of_ban = self.ban.iter().flat_map(|ban| [&ban.blocked, &ban.strikes, &ban.severity]);
-        std::iter::once(&self.by_hand).chain(of_ban).map(|store| &**store)
+    pub(super) fn sweep(&self) {
+        self.blocks.sweep();
+        if let Some(Bans { blocks, strikes, severity, .. }) = &self.bans {
+            blocks.sweep();
+            severity.sweep();
+            strikes.sweep();
+        }
     }
 }
 
@@ -146,28 +164,34 @@ mod tests {
         key::{IntoKey as _, KeyHasher},
     };
 
-    #[test]
-    fn a_decision_that_was_overtaken_shortens_no_block() {
-        let second = nanos(Duration::from_secs(1));
-        let minute = Duration::from_secs(60);
-        let ban = Ban::after(1, minute).starting_at(minute).up_to(minute);
-        let penalties = Penalties::new(Some(ban), &ManualClock::new().into(), None);
-        let key = 7_u64.into_key(&KeyHasher::random());
-        assert_eq!(penalties.strike(key, 100 * second), Some(60 * second));
-        assert_eq!(penalties.strike(key, 50 * second), Some(110 * second));
-        assert_eq!(penalties.blocked_until(key), Some(160 * second));
+    fn seconds(seconds: u64) -> Nanos {
+        Nanos::SECOND.saturating_mul(seconds)
+    }
+
+    fn at(time: u64) -> Timestamp {
+        Timestamp::ORIGIN.saturating_add(seconds(time))
     }
 
     #[test]
-    fn refusals_of_the_same_moment_are_one_offence() {
-        let second = nanos(Duration::from_secs(1));
+    fn a_late_decision_shortens_no_block() {
         let minute = Duration::from_secs(60);
-        let ban = Ban::after(1, minute).starting_at(minute).up_to(60 * minute);
+        let ban = Ban::after(1, minute).initial(minute).max(minute);
         let penalties = Penalties::new(Some(ban), &ManualClock::new().into(), None);
-        let key = 7_u64.into_key(&KeyHasher::random());
+        let key = 7_u64.key(&KeyHasher::random());
+        assert_eq!(penalties.strike(key, at(100)), Some(seconds(60)));
+        assert_eq!(penalties.strike(key, at(50)), Some(seconds(110)));
+        assert_eq!(penalties.blocked_until(key), Some(at(160)));
+    }
+
+    #[test]
+    fn denials_at_the_same_time_are_one_offence() {
+        let minute = Duration::from_secs(60);
+        let ban = Ban::after(1, minute).initial(minute).max(60 * minute);
+        let penalties = Penalties::new(Some(ban), &ManualClock::new().into(), None);
+        let key = 7_u64.key(&KeyHasher::random());
         for _decided_before_the_block_was_seen in 0..8 {
-            assert_eq!(penalties.strike(key, 100 * second), Some(60 * second));
+            assert_eq!(penalties.strike(key, at(100)), Some(seconds(60)));
         }
-        assert_eq!(penalties.strike(key, 160 * second), Some(120 * second), "and the next one is the second");
+        assert_eq!(penalties.strike(key, at(160)), Some(seconds(120)), "and the next one is the second");
     }
 }

@@ -1,36 +1,36 @@
--- Draws as many units as wanted from each bucket, or as many as all of them have.
--- KEYS: one for each limit. ARGV: how many are wanted, then for each limit: the nanoseconds of a unit, those of the whole burst,
--- and 1 if the limit only watches. Returns how many were drawn, when (seconds and nanoseconds), and the nanoseconds that each
--- bucket owed before.
-local drawn = tonumber(ARGV[1])
-local owed, reply, cut = {}, {}, {}
+-- Acquires the cells of as many requests as wanted from each bucket, or of as many as all buckets
+-- grant. KEYS: one for each bucket. ARGV: the number of requests, then for each bucket the
+-- nanoseconds that a request costs, those of the whole burst, and 1 for shadow mode. Returns how
+-- many requests are granted, when (seconds and nanoseconds), and the backlog of each bucket before.
+local granted = tonumber(ARGV[1])
+local backlogs, reply, clamped = {}, {}, {}
 
 for i = 1, #KEYS do
-    local unit, burst, watches = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i]), ARGV[3 * i + 1] == '1'
-    local left = math.max(0, owed_in(KEYS[i]))
-    if left > burst then
+    local cost, burst, shadow = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i]), ARGV[3 * i + 1] == '1'
+    local backlog = math.max(0, backlog_of(KEYS[i]))
+    if backlog > burst then
         -- The server's clock has stepped back.
-        left = burst
-        cut[i] = true
+        backlog = burst
+        clamped[i] = true
     end
-    owed[i] = left
-    reply[i + 3] = left
-    if unit > 0 and not watches then
-        local fits = math.floor((burst - left) / unit)
-        if fits < drawn then drawn = fits end
+    backlogs[i] = backlog
+    reply[i + 3] = backlog
+    if cost > 0 and not shadow then
+        local fits = math.floor((burst - backlog) / cost)
+        if fits < granted then granted = fits end
     end
 end
 
 for i = 1, #KEYS do
-    local unit, burst = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
-    local units = 0
-    -- A limit that only watches may have fewer than the others.
-    if unit > 0 then units = math.min(drawn, math.floor((burst - owed[i]) / unit)) end
-    if units > 0 then
-        write(KEYS[i], owed[i] + units * unit)
-    elseif cut[i] then
-        write(KEYS[i], owed[i])
+    local cost, burst = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+    local requests = 0
+    -- A bucket in shadow mode may have less left than the others.
+    if cost > 0 then requests = math.min(granted, math.floor((burst - backlogs[i]) / cost)) end
+    if requests > 0 then
+        write(KEYS[i], backlogs[i] + requests * cost)
+    elseif clamped[i] then
+        write(KEYS[i], backlogs[i])
     end
 end
-reply[1], reply[2], reply[3] = drawn, s, ns
+reply[1], reply[2], reply[3] = granted, s, ns
 return reply

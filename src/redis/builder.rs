@@ -1,65 +1,39 @@
-//! How a limiter over Redis is put together, and what is refused.
+//! Contains [`RedisBuilder`]: from policies and the address of a server to a limiter, or to the
+//! reason why not.
 
-use std::{error, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    RedisLimiter, Shared,
-    cluster::{Cluster, Place},
-    leases::Lease,
-    link::{self, Server},
-    node::{Manner, Node},
-    script::{Limit, Names},
+    connect::Server,
+    connection::Endpoint,
+    error::{MIN_SECRET, RedisConfigError},
+    fallback::{FallbackBuckets, OnFailure},
+    leases::LeaseConfig,
+    limiter::{RedisLimiter, RedisParts},
+    lower_bounds::LowerBounds,
+    node::{Node, NodeConfig},
+    protocol::{KeyNames, RedisDemand},
+    topology::{Cluster, Topology},
 };
 use crate::{
     key::KeyHasher,
-    limiter::{ConfigError, Limiter},
-    observe::Source,
+    limiter::{PolicySet, PolicySetOptions},
     policy::Policy,
 };
 
-/// What becomes of requests where Redis does not answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum OnFailure {
-    /// They are refused: 503. For limits that guard something, such as logins, where no other instance may be guessed at.
-    Closed,
-    /// This process decides alone, by a share of each quota. With one over the number of processes, all together admit no more
-    /// than the whole, but for one more burst when it begins; where a share of the burst is less than one cell, each has one. What
-    /// was known of a key when Redis was lost still counts. A request that costs more than the share of the burst is answered 503.
-    Local {
-        /// Above 0 and at most 1.
-        share: f64,
-    },
-    /// They pass, uncounted. For limits that are about fairness and not about safety.
-    Open,
-}
-
-/// In bytes.
-const SHORTEST_SECRET: usize = 16;
-
-/// Puts a [`RedisLimiter`] together. Made by [`RedisLimiter::builder`].
-#[must_use]
-pub struct Builder {
-    url: String,
-    sentinel: Option<(Vec<String>, String)>,
-    /// Further nodes, where the server is one of a cluster.
-    cluster: Option<Vec<String>>,
-    secret: Vec<u8>,
-    prefix: String,
-    on_failure: OnFailure,
-    exceptions: Vec<(String, OnFailure)>,
-    policies: Vec<Policy>,
-    timeout: Duration,
-    lease: Option<Lease>,
-}
-
-impl Builder {
-    pub(super) fn new(url: String, secret: &[u8], on_failure: OnFailure) -> Self {
-        Self {
-            url,
-            sentinel: None,
+impl RedisLimiter {
+    /// Returns the builder of a limiter, with the server's address
+    /// (`redis://[user:password@]host[:port][/db]`), the secret under which this deployment's keys
+    /// are hashed, and what happens to requests when Redis does not answer.
+    ///
+    /// Processes that share buckets need the same secret. Anyone who knows it can identify the keys
+    /// in Redis.
+    pub fn builder(url: impl Into<String>, secret: impl AsRef<[u8]>, on_failure: OnFailure) -> RedisBuilder {
+        RedisBuilder {
+            url: url.into(),
+            sentinels: None,
             cluster: None,
-            secret: secret.to_owned(),
+            secret: secret.as_ref().to_owned(),
             prefix: "tower-quota".to_owned(),
             on_failure,
             exceptions: Vec::new(),
@@ -68,7 +42,26 @@ impl Builder {
             lease: None,
         }
     }
+}
 
+/// Builds a [`RedisLimiter`]. Made by [`RedisLimiter::builder`].
+#[must_use]
+pub struct RedisBuilder {
+    url: String,
+    /// The addresses of the sentinels, and the name of the primary.
+    sentinels: Option<(Vec<String>, String)>,
+    /// The addresses of further nodes, where the server is a node of a cluster.
+    cluster: Option<Vec<String>>,
+    secret: Vec<u8>,
+    prefix: String,
+    on_failure: OnFailure,
+    exceptions: Vec<(String, OnFailure)>,
+    policies: Vec<Policy>,
+    timeout: Duration,
+    lease: Option<LeaseConfig>,
+}
+
+impl RedisBuilder {
     /// Adds a policy.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policies.push(policy);
@@ -81,134 +74,155 @@ impl Builder {
         self
     }
 
-    /// Says otherwise for the policy of this name.
+    /// Sets what happens to the requests of the policy of this name when Redis does not answer.
     pub fn on_failure_of(mut self, policy: impl Into<String>, on_failure: OnFailure) -> Self {
         self.exceptions.push((policy.into(), on_failure));
         self
     }
 
-    /// The beginning of all names in Redis; `tower-quota` unless set. Limiters with the same prefix, secret, policy and quota
-    /// share their buckets.
+    /// Sets the start of all names in Redis; `tower-quota` unless set. Limiters with the same
+    /// prefix, secret, policy and quota share their buckets.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// How long a request waits for Redis at most; 50 ms unless set.
+    /// Sets how long a request waits for Redis at most; 50 ms unless set.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Draws cells ahead for keys that are asked for often: at most so many at once for a key, which are this process's own for
-    /// so long, and go back then. Off unless set.
+    /// Acquires cells in advance for keys with many requests: at most `max` for a key. This process
+    /// uses them for `time`, and refunds the rest then. Off unless set.
     ///
-    /// No more are drawn than came since the last call, or in that time of late, and at most a sixteenth of what is left of the
-    /// limit: so near a limit decisions are as exact as without. What goes back has lost what time has returned since. What it may admit in one moment beyond the limit: `most` for each process, of
-    /// cells that were drawn before. What it may refuse wrongly: as much, for as long. A process that ends, or loses its
-    /// connection, leaves them drawn.
-    pub fn lease(mut self, most: u32, time: Duration) -> Self {
-        self.lease = Some(Lease { most, time });
+    /// No more cells are acquired than requests came since the last call, or recently in that time,
+    /// and at most a sixteenth of what is left of the limit: so near a limit decisions are as exact
+    /// as without leases. A refund is less what time has returned since. In one moment each process
+    /// may admit `max` cells beyond the limit, which it had acquired before. It may wrongly deny as
+    /// many for as long. A process that ends, or loses its connection, does not refund its leases.
+    pub fn lease(mut self, max: u32, time: Duration) -> Self {
+        self.lease = Some(LeaseConfig { max, time });
         self
     }
 
-    /// Asks these sentinels (`redis://host:26379`) for the primary of this name, instead of connecting to the host that the
-    /// builder began with; user, password and database of that address are the primary's. They are asked one after the other,
-    /// and anew whenever the connection is lost.
+    /// Asks these sentinels (`redis://host:26379`) for the primary of this name, instead of
+    /// connecting to the builder's address. User, password and database of that address are used
+    /// for the primary. Sentinels are asked one after the other, and again whenever the connection
+    /// is lost.
     pub fn sentinels<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>, primary: impl Into<String>) -> Self {
-        self.sentinel = Some((urls.into_iter().map(Into::into).collect(), primary.into()));
+        self.sentinels = Some((urls.into_iter().map(Into::into).collect(), primary.into()));
         self
     }
 
-    /// The server is one of a cluster, of which these are others (`redis://host:port`): for when that one is away. User and
-    /// password of the builder's address count for all. Each primary has a connection of its own, and without one of them
-    /// [`OnFailure`] decides for what is kept there.
+    /// Connects to a cluster, of which these are further nodes (`redis://host:port`), in case the
+    /// first one is down. User and password of the builder's address are used for all nodes. Each
+    /// primary has a connection of its own. Without one of them [`OnFailure`] decides for the keys
+    /// that it has.
     ///
-    /// Policies that count one principal are decided by one call, as ever. Over several principals (an address, and the whole
-    /// service) each primary is asked at once; where one refuses, what others have granted is put back a moment later, less
-    /// what time has returned since. Meanwhile it counts.
+    /// Policies that count one principal are decided by one call. For several principals (an
+    /// address, and the whole service) each primary is asked at the same time. Where one denies,
+    /// what others have granted is refunded a moment later, less what time has returned since.
+    /// Until then it counts.
     pub fn cluster<U: Into<String>>(mut self, others: impl IntoIterator<Item = U>) -> Self {
         self.cluster = Some(others.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Builds the limiter. Connects to nothing: that begins with the first decision, in the background.
+    /// Builds the limiter. It does not connect: the first decision does, in the background.
     ///
     /// # Errors
     ///
-    /// What [`limiter::Builder::build`](crate::limiter::Builder::build) refuses; an address that is none; a prefix that is
-    /// empty, not printable ASCII, or has a brace in it; a secret shorter than 16 bytes; a share that is not above 0 and at
-    /// most 1; a timeout of zero or above a minute; a lease of no cells, or for less than a millisecond or
-    /// more than ten seconds; sentinels of a cluster; and an exception for a
-    /// policy that there is not.
+    /// When [`limiter::Builder::build`](crate::limiter::Builder::build) fails for the policies;
+    /// when an address is invalid; when the prefix is empty, not printable ASCII, or contains a
+    /// brace; when the secret is shorter than 16 bytes; when a share is not above 0 and at most 1;
+    /// when the timeout is zero or above a minute; when leases have no cells, or last less than a
+    /// millisecond or more than ten seconds; when both sentinels and a cluster are given; and when
+    /// [`on_failure_of`](Self::on_failure_of) names a policy that does not exist.
     pub fn build(self) -> Result<RedisLimiter, RedisConfigError> {
-        let fault = |text: String| Err(RedisConfigError(text));
-        let visible = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
-        if self.prefix.is_empty() || !self.prefix.bytes().all(visible) {
-            return fault(format!("the prefix {:?} is empty, not printable ASCII, or has a brace in it", self.prefix));
+        self.check()?;
+        let config = NodeConfig {
+            prefix: self.prefix.clone(),
+            call_timeout: self.timeout,
+            counts: Arc::default(),
+            lease: self.lease,
+        };
+        let topology = self.topology(&config)?;
+        let options =
+            PolicySetOptions { hasher: Some(KeyHasher::with_secret(&self.secret)), ..PolicySetOptions::default() };
+        let set = PolicySet::new(self.policies, options)?;
+        let mut on_failure: Box<[_]> = set.policies().iter().map(|_| self.on_failure).collect();
+        for (name, exception) in self.exceptions {
+            let (policy, _) = set.find(&name).map_err(RedisConfigError::UnknownPolicy)?;
+            on_failure[policy] = exception;
+        }
+        Ok(RedisLimiter::of(RedisParts {
+            names: KeyNames { prefix: self.prefix },
+            topology,
+            lower_bounds: LowerBounds::new(&set),
+            fallback: FallbackBuckets::new(&set, on_failure),
+            config,
+            set,
+        }))
+    }
+
+    fn check(&self) -> Result<(), RedisConfigError> {
+        let allowed = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
+        if self.prefix.is_empty() || !self.prefix.bytes().all(allowed) {
+            return Err(RedisConfigError::Prefix(self.prefix.clone()));
         }
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
-            return fault(format!("a timeout of {:?} is not above zero and at most a minute", self.timeout));
+            return Err(RedisConfigError::Timeout(self.timeout));
         }
-        if let Some(Lease { most, time }) = self.lease {
-            if most == 0 || time < Duration::from_millis(1) || time > Duration::from_secs(10) {
-                return fault(format!("a lease of {most} cells for {time:?} is not of one or more, for 1 ms to 10 s"));
+        if let Some(LeaseConfig { max, time }) = self.lease {
+            if max == 0 || time < Duration::from_millis(1) || time > Duration::from_secs(10) {
+                return Err(RedisConfigError::Lease { max, time });
             }
         }
-        if self.secret.len() < SHORTEST_SECRET {
-            return fault(format!(
-                "the secret is shorter than {SHORTEST_SECRET} bytes: whoever guesses it can tell whose keys are whose"
-            ));
+        if self.secret.len() < MIN_SECRET {
+            return Err(RedisConfigError::ShortSecret);
         }
         for on_failure in self.exceptions.iter().map(|(_, on_failure)| on_failure).chain([&self.on_failure]) {
             if let OnFailure::Local { share } = on_failure {
                 if !(*share > 0.0 && *share <= 1.0) {
-                    return fault(format!("a share of {share} is not above 0 and at most 1"));
+                    return Err(RedisConfigError::Share(*share));
                 }
             }
         }
-        let hasher = KeyHasher::of(&self.secret);
-        let build =
-            |policies, source| Limiter::builder().policies(policies).hasher(hasher.clone()).source(source).build();
-        let (local, alone) = (build(self.policies.clone(), Source::Remembered)?, build(self.policies, Source::Alone)?);
-        let mut on_failure: Box<[_]> = local.policies().iter().map(|_| self.on_failure).collect();
-        for (name, exception) in self.exceptions {
-            let Some(policy) = local.policies().iter().position(|policy| policy.name() == name) else {
-                return fault(format!("there is no policy {name:?} to make an exception for"));
-            };
-            on_failure[policy] = exception;
-        }
-        let manner =
-            Manner { prefix: self.prefix.clone(), patience: self.timeout, counts: Arc::default(), lease: self.lease };
-        let sentinels = self.sentinel.as_ref().map(|(urls, primary)| (&urls[..], &primary[..]));
-        let place = match (&self.cluster, sentinels) {
-            (Some(_), Some(_)) => return fault("a cluster has no sentinels: its nodes see to that".to_owned()),
+        Ok(())
+    }
+
+    fn topology(&self, config: &NodeConfig) -> Result<Topology, RedisConfigError> {
+        let first = Endpoint::parse(&self.url).ok_or(RedisConfigError::Address)?;
+        let server = match (&self.cluster, &self.sentinels) {
+            (Some(_), Some(_)) => return Err(RedisConfigError::SentinelsOfACluster),
             (Some(others), None) => {
-                let first = link::address(&self.url).map_err(RedisConfigError)?;
-                link::address_of(&first).map_err(RedisConfigError)?;
+                first.node_address().ok_or(RedisConfigError::ClusterAddress)?;
                 let mut seeds = vec![first.clone()];
                 for url in others {
-                    let (host, port) =
-                        link::address(url).and_then(|other| link::address_of(&other)).map_err(RedisConfigError)?;
-                    seeds.push(link::beside(&first, &host, port));
+                    let address = Endpoint::parse(url).and_then(|other| other.node_address());
+                    let (host, port) = address.ok_or(RedisConfigError::ClusterAddress)?;
+                    seeds.push(first.beside(&host, port));
                 }
-                Place::Cluster(Arc::new(Cluster::new(seeds, manner.clone())))
+                return Ok(Topology::Cluster(Arc::new(Cluster::new(seeds, config.clone()))));
             }
-            (None, sentinels) => {
-                let server = Server::new(&self.url, sentinels).map_err(RedisConfigError)?;
-                let probe = Limit::probe(&self.prefix, |_| true);
-                Place::One(Arc::new(Node::new(server, probe, manner.clone(), None)))
+            (None, Some((urls, _))) if urls.is_empty() => return Err(RedisConfigError::NoSentinel),
+            (None, Some((urls, name))) => {
+                let sentinels = urls.iter().map(|url| Endpoint::parse(url)).collect::<Option<_>>();
+                let sentinels = sentinels.ok_or(RedisConfigError::SentinelAddress)?;
+                Server::Sentinel { sentinels, name: name.clone(), primary: Box::new(first) }
             }
+            (None, None) => Server::Direct(first),
         };
-        let names = Names { prefix: self.prefix, hasher };
-        Ok(RedisLimiter { shared: Arc::new(Shared { local, alone, on_failure, names, place, manner }) })
+        let probe = RedisDemand::probe(&self.prefix, |_| true);
+        Ok(Topology::Single(Arc::new(Node::new(server, probe, config.clone(), None))))
     }
 }
 
-/// Shows neither the secret nor the address, which may have a password in it.
-impl fmt::Debug for Builder {
+/// Shows neither the secret nor the address, which may contain a password.
+impl fmt::Debug for RedisBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder")
+        f.debug_struct("RedisBuilder")
             .field("prefix", &self.prefix)
             .field("on_failure", &self.on_failure)
             .field("policies", &self.policies)
@@ -216,21 +230,3 @@ impl fmt::Debug for Builder {
             .finish_non_exhaustive()
     }
 }
-
-/// Why a [`RedisLimiter`] was refused. Its text says what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RedisConfigError(String);
-
-impl From<ConfigError> for RedisConfigError {
-    fn from(error: ConfigError) -> Self {
-        Self(error.to_string())
-    }
-}
-
-impl fmt::Display for RedisConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl error::Error for RedisConfigError {}

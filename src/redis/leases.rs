@@ -1,220 +1,238 @@
-//! Cells that were drawn ahead for requests to come: fewer calls for keys that are asked for often.
+//! Contains leases: cells that are acquired in advance for later requests, so that keys with many
+//! requests need fewer calls.
 //!
-//! Owns how many are drawn ahead, what is left of them, and when that goes back. Knows nothing of connections.
+//! This file decides how many cells are acquired in advance, and when unused ones are refunded. It
+//! must not know of connections.
 //!
-//! As many as came in the time of a lease when the last one was made, and at most a sixteenth of what the buckets have left: so
-//! nothing for keys that are seldom asked for, and nothing near a limit, where decisions are as exact as without.
+//! A lease has as many cells as requests came in the time of a lease when the last one was made,
+//! and at most a sixteenth of what the buckets have left. So there is none for keys with few
+//! requests, and none near a limit, where decisions are as exact as without leases.
 
 use std::{
     collections::{HashMap, VecDeque},
     time::Duration,
 };
 
-use super::{
-    dispatch::Decided,
-    script::{Limits, Part, Reply, Settlement},
-};
-use crate::clock::nanos;
+use super::protocol::{Decided, RedisDemands, Reply, Settlement, SettlementPart};
+use crate::clock::{Nanos, Timestamp};
 
-/// How far ahead a limiter draws.
+/// The limits of a lease.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lease {
-    pub(super) most: u32,
+pub(super) struct LeaseConfig {
+    pub(super) max: u32,
     pub(super) time: Duration,
 }
 
 pub(super) struct Leases {
-    lease: Lease,
-    held: HashMap<Limits, Held>,
-    /// When to look at which, in this order.
-    due: VecDeque<(u64, Limits)>,
+    config: LeaseConfig,
+    active: HashMap<RedisDemands, Lease>,
+    /// When to examine which lease, in this order.
+    due: VecDeque<(Timestamp, RedisDemands)>,
 }
 
-/// What is known of limits that were asked for of late.
-struct Held {
-    /// When this was asked for.
-    since: u64,
-    /// Requests since then.
-    asked: u32,
+/// What is known of buckets for which a call was made recently.
+struct Lease {
+    /// When the call was made.
+    since: Timestamp,
+    /// The number of requests since then.
+    requests: u32,
     reply: Reply,
-    /// Of what was granted.
+    /// How many of the granted requests are used.
     used: u32,
 }
 
-impl Held {
-    fn left(&self) -> u32 {
+impl Lease {
+    fn unused(&self) -> u32 {
         self.reply.granted.saturating_sub(self.used)
     }
 }
 
 impl Leases {
-    pub(super) fn new(lease: Lease) -> Self {
-        Self { lease, held: HashMap::new(), due: VecDeque::new() }
+    pub(super) fn new(config: LeaseConfig) -> Self {
+        Self { config, active: HashMap::new(), due: VecDeque::new() }
     }
 
-    /// Out of what was drawn ahead.
-    pub(super) fn take(&mut self, limits: &Limits, now: u64) -> Option<Decided> {
-        let held = self.held.get_mut(limits)?;
-        held.asked = held.asked.saturating_add(1);
-        let age = now.saturating_sub(held.since);
-        if held.left() == 0 || age >= nanos(self.lease.time) {
+    fn time(&self) -> Nanos {
+        self.config.time.into()
+    }
+
+    /// Decides on a request by a lease, if there is one with unused cells.
+    pub(super) fn take(&mut self, demands: &RedisDemands, now: Timestamp) -> Option<Decided> {
+        let time = self.time();
+        let lease = self.active.get_mut(demands)?;
+        lease.requests = lease.requests.saturating_add(1);
+        let age = now.since(lease.since);
+        if lease.unused() == 0 || age >= time {
             return None;
         }
-        let mut owed = held.reply.owed_before(held.used, limits);
-        // Time has returned some of it.
-        owed.iter_mut().for_each(|owed| *owed = owed.saturating_sub(age));
-        held.used += 1;
-        Some(Decided { granted: true, at: held.reply.at, owed })
+        let mut decided = lease.reply.decided(lease.used, demands);
+        // Time has returned a part since.
+        decided.backlogs.iter_mut().for_each(|backlog| *backlog = backlog.saturating_sub(age));
+        lease.used += 1;
+        Some(decided)
     }
 
-    /// How many more to ask for.
-    pub(super) fn ahead(&self, limits: &Limits, now: u64) -> u32 {
-        let Some(held) = self.held.get(limits) else { return 0 };
-        let (age, time) = (now.saturating_sub(held.since), nanos(self.lease.time));
-        // In less time than a lease has, no more: a second request a millisecond later is no thousand requests a second.
-        let come = u128::from(held.asked) * u128::from(time) / u128::from(age.max(time).max(1));
-        let owed = held.reply.owed_before(held.reply.granted, limits);
-        let left = limits.iter().zip(owed).filter(|(limit, _)| !limit.shadow).map(|(limit, owed)| {
-            let left = limit.burst.saturating_sub(owed.saturating_sub(age));
-            left.checked_div(limit.unit).unwrap_or(u64::MAX)
-        });
-        let share = left.min().unwrap_or(0) / 16;
-        u32::try_from(come.min(u128::from(share))).unwrap_or(u32::MAX).min(self.lease.most)
+    /// How many requests to acquire in advance.
+    pub(super) fn in_advance(&self, demands: &RedisDemands, now: Timestamp) -> u32 {
+        let Some(lease) = self.active.get(demands) else { return 0 };
+        let (age, time) = (now.since(lease.since), self.time());
+        // Not extrapolated below the time of a lease: a second request a millisecond later does not
+        // make a thousand requests a second.
+        let expected = u128::from(lease.requests) * u128::from(time.get()) / u128::from(age.max(time).get().max(1));
+        let backlogs = lease.reply.backlogs_before(lease.reply.granted, demands);
+        let enforced = demands.iter().zip(backlogs).filter(|(demand, _)| !demand.shadow);
+        let left = enforced.map(|(demand, backlog)| demand.requests_left(backlog.saturating_sub(age)));
+        let share = left.map(|left| left.unwrap_or(u64::MAX)).min().unwrap_or(0) / 16;
+        u32::try_from(expected.min(u128::from(share))).unwrap_or(u32::MAX).min(self.config.max)
     }
 
-    /// A call that was made at `since` for so many requests has brought this. Returns what was left of the one before.
-    pub(super) fn keep(&mut self, limits: &Limits, reply: Reply, requests: u32, since: u64) -> Option<Settlement> {
+    /// Makes a lease of the reply to a call that was made at `since` for so many requests. Returns
+    /// the refund of the lease before.
+    pub(super) fn renew(
+        &mut self,
+        demands: &RedisDemands,
+        reply: Reply,
+        requests: u32,
+        since: Timestamp,
+    ) -> Option<Settlement> {
         let used = requests.min(reply.granted);
-        let held = Held { since, asked: requests, reply, used };
-        if let Some(former) = self.held.insert(Limits::clone(limits), held) {
-            // It is due already.
-            return Self::rest(&former, limits);
+        let lease = Lease { since, requests, reply, used };
+        if let Some(former) = self.active.insert(RedisDemands::clone(demands), lease) {
+            // It is in the queue already.
+            return refund_of(&former, demands);
         }
-        self.due.push_back((since.saturating_add(nanos(self.lease.time)), Limits::clone(limits)));
+        self.due.push_back((since.saturating_add(self.time()), RedisDemands::clone(demands)));
         None
     }
 
     /// When to call [`expired`](Self::expired) next.
-    pub(super) fn next(&self) -> Option<u64> {
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.due.front().map(|(due, _)| *due)
     }
 
-    /// What nobody has asked for in time goes back.
-    pub(super) fn expired(&mut self, now: u64) -> Vec<Settlement> {
-        let mut back = Vec::new();
-        while self.next().is_some_and(|due| due <= now) {
-            let Some((due, limits)) = self.due.pop_front() else { break };
-            let Some(held) = self.held.get_mut(&limits) else { continue };
-            let ends = held.since.saturating_add(nanos(self.lease.time));
-            if ends > due {
-                // It was made anew meanwhile.
-                self.due.push_back((ends, limits));
+    /// Ends the leases whose time is over, and returns the refunds of their unused cells.
+    pub(super) fn expired(&mut self, now: Timestamp) -> Vec<Settlement> {
+        let mut refunds = Vec::new();
+        while self.next_due().is_some_and(|due| due <= now) {
+            let Some((due, demands)) = self.due.pop_front() else { break };
+            let Some(lease) = self.active.get(&demands) else { continue };
+            let end = lease.since.saturating_add(self.time());
+            if end > due {
+                // It was renewed meanwhile.
+                self.due.push_back((end, demands));
                 continue;
             }
-            back.extend(Self::rest(held, &limits));
-            self.held.remove(&limits);
+            refunds.extend(refund_of(lease, &demands));
+            self.active.remove(&demands);
         }
-        back
+        refunds
     }
 
-    /// All that is left.
-    pub(super) fn take_all(&mut self) -> Vec<Settlement> {
+    /// Ends all leases, and returns the refunds of their unused cells.
+    pub(super) fn end_all(&mut self) -> Vec<Settlement> {
         self.due.clear();
-        self.held.drain().filter_map(|(limits, held)| Self::rest(&held, &limits)).collect()
+        self.active.drain().filter_map(|(demands, lease)| refund_of(&lease, &demands)).collect()
     }
 
-    /// They stay drawn: nobody can be told.
+    /// Forgets all leases. Their cells stay acquired, because no server can be reached.
     pub(super) fn clear(&mut self) {
-        self.held.clear();
+        self.active.clear();
         self.due.clear();
     }
+}
 
-    fn rest(held: &Held, limits: &Limits) -> Option<Settlement> {
-        if held.left() == 0 {
-            return None;
-        }
-        let (used, all) =
-            (held.reply.owed_before(held.used, limits), held.reply.owed_before(held.reply.granted, limits));
-        let parts = limits.iter().zip(used.into_iter().zip(all)).map(|(limit, (used, all))| Part {
-            key: limit.key.clone(),
-            returned: all - used,
-            charged: 0,
-            burst: limit.burst,
-        });
-        Some(Settlement { at: held.reply.at, parts: parts.collect() })
+fn refund_of(lease: &Lease, demands: &RedisDemands) -> Option<Settlement> {
+    if lease.unused() == 0 {
+        return None;
     }
+    let reply = &lease.reply;
+    let (used, all) = (reply.backlogs_before(lease.used, demands), reply.backlogs_before(reply.granted, demands));
+    let parts = demands.iter().zip(used.into_iter().zip(all)).map(|(demand, (used, all))| SettlementPart {
+        key: demand.key.clone(),
+        refund: all.saturating_sub(used),
+        charge: Nanos::ZERO,
+        burst: demand.burst,
+    });
+    Some(Settlement { at: reply.at, parts: parts.collect() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::script::{Limit, Owed};
+    use crate::redis::protocol::{Backlogs, RedisDemand, ServerTime};
 
-    const MS: u64 = 1_000_000;
+    const AT: ServerTime = ServerTime { seconds: 7, nanos: 8 };
 
-    fn limits(burst: u64) -> Limits {
-        [Limit { key: "k".to_owned(), unit: 10, burst: 10 * burst, shadow: false }].into()
+    fn ms(millis: u64) -> Timestamp {
+        Timestamp::from_nanos(millis * 1_000_000)
     }
 
-    fn reply(granted: u32, owed: u64) -> Reply {
-        Reply { granted, at: (7, 8), owed: Owed::from_slice(&[owed]) }
+    fn demands(burst: u64) -> RedisDemands {
+        [RedisDemand { key: "k".to_owned(), cost: Nanos::new(10), burst: Nanos::new(10 * burst), shadow: false }].into()
     }
 
-    fn leases(most: u32) -> Leases {
-        Leases::new(Lease { most, time: Duration::from_millis(100) })
+    fn reply(granted: u32, backlog: u64) -> Reply {
+        Reply { granted, at: AT, backlogs: Backlogs::from_slice(&[Nanos::new(backlog)]) }
+    }
+
+    fn leases(max: u32) -> Leases {
+        Leases::new(LeaseConfig { max, time: Duration::from_millis(100) })
     }
 
     #[test]
-    fn nothing_is_drawn_ahead_of_what_does_not_come() {
-        let (mut leases, limits) = (leases(64), limits(1_000_000));
-        assert_eq!(leases.ahead(&limits, 0), 0, "never seen");
-        leases.keep(&limits, reply(1, 0), 1, 0);
-        assert_eq!(leases.ahead(&limits, 1_000 * MS), 0, "one a second");
-        assert_eq!(leases.ahead(&limits, MS), 1, "as many as came, however soon");
+    fn nothing_is_acquired_in_advance_for_requests_that_do_not_come() {
+        let (mut leases, demands) = (leases(64), demands(1_000_000));
+        assert_eq!(leases.in_advance(&demands, ms(0)), 0, "never seen");
+        leases.renew(&demands, reply(1, 0), 1, ms(0));
+        assert_eq!(leases.in_advance(&demands, ms(1_000)), 0, "one a second");
+        assert_eq!(leases.in_advance(&demands, ms(1)), 1, "as many as came, however soon");
         for _ in 0..9 {
-            assert!(leases.take(&limits, MS).is_none());
+            assert!(leases.take(&demands, ms(1)).is_none());
         }
-        assert_eq!(leases.ahead(&limits, MS), 10);
-        assert_eq!(leases.ahead(&limits, 200 * MS), 5, "so many in 100 ms");
-        leases.keep(&limits, reply(500, 0), 500, 0);
-        assert_eq!(leases.ahead(&limits, MS), 64, "no more than is said");
+        assert_eq!(leases.in_advance(&demands, ms(1)), 10);
+        assert_eq!(leases.in_advance(&demands, ms(200)), 5, "as many in 100 ms");
+        leases.renew(&demands, reply(500, 0), 500, ms(0));
+        assert_eq!(leases.in_advance(&demands, ms(1)), 64, "no more than the maximum");
     }
 
     #[test]
-    fn nothing_is_drawn_ahead_near_the_limit() {
+    fn nothing_is_acquired_in_advance_near_the_limit() {
         let mut leases = leases(64);
-        for (burst, owed, ahead) in [(1_000, 0, 56), (1_000, 500, 53), (132, 0, 2), (116, 0, 1), (115, 0, 0)] {
-            let limits = limits(burst);
+        for (burst, backlog, expected) in [(1_000, 0, 56), (1_000, 500, 53), (132, 0, 2), (116, 0, 1), (115, 0, 0)] {
+            let demands = demands(burst);
             // A hundred came together.
-            leases.keep(&limits, reply(100, owed), 100, 0);
-            assert_eq!(leases.ahead(&limits, 1), ahead, "{burst} {owed}");
+            leases.renew(&demands, reply(100, backlog), 100, ms(0));
+            let now = Timestamp::from_nanos(1);
+            assert_eq!(leases.in_advance(&demands, now), expected, "{burst} {backlog}");
         }
     }
 
     #[test]
-    fn what_was_drawn_ahead_is_given_out_once_and_in_time() {
-        let (mut leases, limits) = (leases(64), limits(100));
-        leases.keep(&limits, reply(3, 40), 1, 0);
-        let owed = |decided: Option<Decided>| decided.map(|decided| (decided.granted, decided.owed.to_vec()));
-        assert_eq!(owed(leases.take(&limits, 0)), Some((true, vec![50])));
-        assert_eq!(owed(leases.take(&limits, 7)), Some((true, vec![53])), "time has returned seven");
-        assert_eq!(owed(leases.take(&limits, 7)), None);
-        leases.keep(&limits, reply(3, 40), 1, MS);
-        assert_eq!(owed(leases.take(&limits, 101 * MS)), None, "its time is over");
+    fn leased_cells_are_used_once_and_in_time() {
+        let (mut leases, demands) = (leases(64), demands(100));
+        leases.renew(&demands, reply(3, 40), 1, ms(0));
+        let taken = |decided: Option<Decided>| decided.map(|decided| (decided.granted, decided.backlogs[0].get()));
+        let later = Timestamp::from_nanos(7);
+        assert_eq!(taken(leases.take(&demands, ms(0))), Some((true, 50)));
+        assert_eq!(taken(leases.take(&demands, later)), Some((true, 53)), "time has returned seven");
+        assert_eq!(taken(leases.take(&demands, later)), None);
+        leases.renew(&demands, reply(3, 40), 1, ms(1));
+        assert_eq!(taken(leases.take(&demands, ms(101))), None, "its time is over");
     }
 
     #[test]
-    fn what_nobody_has_asked_for_goes_back_once() {
-        let (mut leases, limits) = (leases(64), limits(100));
-        assert_eq!(leases.keep(&limits, reply(5, 40), 2, 0), None);
-        let back = leases.keep(&limits, reply(4, 60), 1, 50 * MS).unwrap();
-        assert_eq!(back.parts[0].returned, 30, "three of the first one");
-        assert!(leases.expired(100 * MS).is_empty(), "the second one is good until 150");
-        assert!(leases.take(&limits, 120 * MS).is_some());
-        let back = leases.expired(150 * MS);
-        assert_eq!((back.len(), back[0].parts[0].returned, back[0].at), (1, 20, (7, 8)));
-        assert!(leases.expired(1_000 * MS).is_empty() && leases.next().is_none());
-        assert_eq!(leases.keep(&limits, reply(0, 40), 2, 200 * MS), None);
-        assert!(leases.expired(1_000 * MS).is_empty(), "of nothing nothing goes back");
+    fn unused_cells_are_refunded_once() {
+        let (mut leases, demands) = (leases(64), demands(100));
+        let refund = |settlement: &Settlement| settlement.parts[0].refund.get();
+        assert_eq!(leases.renew(&demands, reply(5, 40), 2, ms(0)), None);
+        let former = leases.renew(&demands, reply(4, 60), 1, ms(50)).unwrap();
+        assert_eq!(refund(&former), 30, "three of the first lease");
+        assert!(leases.expired(ms(100)).is_empty(), "the second lease lasts until 150");
+        assert!(leases.take(&demands, ms(120)).is_some());
+        let refunds = leases.expired(ms(150));
+        assert_eq!((refunds.len(), refund(&refunds[0]), refunds[0].at), (1, 20, AT));
+        assert!(leases.expired(ms(1_000)).is_empty() && leases.next_due().is_none());
+        assert_eq!(leases.renew(&demands, reply(0, 40), 2, ms(200)), None);
+        assert!(leases.expired(ms(1_000)).is_empty(), "nothing was granted, and nothing is refunded");
     }
 }

@@ -1,9 +1,10 @@
-//! A server, as those see it that ask: whether it is worth asking, and the way to the task that talks to it.
+//! Contains [`Node`], a server as requests see it: whether to ask it, and the handle of its worker.
 //!
-//! Owns the way, and starts a task where none runs. Knows nothing of policies, or of other servers.
+//! A node starts a worker where none runs. This file must not know of policies, nor of other
+//! servers.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -13,125 +14,134 @@ use tokio::{
 };
 
 use super::{
-    cluster::Cluster,
-    dispatch::{Answer, Ask, Counts, Dispatcher, Draw, Health, Throttles},
-    leases::{Lease, Leases},
-    link::{Address, Server},
-    script::{Limit, Limits, Settlement},
+    connect::Server,
+    connection::NodeAddress,
+    health::{CallCounts, Health},
+    leases::{LeaseConfig, Leases},
+    protocol::{RedisDemand, RedisDemands, Settlement},
+    worker::{AcquireRequest, ClusterEvents, Throttles, Worker, WorkerReply, WorkerRequest},
 };
 use crate::clock::Clock;
 
-/// What all servers of a limiter are asked with.
+/// What the nodes of a limiter have in common.
 #[derive(Clone)]
-pub(super) struct Manner {
+pub(super) struct NodeConfig {
     pub(super) prefix: String,
-    /// How long a request waits.
-    pub(super) patience: Duration,
-    pub(super) counts: Arc<Counts>,
-    /// Where cells are drawn ahead.
-    pub(super) lease: Option<Lease>,
+    /// How long a request waits for an answer.
+    pub(super) call_timeout: Duration,
+    pub(super) counts: Arc<CallCounts>,
+    pub(super) lease: Option<LeaseConfig>,
 }
 
 pub(super) struct Node {
     server: Server,
-    probe: Limit,
-    manner: Manner,
-    /// Where it is one of several: these, and where it is.
-    cluster: Option<(Weak<Cluster>, Address)>,
-    /// To the task, where one runs.
-    way: Mutex<Option<Way>>,
+    probe: RedisDemand,
+    config: NodeConfig,
+    /// The cluster of the node, and its address there.
+    cluster: Option<(Weak<dyn ClusterEvents>, NodeAddress)>,
+    worker: Mutex<Option<WorkerHandle>>,
 }
 
-/// The way to a task, and how it fares.
 #[derive(Clone)]
-struct Way {
-    asks: mpsc::UnboundedSender<Ask>,
+struct WorkerHandle {
+    requests: mpsc::UnboundedSender<WorkerRequest>,
     health: Arc<Health>,
 }
 
 impl Node {
-    pub(super) fn new(server: Server, probe: Limit, manner: Manner, cluster: Option<(Weak<Cluster>, Address)>) -> Self {
-        Self { server, probe, manner, cluster, way: Mutex::new(None) }
+    pub(super) fn new(
+        server: Server,
+        probe: RedisDemand,
+        config: NodeConfig,
+        cluster: Option<(Weak<dyn ClusterEvents>, NodeAddress)>,
+    ) -> Self {
+        Self { server, probe, config, cluster, worker: Mutex::new(None) }
     }
 
-    /// Where it is, if it is one of several.
-    pub(super) fn address(&self) -> Option<&Address> {
+    /// Its address, if it is a node of a cluster.
+    pub(super) fn address(&self) -> Option<&NodeAddress> {
         self.cluster.as_ref().map(|(_, address)| address)
     }
 
-    /// Dials, before anybody asks.
+    /// Connects before a request comes.
     pub(super) fn start(&self) {
-        let _ = self.way();
+        let _ = self.worker();
     }
 
     pub(super) fn is_up(&self) -> bool {
-        let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        way.as_ref().is_some_and(|way| way.health.is_up())
+        self.lock().as_ref().is_some_and(|worker| worker.health.is_up())
     }
 
-    /// Ends when there is a connection; never, outside of a runtime.
-    pub(super) async fn found(&self) {
-        match self.way() {
-            Some(way) => way.health.found().await,
+    /// Ends when there is a connection. Outside of a runtime it never ends.
+    pub(super) async fn until_connected(&self) {
+        match self.worker() {
+            Some(worker) => worker.health.until_connected().await,
             None => std::future::pending().await,
         }
     }
 
-    /// `None` where it does not answer in time, or not to this.
-    pub(super) async fn ask(&self, limits: Limits, asking: bool, within: Duration) -> Option<Answer> {
-        let way = self.way()?;
-        if !way.health.answers() {
+    /// Asks for the cells of a request. `None` where the server does not answer in time, or not to
+    /// this.
+    pub(super) async fn acquire(&self, demands: RedisDemands, asking: bool, within: Duration) -> Option<WorkerReply> {
+        let worker = self.worker()?;
+        if !worker.health.answers() {
             return None;
         }
-        let (answer, answered) = oneshot::channel();
-        let waiting = way.health.begin();
-        way.asks.send(Ask::Draw(Draw { limits, asking, answer })).ok()?;
-        if let Ok(answer) = timeout(within, answered).await {
-            return answer.ok();
+        let (reply, replied) = oneshot::channel();
+        let ticket = worker.health.pass();
+        worker.requests.send(WorkerRequest::Acquire(AcquireRequest { demands, asking, reply })).ok()?;
+        if let Ok(reply) = timeout(within, replied).await {
+            return reply.ok();
         }
-        // With less than its time it may only have had no turn yet.
-        if within > self.manner.patience / 2 && waiting.is_ignored() {
-            // Its runtime is not driven, or blocked. The next decision starts a task where it is itself.
-            self.leave(&way);
+        // With less time than usual the worker may only not have run yet.
+        if within > self.config.call_timeout / 2 && ticket.is_ignored() {
+            // The worker's runtime is not driven, or blocked. The next decision starts a worker in
+            // its own.
+            self.abandon(&worker);
         }
         None
     }
 
-    /// Where there is a connection, also one that is slow, and from any thread. What is lost on the way stays as it was drawn.
+    /// Sends a settlement where there is a connection, even a slow one, from any thread. If it is
+    /// lost, the cells stay acquired.
     pub(super) fn settle(&self, settlement: Settlement) {
-        let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(way) = way.as_ref().filter(|way| way.health.is_up()) {
-            let _ = way.asks.send(Ask::Settle(settlement));
+        if let Some(worker) = self.lock().as_ref().filter(|worker| worker.health.is_up()) {
+            let _ = worker.requests.send(WorkerRequest::Settle(settlement));
         }
     }
 
-    /// The way to the task, which is started where none runs. `None` where there is no runtime: there, there is no Redis.
-    fn way(&self) -> Option<Way> {
+    fn lock(&self) -> MutexGuard<'_, Option<WorkerHandle>> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker, which is started where none runs. `None` outside of a runtime, where there is no
+    /// Redis.
+    fn worker(&self) -> Option<WorkerHandle> {
         let runtime = tokio::runtime::Handle::try_current().ok()?;
-        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        if way.as_ref().is_none_or(|way| way.asks.is_closed()) {
-            let (asks, receiver) = mpsc::unbounded_channel();
-            let Manner { patience, counts, lease, .. } = &self.manner;
+        let mut handle = self.lock();
+        if handle.as_ref().is_none_or(|worker| worker.requests.is_closed()) {
+            let (requests, receiver) = mpsc::unbounded_channel();
+            let NodeConfig { call_timeout, counts, lease, .. } = &self.config;
             let health = Arc::new(Health::new(Clock::system(), Arc::clone(counts)));
-            let task = Dispatcher {
+            let worker = Worker {
                 server: self.server.clone(),
                 probe: self.probe.clone(),
-                patience: *patience,
+                call_timeout: *call_timeout,
                 health: Arc::clone(&health),
                 throttles: Throttles::default(),
                 cluster: self.cluster.as_ref().map(|(cluster, _)| Weak::clone(cluster)),
                 leases: lease.map(Leases::new),
             };
-            drop(runtime.spawn(task.run(receiver)));
-            *way = Some(Way { asks, health });
+            drop(runtime.spawn(worker.run(receiver)));
+            *handle = Some(WorkerHandle { requests, health });
         }
-        way.clone()
+        handle.clone()
     }
 
-    fn leave(&self, ignoring: &Way) {
-        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        if way.as_ref().is_some_and(|way| way.asks.same_channel(&ignoring.asks)) {
-            *way = None;
+    fn abandon(&self, ignoring: &WorkerHandle) {
+        let mut handle = self.lock();
+        if handle.as_ref().is_some_and(|worker| worker.requests.same_channel(&ignoring.requests)) {
+            *handle = None;
         }
     }
 }

@@ -1,19 +1,37 @@
-//! A refusal as the status of a gRPC call.
+//! Contains a denial as the status of a gRPC call: the trailers-only form (the protocol's
+//! *Responses*), the status and its details.
 //!
-//! Owns the trailers-only form (the protocol's *Responses*), the status and its details. A plain 429 would be read as
-//! `UNAVAILABLE`, which clients retry at once.
+//! A plain 429 would be read as `UNAVAILABLE`, which clients retry at once.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 
+use super::template::MAX_FIELDS;
 use crate::{
     decision::{Denied, Reason},
-    headers,
+    key::RequestHead,
 };
 
-/// The codes of gRPC that a refusal can have.
+/// Whether a request is a call of gRPC, which is a `POST` over HTTP/2 or later. If the
+/// content-type sufficed, any client could have its denial answered with a 200.
+pub(super) fn is_grpc_call(head: RequestHead<'_>) -> bool {
+    head.method() == Method::POST && head.version() >= Version::HTTP_2 && is_grpc(head.headers())
+}
+
+const GRPC: &[u8] = b"application/grpc";
+
+/// Whether a message belongs to gRPC: its content-type is `application/grpc`, or that followed by
+/// `+` or `;`. `application/grpc-web` is another protocol.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return false };
+    let content_type = content_type.as_bytes();
+    content_type.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
+        && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
+}
+
+/// The codes of gRPC that a denial can have.
 #[derive(Clone, Copy)]
 enum Code {
     InvalidArgument = 3,
@@ -40,26 +58,27 @@ impl Code {
     }
 }
 
-/// The status in the header fields of a 200 without a body: its empty body ends with its head.
+/// The status in the header fields of a 200 with an empty body, whose stream ends with its head.
 pub(super) fn trailers_only(denied: &Denied) -> Response<Bytes> {
     let code = Code::of(denied) as u8;
     let message = denied.to_string();
     let mut response = Response::new(Bytes::new());
     let fields = response.headers_mut();
-    fields.reserve(headers::MOST);
+    fields.reserve(MAX_FIELDS);
     fields.insert(header::CONTENT_TYPE, const { HeaderValue::from_static("application/grpc") });
     fields.insert(&GRPC_STATUS, u16::from(code).into());
-    // Of printable ASCII, the percent sign alone is encoded.
+    // In printable ASCII only the percent sign has to be encoded.
     let encoded = message.replace('%', "%25");
     if let Ok(encoded) = HeaderValue::try_from(encoded) {
         fields.insert(&GRPC_MESSAGE, encoded);
     }
-    match (denied.told_wait(), denied.told_reason()) {
+    match (denied.advertised_wait(), denied.advertised_reason()) {
         (Some(wait), _) => {
             if let Ok(details) = HeaderValue::try_from(base64(&status(code, &message, wait))) {
                 fields.insert(&GRPC_STATUS_DETAILS, details);
             }
-            // 32 bits with a sign (gRFC A6): who cannot read it does not retry at all.
+            // A signed integer of 32 bits (gRFC A6). A client that cannot parse it does not retry
+            // at all.
             let millis = wait.as_nanos().div_ceil(1_000_000);
             fields.insert(&GRPC_PUSHBACK, i32::try_from(millis).unwrap_or(i32::MAX).into());
         }
@@ -77,7 +96,7 @@ static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// A `google.rpc.Status` with a `google.rpc.RetryInfo` in it.
+/// A `google.rpc.Status` with a `google.rpc.RetryInfo`.
 fn status(code: u8, message: &str, delay: Duration) -> Vec<u8> {
     let mut duration = Vec::new();
     varint_field(&mut duration, 1, delay.as_secs());
@@ -94,7 +113,7 @@ fn status(code: u8, message: &str, delay: Duration) -> Vec<u8> {
     status
 }
 
-/// A zero is the default, which is not written.
+/// Zero is the default and is not written.
 fn varint_field(message: &mut Vec<u8>, number: u8, value: u64) {
     if value > 0 {
         message.push(number << 3);
@@ -117,7 +136,8 @@ fn varint(message: &mut Vec<u8>, mut value: u64) {
     message.push(value as u8);
 }
 
-/// Without padding, as gRPC asks of what it emits. Refused: a crate for it, in a tree that is a promise to its users.
+/// Base64 without padding, as gRPC requires. Rejected: a crate for it, because the small tree of
+/// dependencies is a promise to users.
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);

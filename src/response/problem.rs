@@ -1,85 +1,88 @@
-//! A refusal as a problem (RFC 9457) or as plain text.
+//! Contains the body of a denial: a problem (RFC 9457) in JSON, or plain text.
+//!
+//! The words are those of [`Message`]. This file only formats them.
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
 use crate::{
-    decision::{Denied, Reason, Sentence},
+    decision::{Denied, Message, Reason},
     policy::Policy,
 };
 
 /// A body and its content-type.
 pub(super) struct Content {
-    pub(super) kind: HeaderValue,
+    pub(super) content_type: HeaderValue,
     pub(super) body: Bytes,
 }
 
-/// Put together at the end, in one allocation of the right size.
-type Parts<'a> = SmallVec<[&'a str; 24]>;
+/// Concatenated at the end, in one allocation of the right size.
+type Fragments<'a> = SmallVec<[&'a str; 24]>;
 
-/// The type of draft-ietf-httpapi-ratelimit-headers-11 §5 for a client that went over its quota.
+/// The type in draft-ietf-httpapi-ratelimit-headers-11 §5 for a client that exceeded its quota.
 const QUOTA_EXCEEDED: &str = "{\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded\",\
                               \"title\":\"Quota Exceeded";
 
-/// The same for a client that is blocked for what it does.
+/// The type in the same section for a client that is blocked for its behaviour.
 const ABNORMAL_USAGE: &str = "{\"type\":\"https://iana.org/assignments/http-problem-types#abnormal-usage-detected\",\
                               \"title\":\"Abnormal Usage Detected";
 
 pub(super) fn json(denied: &Denied) -> Content {
-    let (status, sentence) = (denied.status(), denied.sentence());
+    let (status, message) = (denied.status(), denied.message());
     let mut seconds = itoa::Buffer::new();
-    let [mut parts, after] = problem(denied.told_reason(), &status, &sentence, denied.told());
-    if let Some(retry_in) = sentence.retry_in {
-        parts.extend([RETRY_IN, seconds.format(retry_in), SECONDS]);
+    let [mut fragments, after] = problem(denied.advertised_reason(), &status, &message, denied.advertised());
+    if let Some(retry_in) = message.retry_in {
+        fragments.extend([RETRY_IN, seconds.format(retry_in), SECONDS]);
     }
-    parts.extend(after);
-    Content { kind: problem_json(), body: parts.concat().into() }
+    fragments.extend(after);
+    Content { content_type: problem_json(), body: fragments.concat().into() }
 }
 
-/// What stands before the time to come back at, and what stands after it.
+/// The fragments before the time to retry in, and those after it.
 fn problem<'a>(
     reason: Reason,
     status: &'a StatusCode,
-    sentence: &Sentence<'a>,
-    told: impl Iterator<Item = &'a Policy>,
-) -> [Parts<'a>; 2] {
-    let [mut parts, mut after] = [Parts::new(), Parts::new()];
+    message: &Message<'a>,
+    violated: impl Iterator<Item = &'a Policy>,
+) -> [Fragments<'a>; 2] {
+    let [mut fragments, mut after] = [Fragments::new(), Fragments::new()];
     match reason {
-        Reason::CostAboveBurst | Reason::Exceeded => parts.push(QUOTA_EXCEEDED),
-        Reason::Blocked => parts.push(ABNORMAL_USAGE),
+        Reason::CostAboveBurst | Reason::Exceeded => fragments.push(QUOTA_EXCEEDED),
+        Reason::Blocked => fragments.push(ABNORMAL_USAGE),
         // No type says more than the status does (RFC 9457 §4.2.1).
         Reason::AtCapacity | Reason::MissingKey | Reason::Unavailable => {
-            parts.extend(["{\"title\":\"", status.canonical_reason().unwrap_or("Refused")]);
+            fragments.extend(["{\"title\":\"", status.canonical_reason().unwrap_or("Denied")]);
         }
     }
-    parts.extend(["\",\"status\":", status.as_str(), ",\"detail\":\"", sentence.start]);
-    if let Some((preposition, policy)) = sentence.named {
-        parts.extend([preposition, "\\\"", policy.escaped_name(), "\\\""]);
+    fragments.extend(["\",\"status\":", status.as_str(), ",\"detail\":\"", message.start]);
+    if let Some((preposition, policy)) = message.named {
+        fragments.extend([preposition, "\\\"", policy.escaped_name(), "\\\""]);
     }
-    parts.push(sentence.end);
+    fragments.push(message.end);
     let mut before = "\",\"violated-policies\":[\"";
-    for policy in told {
+    for policy in violated {
         after.extend([before, policy.escaped_name()]);
         before = "\",\"";
     }
     after.push(if before == "\",\"" { "\"]}\n" } else { "\"}\n" });
-    [parts, after]
+    [fragments, after]
 }
 
-/// The problem of who is over the quota of one policy, which nearly every refusal is, but for the seconds.
+/// The problem of a request that exceeds the quota of one policy, as nearly every denial is,
+/// without the seconds.
 #[derive(Debug)]
-pub(super) struct Excess {
+pub(super) struct ProblemTemplate {
     before: Box<str>,
     after: Box<str>,
 }
 
-impl Excess {
+impl ProblemTemplate {
     pub(super) fn of(policy: &Policy) -> Self {
         let (reason, status) = (Reason::Exceeded, StatusCode::TOO_MANY_REQUESTS);
         let named = policy.advertised().names_the_policy().then_some(policy);
-        let sentence = Sentence::of(reason, status, named);
-        let [mut before, mut after] = problem(reason, &status, &sentence, named.into_iter());
+        let message = Message::of(reason, status, named);
+        let [mut before, mut after] = problem(reason, &status, &message, named.into_iter());
         before.push(RETRY_IN);
         after.insert(0, SECONDS);
         Self { before: before.concat().into(), after: after.concat().into() }
@@ -87,23 +90,27 @@ impl Excess {
 
     pub(super) fn json(&self, retry_in: u64) -> Content {
         let mut seconds = itoa::Buffer::new();
-        Content { kind: problem_json(), body: [&self.before, seconds.format(retry_in), &self.after].concat().into() }
+        Content {
+            content_type: problem_json(),
+            body: [&self.before, seconds.format(retry_in), &self.after].concat().into(),
+        }
     }
 }
 
 pub(super) fn plain(denied: &Denied) -> Content {
-    let Sentence { start, named, end, retry_in } = denied.sentence();
+    let Message { start, named, end, retry_in } = denied.message();
     let mut seconds = itoa::Buffer::new();
-    let mut parts = Parts::from_slice(&[start]);
+    let mut fragments = Fragments::from_slice(&[start]);
     if let Some((preposition, policy)) = named {
-        parts.extend([preposition, "\"", policy.name(), "\""]);
+        fragments.extend([preposition, "\"", policy.name(), "\""]);
     }
-    parts.push(end);
+    fragments.push(end);
     if let Some(retry_in) = retry_in {
-        parts.extend([RETRY_IN, seconds.format(retry_in), SECONDS]);
+        fragments.extend([RETRY_IN, seconds.format(retry_in), SECONDS]);
     }
-    parts.push("\n");
-    Content { kind: const { HeaderValue::from_static("text/plain; charset=utf-8") }, body: parts.concat().into() }
+    fragments.push("\n");
+    let content_type = const { HeaderValue::from_static("text/plain; charset=utf-8") };
+    Content { content_type, body: fragments.concat().into() }
 }
 
 fn problem_json() -> HeaderValue {

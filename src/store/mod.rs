@@ -1,16 +1,18 @@
-//! [`Store`]: the buckets of one keyed policy.
+//! Contains [`Store`], the numbers of one keyed policy: its buckets, or the ends of its blocks.
 //!
-//! Owns the sharded map of key to bucket, its cap, the overflow table behind the cap, and the locks: whoever looks at a
-//! bucket or changes one holds its [`Hold`], an exclusive guard. Knows nothing of quotas, of requests, or of other
-//! policies.
+//! This folder contains the sharded map from keys to numbers, its cap, the overflow table behind
+//! the cap, and the locks: reading or changing a number takes its [`StoreGuard`], which is
+//! exclusive. It must not know of quotas, of requests, or of other policies.
 //!
 //! # Locking behaviour
 //!
-//! [`Store::hold`] locks one shard, or one slot of the overflow table, until the hold is dropped. A thread that holds
-//! buckets of several stores takes them in the order of their policies; nothing else ever holds two, and no user code
-//! runs under one. The clock is read after the holds are taken: so every bucket sees time go forward.
+//! [`Store::guard`] locks one shard, or one slot of the overflow table, until the guard is dropped.
+//! A thread that locks several stores takes their guards in the order of their policies. Nothing
+//! else ever takes two, and no user code runs under one. The clock is read after the guards are
+//! taken, so that every bucket sees time go forward.
 
 mod capacity;
+mod expiring;
 #[cfg(tower_quota_loom)]
 mod model;
 mod sweep;
@@ -26,9 +28,13 @@ use dashmap::{
 use foldhash::{SharedSeed, fast::SeedableRandomState};
 
 pub use self::capacity::AtCap;
-use self::capacity::{Capacity, Overflow};
 #[cfg(tower_quota_loom)]
 use self::model::{DashMap, Entry, RefMut, VacantEntry};
+pub(crate) use self::sweep::Sweepable;
+use self::{
+    capacity::{Capacity, Overflow},
+    expiring::Expiring,
+};
 use crate::{
     bucket::Bucket,
     clock::Clock,
@@ -36,15 +42,15 @@ use crate::{
     sync::MutexGuard,
 };
 
-pub(crate) struct Store {
-    map: DashMap<Key, Bucket, SeedableRandomState>,
+pub(crate) struct Store<V = Bucket> {
+    map: DashMap<Key, V, SeedableRandomState>,
     capacity: Capacity,
-    overflow: Overflow,
+    overflow: Overflow<V>,
     at_cap: AtCap,
     clock: Clock,
 }
 
-impl Store {
+impl<V: Expiring> Store<V> {
     pub(crate) fn new(max_keys: usize, at_cap: AtCap, clock: Clock) -> Self {
         let hasher = SeedableRandomState::with_seed(entropy(), SharedSeed::global_random());
         Self {
@@ -56,159 +62,156 @@ impl Store {
         }
     }
 
-    /// Takes the bucket of `key`, exclusively. A key without one gets a place if there is room, and loses it again
-    /// unless something is written.
+    /// Locks the number of `key`. A new key reserves a place in the map if there is one, and
+    /// releases it again unless something is written.
     #[inline(always)]
-    pub(crate) fn hold(&self, key: Key) -> Hold<'_> {
-        // Refused: asking for the entry at once, which is three times as large to move about as a reference.
+    pub(crate) fn guard(&self, key: Key) -> StoreGuard<'_, V> {
+        // Rejected: asking for the map's entry at once, which is three times as large as a
+        // reference.
         match self.map.get_mut(&key) {
-            Some(bucket) => Hold::Own(bucket),
-            None => self.hold_new(key),
+            Some(value) => StoreGuard::Own(value),
+            None => self.guard_new(key),
         }
     }
 
     #[inline(never)]
-    fn hold_new(&self, key: Key) -> Hold<'_> {
+    fn guard_new(&self, key: Key) -> StoreGuard<'_, V> {
         match self.map.entry(key) {
-            // Another thread was faster.
-            Entry::Occupied(entry) => return Hold::Own(entry.into_ref()),
-            // Under the lock, so that one key never competes with itself for a place.
+            // Another thread has inserted the key since.
+            Entry::Occupied(entry) => return StoreGuard::Own(entry.into_ref()),
+            // Under the shard's lock, so that one key never competes with itself for a place.
             Entry::Vacant(entry) if self.capacity.reserve(self.map.hasher(), key) => {
-                return Hold::New(Newcomer { place: Place { store: self, key, taken: false }, entry: Some(entry) });
+                let reservation = Reservation { store: self, key, used: false };
+                return StoreGuard::New(NewEntry { reservation, entry: Some(entry) });
             }
-            // Released: the slots of the overflow table are locked alone.
+            // Unlocked, because a slot of the overflow table is never locked beside a shard.
             Entry::Vacant(entry) => drop(entry),
         }
         match self.at_cap {
-            AtCap::Allow => Hold::Untracked,
-            AtCap::Deny => Hold::Refused,
-            AtCap::Overflow => Hold::Overflow(self.overflow.hold(self.map.hasher(), key)),
+            AtCap::Allow => StoreGuard::Untracked,
+            AtCap::Deny => StoreGuard::Full,
+            AtCap::Overflow => StoreGuard::Overflow(self.overflow_slot(key)),
         }
     }
 
-    /// Takes the bucket of `key` only if there is one.
-    pub(crate) fn existing(&self, key: Key) -> Option<RefMut<'_, Key, Bucket>> {
+    /// Locks the number of `key` if there is one.
+    #[inline(always)]
+    pub(crate) fn get(&self, key: Key) -> Option<RefMut<'_, Key, V>> {
         self.map.get_mut(&key)
     }
 
-    /// Takes the slot of the overflow table that `key` draws from.
-    pub(crate) fn overflow(&self, key: Key) -> MutexGuard<'_, Bucket> {
-        self.overflow.hold(self.map.hasher(), key)
+    /// Locks the slot of the overflow table that `key` uses.
+    pub(crate) fn overflow_slot(&self, key: Key) -> MutexGuard<'_, V> {
+        self.overflow.lock(self.map.hasher(), key)
     }
 
-    /// `limit` of the keys, from the place `from` on, shard by shard.
-    pub(crate) fn list(&self, from: usize, limit: usize) -> Vec<(Key, Bucket)> {
+    /// Lists `limit` keys from position `from` on, shard by shard.
+    pub(crate) fn list(&self, from: usize, limit: usize) -> Vec<(Key, V)> {
         self.map.iter().skip(from).take(limit).map(|entry| (*entry.key(), *entry.value())).collect()
     }
 
-    /// The keys that it may hold.
-    pub(crate) fn max_keys(&self) -> usize {
-        self.capacity.max()
-    }
-
-    /// Whether over 80 % of the cap are taken.
-    pub(crate) fn is_near_cap(&self) -> bool {
-        self.capacity.is_near()
-    }
-
+    /// The number of keys in the map.
     pub(crate) fn len(&self) -> usize {
         self.capacity.live()
     }
 }
 
-/// One bucket, held exclusively until this is dropped.
-pub(crate) enum Hold<'a> {
-    /// The key has no bucket yet, and a place for one.
-    New(Newcomer<'a>),
+/// One number, locked until this is dropped.
+pub(crate) enum StoreGuard<'a, V: Expiring = Bucket> {
+    /// The map is full, and the policy denies new keys.
+    Full,
+    /// The key has no number yet, and a reserved place for one.
+    New(NewEntry<'a, V>),
     /// The key shares a slot of the overflow table.
-    Overflow(MutexGuard<'a, Bucket>),
-    /// The key's own bucket.
-    Own(RefMut<'a, Key, Bucket>),
-    /// The map is full, and the policy says to refuse.
-    Refused,
-    /// The map is full, and the policy says to let pass uncounted.
+    Overflow(MutexGuard<'a, V>),
+    /// The key's own number.
+    Own(RefMut<'a, Key, V>),
+    /// The map is full, and the policy lets new keys pass uncounted.
     Untracked,
 }
 
-impl Hold<'_> {
+impl<V: Expiring> StoreGuard<'_, V> {
     #[inline(always)]
-    pub(crate) fn bucket(&self) -> Bucket {
+    pub(crate) fn value(&self) -> V {
         match self {
-            Self::Own(bucket) => **bucket,
+            Self::Own(value) => **value,
             Self::Overflow(slot) => **slot,
-            Self::New(_) | Self::Refused | Self::Untracked => Bucket::default(),
+            Self::Full | Self::New(_) | Self::Untracked => V::default(),
         }
     }
 
     #[inline(always)]
-    pub(crate) fn write(&mut self, bucket: Bucket) {
+    pub(crate) fn write(&mut self, value: V) {
         match self {
-            Self::Own(own) => **own = bucket,
-            Self::Overflow(slot) => **slot = bucket,
-            Self::New(newcomer) => newcomer.insert(bucket),
-            Self::Refused | Self::Untracked => {}
+            Self::Own(own) => **own = value,
+            Self::Overflow(slot) => **slot = value,
+            Self::New(entry) => entry.insert(value),
+            Self::Full | Self::Untracked => {}
         }
     }
 
     #[inline(always)]
-    pub(crate) fn room(&self) -> Room {
+    pub(crate) fn placement(&self) -> Placement {
         match self {
-            Self::New(_) | Self::Own(_) => Room::Own,
-            Self::Overflow(_) => Room::Overflow,
-            Self::Refused => Room::Refused,
-            Self::Untracked => Room::Untracked,
+            Self::New(_) | Self::Own(_) => Placement::Own,
+            Self::Overflow(_) => Placement::Overflow,
+            Self::Full => Placement::Full,
+            Self::Untracked => Placement::Untracked,
         }
     }
 }
 
 /// Where a key is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Room {
-    /// In a bucket of its own.
-    Own,
-    /// In a bucket of the overflow table.
+pub(crate) enum Placement {
+    /// Nowhere, and its requests are denied.
+    Full,
+    /// In a slot of the overflow table.
     Overflow,
-    /// Nowhere: it is refused.
-    Refused,
-    /// Nowhere: it passes.
+    /// In a place of its own.
+    Own,
+    /// Nowhere, and its requests pass.
     Untracked,
 }
 
 /// A key that is about to enter the map.
-pub(crate) struct Newcomer<'a> {
-    // First, so that on a refusal the count falls before the shard is released: the count is never below the map.
-    place: Place<'a>,
-    /// `None` once it has entered.
-    entry: Option<VacantEntry<'a, Key, Bucket>>,
+pub(crate) struct NewEntry<'a, V: Expiring> {
+    // First, so that an unused reservation is released before the shard is unlocked: the count is
+    // never below the size of the map.
+    reservation: Reservation<'a, V>,
+    /// `None` after the insertion.
+    entry: Option<VacantEntry<'a, Key, V>>,
 }
 
-impl Newcomer<'_> {
-    fn insert(&mut self, bucket: Bucket) {
+impl<V: Expiring> NewEntry<'_, V> {
+    fn insert(&mut self, value: V) {
         if let Some(entry) = self.entry.take() {
-            self.place.taken = true;
-            entry.insert(bucket);
+            self.reservation.used = true;
+            entry.insert(value);
         }
     }
 }
 
-/// A reserved place, given back when dropped untaken.
-struct Place<'a> {
-    store: &'a Store,
+/// A reserved place in the map, released when dropped unused.
+struct Reservation<'a, V: Expiring> {
+    store: &'a Store<V>,
     key: Key,
-    taken: bool,
+    used: bool,
 }
 
-impl Drop for Place<'_> {
+impl<V: Expiring> Drop for Reservation<'_, V> {
     fn drop(&mut self) {
-        if !self.taken {
+        if !self.used {
             self.store.capacity.release(self.store.map.hasher(), self.key);
         }
     }
 }
 
-/// 4,096 to 8,192 keys a shard at the cap: what a growing or a swept shard makes others wait for, some 100 µs. Refused: fewer,
-/// for the shards themselves then take up the cache that the buckets need, and for small tables are what an allocator keeps
-/// when they are freed; more, for the waits.
+/// The number of shards: 4,096 to 8,192 keys a shard at the cap. A growing or a swept shard blocks
+/// others for some 100 µs.
+///
+/// Rejected: fewer keys a shard, because the shards themselves then take the cache that the buckets
+/// need, and because allocators retain small tables; more keys a shard, because of the waits.
 fn shards(max_keys: usize) -> usize {
     (max_keys / 8_192).next_power_of_two().max(64)
 }
@@ -231,19 +234,19 @@ mod tests {
         let store = Store::new(10, AtCap::Deny, ManualClock::new().into());
         for key in 0..9_u64 {
             assert!(!store.is_near_cap(), "{key}");
-            store.hold(key.into_key(&KeyHasher::random())).write(Bucket::from_bits(7));
+            store.guard(key.key(&KeyHasher::random())).write(Bucket::from_bits(7));
         }
         assert!(store.is_near_cap());
     }
 
-    /// What a thread meets whose look-up was too early to see the key that another one has just brought in.
+    /// What a thread sees whose lookup came before the insertion by another thread.
     #[test]
     fn a_key_that_another_thread_has_inserted_first_keeps_its_place() {
         let store = Store::new(1, AtCap::Deny, ManualClock::new().into());
-        let key = 1_u64.into_key(&KeyHasher::random());
-        store.hold(key).write(Bucket::from_bits(7));
-        let late = store.hold_new(key);
-        assert_eq!((late.room(), late.bucket()), (Room::Own, Bucket::from_bits(7)));
+        let key = 1_u64.key(&KeyHasher::random());
+        store.guard(key).write(Bucket::from_bits(7));
+        let late = store.guard_new(key);
+        assert_eq!((late.placement(), late.value()), (Placement::Own, Bucket::from_bits(7)));
         drop(late);
         assert_eq!(store.len(), 1);
     }

@@ -1,5 +1,6 @@
-//! A map with the face of `DashMap`, over locks of loom's: what `store` is built on where every interleaving of its users is
-//! tried. dashmap's own locks have their own tests; what is asked here is whether the store uses them well.
+//! Contains a map with the interface of `DashMap` over loom's locks: the store's map in the models
+//! that try every interleaving. dashmap tests its own locks; the models test whether the store uses
+//! them well.
 
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ impl<K: Copy + Eq + Hash, V: Copy, S> DashMap<K, V, S> {
         Self { shards: [(); 4].map(|()| Mutex::new(HashMap::new())), hasher }
     }
 
-    /// By a hash without a seed: a model must do the same each time it is run.
+    /// Hashes without a seed, because a model must do the same in each run.
     fn lock(&self, key: &K) -> MutexGuard<'_, HashMap<K, V>> {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
@@ -37,11 +38,11 @@ impl<K: Copy + Eq + Hash, V: Copy, S> DashMap<K, V, S> {
 
     pub(super) fn entry(&self, key: K) -> Entry<'_, K, V> {
         let guard = self.lock(&key);
-        let place = RefMut { guard, key };
-        if place.guard.contains_key(&key) {
-            Entry::Occupied(Occupied(place))
+        let found = RefMut { guard, key };
+        if found.guard.contains_key(&key) {
+            Entry::Occupied(Occupied(found))
         } else {
-            Entry::Vacant(VacantEntry(place))
+            Entry::Vacant(VacantEntry(found))
         }
     }
 
@@ -92,7 +93,7 @@ impl<K: Eq + Hash, V> Deref for RefMut<'_, K, V> {
 
 impl<K: Eq + Hash, V> DerefMut for RefMut<'_, K, V> {
     fn deref_mut(&mut self) -> &mut V {
-        self.guard.get_mut(&self.key).expect("held since it was found")
+        self.guard.get_mut(&self.key).expect("locked since it was found")
     }
 }
 

@@ -126,7 +126,7 @@ impl Model {
         Ok(Receipt { at: self.now, draws })
     }
 
-    fn put_back(&mut self, receipt: &Receipt) {
+    fn refund(&mut self, receipt: &Receipt) {
         for (bucket, added, generation) in &receipt.draws {
             if self.generations[bucket.0] == *generation {
                 let left = (added - (self.now - receipt.at)).max(0);
@@ -168,8 +168,8 @@ pub(crate) fn agree(steps: &[Step], slow_plan: bool, sweeping: bool) {
             }
             Step::PutBack => {
                 if let Some((allowed, receipt)) = last.take() {
-                    limiter.put_back(allowed);
-                    model.put_back(&receipt);
+                    limiter.refund(allowed);
+                    model.refund(&receipt);
                 }
             }
             Step::Charge { user, cells } => {

@@ -24,10 +24,10 @@ type Rate = (f64, f64);
 pub fn measure() -> Vec<Budget> {
     let mut budgets = Vec::new();
     for (protocol, load) in [("HTTP/1.1", wrk as fn(&str) -> (f64, f64)), ("HTTP/2", h2load)] {
-        // The first two refuse nothing; they stand beside both.
+        // The first two deny nothing; they stand beside both.
         let kinds: Vec<(&str, &str)> = CRATES
             .iter()
-            .flat_map(|which| ["allowed", "refused"].map(|traffic| (*which, traffic)))
+            .flat_map(|which| ["allowed", "denied"].map(|traffic| (*which, traffic)))
             .filter(|(which, traffic)| !CRATES[..2].contains(which) || *traffic == "allowed")
             .collect();
         let mut servers: Vec<Server> = kinds.iter().map(|(which, traffic)| Server::start(which, traffic)).collect();
@@ -54,7 +54,7 @@ pub fn measure() -> Vec<Budget> {
         let rate = |name: (&str, &str)| medians[kinds.iter().position(|kind| *kind == name).unwrap()].0;
         for (traffic, what, least) in [
             ("allowed", format!("requests a second of a server, {protocol}, allowed"), 0.97),
-            ("refused", "… refused".to_owned(), 0.95),
+            ("denied", "… denied".to_owned(), 0.95),
         ] {
             let ours = rate(("tower-quota", traffic));
             budgets.push(Budget {

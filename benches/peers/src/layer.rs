@@ -1,4 +1,4 @@
-//! P3, P4 and P5: what a layer adds to a request, allowed and refused; and what telling clients apart costs.
+//! P3, P4 and P5: what a layer adds to a request, allowed and denied; and what telling clients apart costs.
 //!
 //! Each figure is the median of its rounds less that of the bare service. Requests are made before the clock starts.
 
@@ -181,11 +181,11 @@ pub fn measure() -> Vec<Budget> {
     once.per_second(100_000).burst_size(1).key_extractor(PeerIpKeyExtractor);
     let spent = Arc::new(once.finish().unwrap());
     let spent_with_fields = Arc::new(once.use_headers().finish().unwrap());
-    let refusing = |advertise| Policy::per(PeerIp, Quota::per_hour(1)).advertise(advertise);
-    let full = RateLimitLayer::new(refusing(Advertise::Everything));
-    let short = RateLimitLayer::new(refusing(Advertise::RetryAfter));
+    let denying = |advertise| Policy::per(PeerIp, Quota::per_hour(1)).advertise(advertise);
+    let full = RateLimitLayer::new(denying(Advertise::Everything));
+    let short = RateLimitLayer::new(denying(Advertise::RetryAfter));
     const NO: StatusCode = StatusCode::TOO_MANY_REQUESTS;
-    let mut refused = vec![
+    let mut denied = vec![
         candidate("bare service", Inner(0)),
         answering(NO, "problem+json and fields", full.layer(Inner(0))),
         answering(NO, "problem+json", short.clone().layer(Inner(0))),
@@ -195,8 +195,8 @@ pub fn measure() -> Vec<Budget> {
         answering(NO, "axum-governor", axum_governor(once_an_hour()).layer(Inner(0))),
     ];
     #[cfg(feature = "tower-rate-limiter")]
-    refused.push(answering(NO, "tower-rate-limiter", tower_rate_limiter(1, 3_600).layer(Inner(0))));
-    let refused = table("refused request", plain, REQUESTS, &mut refused);
+    denied.push(answering(NO, "tower-rate-limiter", tower_rate_limiter(1, 3_600).layer(Inner(0))));
+    let denied = table("denied request", plain, REQUESTS, &mut denied);
     // Fields of 90 kB: few of them stay in the cache.
     table(
         "with 10,000 forged entries",
@@ -231,12 +231,12 @@ pub fn measure() -> Vec<Budget> {
         budget("", "… behind a proxy", allowed[2], "tower_governor, smart", allowed[5], Bound::None),
         budget("P4", "… with the fields", told[1], "tower_governor, use_headers", told[2], most(0.5)),
         budget("", "…", told[1], "axum-governor", told[3], Bound::None),
-        budget("P5", "added to a refused request, all told", refused[1], "tower_governor", refused[4], most(0.02)),
-        budget("", "… in plain text", refused[3], "tower_governor", refused[4], Bound::None),
-        budget("", "…", refused[1], "axum-governor", refused[6], Bound::None),
+        budget("P5", "added to a denied request, all told", denied[1], "tower_governor", denied[4], most(0.02)),
+        budget("", "… in plain text", denied[3], "tower_governor", denied[4], Bound::None),
+        budget("", "…", denied[1], "axum-governor", denied[6], Bound::None),
     ];
     if cfg!(feature = "tower-rate-limiter") {
-        budgets.push(budget("P5", "…", refused[1], "tower-rate-limiter", refused[7], most(0.5)));
+        budgets.push(budget("P5", "…", denied[1], "tower-rate-limiter", denied[7], most(0.5)));
         budgets.push(budget("", "allowed, with the fields", told[1], "tower-rate-limiter", told[4], Bound::None));
     }
     budgets

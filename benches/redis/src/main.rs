@@ -248,7 +248,7 @@ async fn loads() {
                         random ^= random << 17;
                         let _ = limiter.decide(&request(keys(random))).await;
                         if decided.fetch_add(1, Ordering::Relaxed) % 64 == 0 {
-                            // Refusals that are known wait for nothing: others want to run, too.
+                            // Denials that are known wait for nothing: others want to run, too.
                             tokio::task::yield_now().await;
                         }
                     }

@@ -1,0 +1,147 @@
+//! Contains the result of one policy in a decision ([`PolicyOutcome`]), and the [`Receipt`] for
+//! what it granted.
+//!
+//! Each decision moves several of these, so this file also contains how they are stored meanwhile.
+//! It must not know of the decision over all policies.
+
+use std::{
+    ops::{Deref, DerefMut},
+    slice,
+};
+
+use smallvec::SmallVec;
+
+use super::standing::{Standing, Verdict};
+use crate::{
+    bucket::{Bucket, Evaluation},
+    clock::{Nanos, Timestamp},
+    key::Key,
+    policy::{Demand, Policy},
+    quota::Quota,
+};
+
+/// What one policy was asked, and its answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PolicyOutcome {
+    /// The policy's index in its limiter.
+    pub(crate) policy: usize,
+    /// Whether the policy only reports.
+    pub(crate) shadow: bool,
+    pub(crate) quota: Quota,
+    /// After the request if it is allowed, and before it otherwise.
+    pub(crate) backlog: Nanos,
+    pub(crate) verdict: Verdict,
+}
+
+impl PolicyOutcome {
+    /// The outcome of the policy at this index, whose bucket is now `bucket`.
+    #[inline(always)]
+    pub(crate) fn of(policy: usize, demand: &Demand, bucket: Bucket, evaluation: Evaluation, now: Timestamp) -> Self {
+        let Demand { quota, shadow, .. } = *demand;
+        Self { policy, shadow, quota, backlog: bucket.backlog(now), verdict: Verdict::of(evaluation.wait) }
+    }
+
+    pub(crate) fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {
+        Standing { policy: policies[self.policy].name(), ..self.unnamed() }
+    }
+
+    /// The standing without the policy's name, for a caller that knows it.
+    pub(crate) fn unnamed(&self) -> Standing<'static> {
+        Standing { policy: "", shadow: self.shadow, quota: self.quota, backlog: self.backlog, verdict: self.verdict }
+    }
+
+    /// Whether the policy denies the request.
+    #[inline(always)]
+    pub(crate) fn denies(&self) -> bool {
+        self.verdict != Verdict::Granted && !self.shadow
+    }
+}
+
+/// Stores two inline, because [`Denied`](super::Denied) is moved by value, and most limiters have
+/// one policy or two.
+pub(crate) type PolicyOutcomes = SmallVec<[PolicyOutcome; 2]>;
+
+/// What a policy granted: it can be refunded, or charged beyond.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Receipt {
+    pub(crate) outcome: PolicyOutcome,
+    pub(crate) key: Key,
+    pub(crate) cells: u32,
+    /// The backlog that the cells added.
+    pub(crate) added: Nanos,
+    /// The generation of the policy's buckets when the cells were acquired.
+    pub(crate) generation: u64,
+    /// The bucket afterwards.
+    pub(crate) after: Bucket,
+    /// Whether the bucket is a slot of the overflow table.
+    pub(crate) from_overflow: bool,
+}
+
+/// The receipts of a decision, in the policies' order, those of four policies without an
+/// allocation.
+///
+/// A single receipt is written directly where it stays, because a collection would copy it, and it
+/// is large.
+#[derive(Debug, Default)]
+#[expect(clippy::large_enum_variant, reason = "an allocation would cost more than a copy")]
+pub(crate) enum Receipts {
+    #[default]
+    None,
+    One(Receipt),
+    Many(SmallVec<[Receipt; 4]>),
+}
+
+impl Receipts {
+    #[inline(always)]
+    pub(crate) fn push(&mut self, receipt: Receipt) {
+        match self {
+            Self::None => *self = Self::One(receipt),
+            Self::One(first) => *self = Self::Many(SmallVec::from_iter([*first, receipt])),
+            Self::Many(receipts) => receipts.push(receipt),
+        }
+    }
+
+    /// Sorts them into the policies' order.
+    #[cfg(feature = "redis")]
+    pub(crate) fn sort(&mut self) {
+        if let Self::Many(receipts) = self {
+            receipts.sort_unstable_by_key(|receipt| receipt.outcome.policy);
+        }
+    }
+}
+
+impl Extend<Receipt> for Receipts {
+    #[inline(always)]
+    fn extend<I: IntoIterator<Item = Receipt>>(&mut self, receipts: I) {
+        let mut receipts = receipts.into_iter();
+        // Several receipts skip the state of one, which would copy the first.
+        if let (Self::None, (2.., _)) = (&self, receipts.size_hint()) {
+            let mut several = SmallVec::new();
+            receipts.by_ref().for_each(|receipt| several.push(receipt));
+            *self = Self::Many(several);
+        }
+        receipts.for_each(|receipt| self.push(receipt));
+    }
+}
+
+impl Deref for Receipts {
+    type Target = [Receipt];
+
+    fn deref(&self) -> &[Receipt] {
+        match self {
+            Self::None => &[],
+            Self::One(receipt) => slice::from_ref(receipt),
+            Self::Many(receipts) => receipts,
+        }
+    }
+}
+
+impl DerefMut for Receipts {
+    fn deref_mut(&mut self) -> &mut [Receipt] {
+        match self {
+            Self::None => &mut [],
+            Self::One(receipt) => slice::from_mut(receipt),
+            Self::Many(receipts) => receipts,
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Contains the decision on a request: the critical section over all buckets, and its fast path.
+//!
+//! A decision takes these steps:
+//!
+//! 1. Every policy evaluates the request to what it asks: keys, quotas, costs. The user's closures
+//!    run here, while nothing is locked.
+//! 2. The buckets of the keyed policies are locked, in the order of the policies.
+//! 3. The clock is read, once: after the locks, so that every bucket sees time go forward.
+//! 4. Every bucket is evaluated, and nothing is written.
+//! 5. If all grant, all buckets are written; otherwise none. A single global policy has no lock:
+//!    its bucket is exchanged first, and if it has changed in between, the decision returns to step
+//!    3.
+//!
+//! So a denied request leaves every bucket as it was, no decision refunds, and many threads
+//! together admit what one thread would have admitted.
+
+use http::StatusCode;
+use smallvec::SmallVec;
+
+use super::{
+    attempt::{Attempt, Counted},
+    local_buckets::{FastPath, LocalBuckets},
+    policy_set::{Demands, PolicySet, is_near_limit},
+};
+use crate::{
+    clock::{Nanos, Timestamp},
+    decision::{Allowed, Decision, Denied, PolicyOutcome, PolicyOutcomes, Receipt, Receipts},
+    key::RequestHead,
+    observe::metrics::Outcome,
+    policy::Demand,
+};
+
+/// An allowed request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    /// The reading of the clock at which its cells were acquired.
+    pub(crate) at: Timestamp,
+    /// The time from then until they are there.
+    pub(crate) wait: Nanos,
+}
+
+impl Grant {
+    fn at(at: Timestamp) -> Self {
+        Self { at, wait: Nanos::ZERO }
+    }
+}
+
+// Not generic over the request's body: compiled once, where all of a decision can be inlined.
+#[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
+impl LocalBuckets {
+    /// Decides on a request that waits for its cells for at most `patience`. The cells are acquired
+    /// now, so that later requests wait longer. Writes receipts only where they are wanted.
+    #[inline(always)]
+    pub(super) fn acquire(
+        &self,
+        set: &PolicySet,
+        head: RequestHead<'_>,
+        receipts: Option<&mut Receipts>,
+        patience: Nanos,
+    ) -> Result<Grant, Denied> {
+        match self.fast_path(set, head, patience) {
+            Ok((demand, found)) => {
+                if let Some(receipts) = receipts {
+                    *receipts = Receipts::One(receipt(&demand, &found));
+                }
+                Ok(Grant::at(found.now))
+            }
+            Err(undecided) => self.acquire_otherwise(set, undecided, head, receipts, patience),
+        }
+    }
+
+    /// Decides on a request that does not wait. Separate from [`acquire`](Self::acquire), because the
+    /// receipt of the fast path is built where it is returned: a decision is large, and copying it
+    /// costs a fifth of the whole.
+    #[inline(always)]
+    pub(super) fn decide<'a>(&self, set: &'a PolicySet, head: RequestHead<'_>) -> Decision<'a> {
+        let policies = set.policies();
+        match self.fast_path(set, head, Nanos::ZERO) {
+            Ok((demand, found)) => {
+                let receipts = Receipts::One(receipt(&demand, &found));
+                Decision::Allow(Allowed { policies, at: found.now, receipts })
+            }
+            Err(undecided) => {
+                let mut receipts = Receipts::None;
+                match self.acquire_otherwise(set, undecided, head, Some(&mut receipts), Nanos::ZERO) {
+                    Ok(Grant { at, .. }) => Decision::Allow(Allowed { policies, at, receipts }),
+                    Err(denied) => Decision::Deny(denied),
+                }
+            }
+        }
+    }
+
+    /// Acquires for a limiter with one policy from a bucket that exists, without the means to lock
+    /// several buckets together. Nearly all requests of such a limiter take this path, and the usual
+    /// path takes twice as long.
+    ///
+    /// # Errors
+    ///
+    /// Where more has to be done. The policy is evaluated already, because the user's closures run
+    /// once for each request.
+    #[inline(always)]
+    fn fast_path(
+        &self,
+        set: &PolicySet,
+        head: RequestHead<'_>,
+        patience: Nanos,
+    ) -> Result<(Demand, FastPath), Undecided> {
+        let (Some((policy, live)), [buckets]) = (set.single(), &*self.each) else { return Err(Undecided::Several) };
+        let demand = match policy.evaluate(head, || live.quota()) {
+            Ok(Some(demand)) => demand,
+            Ok(None) => return Err(Undecided::DoesNotApply),
+            Err(status) => return Err(Undecided::MissingKey(status)),
+        };
+        let usual = !demand.shadow && patience.is_zero() && live.penalties().is_none();
+        match if usual { buckets.fast_path(&demand, set.clock()) } else { None } {
+            Some(found) if found.evaluation.is_granted() => {
+                let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.quota);
+                set.count((0, policy), Outcome::Allowed, false, self.decided_by, near_limit);
+                Ok((demand, found))
+            }
+            Some(found) => Err(Undecided::Denied(demand, found)),
+            None => Err(Undecided::Evaluated(demand)),
+        }
+    }
+
+    #[inline(always)]
+    fn acquire_otherwise(
+        &self,
+        set: &PolicySet,
+        undecided: Undecided,
+        head: RequestHead<'_>,
+        receipts: Option<&mut Receipts>,
+        patience: Nanos,
+    ) -> Result<Grant, Denied> {
+        match undecided {
+            Undecided::Denied(demand, FastPath { evaluation, now, .. }) => {
+                let mut outcomes = PolicyOutcomes::new();
+                outcomes.push(PolicyOutcome::of(0, &demand, evaluation.clamped, evaluation, now));
+                let key = [(0, demand.key)];
+                Err(set.denied(outcomes, &key, &key, now, self.decided_by))
+            }
+            Undecided::DoesNotApply => Ok(Grant::at(set.now())),
+            Undecided::Evaluated(demand) => self.acquire_all(set, &[(0, demand)], receipts, patience),
+            Undecided::MissingKey(status) => Err(set.missing_key(0, status, head)),
+            Undecided::Several => self.acquire_several(set, head, receipts, patience),
+        }
+    }
+
+    fn acquire_several(
+        &self,
+        set: &PolicySet,
+        head: RequestHead<'_>,
+        receipts: Option<&mut Receipts>,
+        patience: Nanos,
+    ) -> Result<Grant, Denied> {
+        let mut demands = Demands::new();
+        set.evaluate(head, &mut demands)?;
+        self.acquire_all(set, &demands, receipts, patience)
+    }
+
+    /// Acquires what a request asks of all policies, or nothing.
+    #[inline(never)]
+    pub(crate) fn acquire_all(
+        &self,
+        set: &PolicySet,
+        demands: &[(usize, Demand)],
+        receipts: Option<&mut Receipts>,
+        patience: Nanos,
+    ) -> Result<Grant, Denied> {
+        if let Some(blocked) =
+            set.blocked(demands, self.decided_by, |policy, demand| self.without_acquiring(set, policy, *demand))
+        {
+            return Err(blocked);
+        }
+        let mut outcomes = PolicyOutcomes::new();
+        let mut strikes = SmallVec::<[_; 4]>::new();
+        // Counted after every lock is released; empty without the feature `metrics`.
+        let mut counted = SmallVec::<[Counted; 4]>::new();
+        let (result, mut without_place) = {
+            let mut attempts = SmallVec::<[Attempt<'_>; 4]>::new();
+            if demands.len() > attempts.inline_size() {
+                // Allocated while nothing is locked.
+                attempts.reserve_exact(demands.len());
+            }
+            for (policy, demand) in demands {
+                attempts.push(Attempt::lock(*policy, *demand, &self.each[*policy], set));
+            }
+            let result = critical_section(set, &mut attempts, patience);
+            if let (Ok(grant), true) = (result, cfg!(feature = "metrics")) {
+                counted.extend(attempts.iter().map(|attempt| attempt.counted(grant.at)));
+            }
+            match (result, receipts) {
+                (Ok(grant), Some(receipts)) => {
+                    receipts.extend(attempts.iter().map(|attempt| attempt.receipt(grant.at)));
+                }
+                (Ok(_), None) => {}
+                (Err(now), _) => {
+                    outcomes.extend(attempts.iter().map(|attempt| attempt.outcome(now, false)));
+                    strikes.extend(attempts.iter().filter_map(Attempt::strike));
+                }
+            }
+            (result, if attempts.iter().any(Attempt::has_no_place) { without_place(&attempts) } else { 0 })
+            // Every lock is released here.
+        };
+        for Counted { policy, granted, shadow, near_limit } in counted {
+            let outcome = if granted { Outcome::Allowed } else { Outcome::Denied };
+            let counted = (policy, &set.policies()[policy]);
+            set.count(counted, outcome, shadow, self.decided_by, || near_limit);
+        }
+        while without_place != 0 {
+            let (policy, _) = demands[without_place.trailing_zeros() as usize];
+            without_place &= without_place - 1;
+            set.count_overflow(policy);
+            self.each[policy].request_sweep();
+        }
+        result.map_err(|now| set.denied(outcomes, &strikes, &strikes, now, self.decided_by))
+    }
+
+    /// How one policy answers a request that is denied in any case: from the bucket that the key
+    /// would use, after the clamp is written, as in any denial.
+    fn without_acquiring(&self, set: &PolicySet, policy: usize, demand: Demand) -> PolicyOutcome {
+        let mut attempt = Attempt::lock(policy, demand, &self.each[policy], set);
+        loop {
+            attempt.read();
+            let now = set.now();
+            attempt.evaluate(now, Nanos::ZERO);
+            if attempt.write(false) {
+                return attempt.outcome(now, false);
+            }
+        }
+    }
+}
+
+/// What the fast path leaves to do.
+#[derive(Clone, Copy)]
+enum Undecided {
+    /// The cells are not there.
+    Denied(Demand, FastPath),
+    DoesNotApply,
+    /// More has to be read or written than the one bucket.
+    Evaluated(Demand),
+    MissingKey(StatusCode),
+    /// There are several policies.
+    Several,
+}
+
+/// Decides over locked buckets. The error is the reading of the clock at which not all have
+/// granted.
+#[inline(always)]
+fn critical_section(set: &PolicySet, attempts: &mut [Attempt<'_>], patience: Nanos) -> Result<Grant, Timestamp> {
+    loop {
+        // The atomic bucket is read before the clock, as the others were locked before it.
+        for attempt in &mut *attempts {
+            attempt.read();
+        }
+        let now = set.now();
+        let mut all = true;
+        for attempt in &mut *attempts {
+            all &= attempt.evaluate(now, patience);
+        }
+        // From the last: the atomic bucket, which may have changed. The others cannot have.
+        if attempts.iter_mut().rev().all(|attempt| attempt.write(all)) {
+            let wait = attempts.iter().map(Attempt::wait).max().unwrap_or_default();
+            return if all { Ok(Grant { at: now, wait }) } else { Err(now) };
+        }
+    }
+}
+
+/// One bit for each attempt whose policy had no place for the key, of the first 64.
+#[cold]
+fn without_place(attempts: &[Attempt<'_>]) -> u64 {
+    let bit = |(at, attempt): (u32, &Attempt<'_>)| u64::from(attempt.has_no_place()).checked_shl(at).unwrap_or(0);
+    (0..).zip(attempts).map(bit).fold(0, |bits, bit| bits | bit)
+}
+
+#[inline(always)]
+fn receipt(demand: &Demand, found: &FastPath) -> Receipt {
+    let Demand { key, quota, cells, .. } = *demand;
+    let FastPath { evaluation, now, generation } = *found;
+    Receipt {
+        outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),
+        key,
+        cells,
+        added: quota.cost(cells),
+        generation,
+        after: evaluation.after,
+        from_overflow: false,
+    }
+}

@@ -1,0 +1,290 @@
+//! Contains the control of a limiter: peek, charge, refund, block, set, list, sweep.
+//!
+//! Every method names a policy. None of them is used by a decision.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Limiter,
+    error::{BlockError, UnknownPolicy},
+    local_buckets::PolicyBuckets,
+};
+use crate::{
+    bucket::Bucket,
+    decision::{Allowed, Standing},
+    key::{IntoKey, Key},
+    policy::Policy,
+    quota::Quota,
+    store::Store,
+    sweeper,
+};
+
+impl Limiter {
+    /// Returns the policies, in the limiter's order: the keyed ones as they were given, then the
+    /// global ones as they were given.
+    pub fn policies(&self) -> &[Policy] {
+        self.set().policies()
+    }
+
+    /// Returns the key that [`RequestHead::key`](crate::key::RequestHead::key) makes of `value`.
+    ///
+    /// The methods that take a key make it themselves. Use this method to store a key.
+    ///
+    /// How much of a client's address counts depends on the extractor: name a client with
+    /// `PeerIp.network(address)`. What a second choice finds ([`or`](crate::key::KeyExtractor::or))
+    /// has a key of its own: name it with [`fallback(1, value)`](crate::key::fallback).
+    #[must_use]
+    pub fn key_of(&self, value: impl IntoKey) -> Key {
+        value.key(self.set().hasher())
+    }
+
+    /// Returns how `key` stands under the policy of this name, and acquires nothing. The key of a
+    /// global policy is [`Key::GLOBAL`].
+    ///
+    /// The standing is by the policy's own quota, because it is not known which one
+    /// [`quota_by`](Policy::quota_by) would choose. A blocked key shows its bucket, see
+    /// [`blocked_for`](Self::blocked_for). A key that shares an overflow bucket shows a full bucket
+    /// of its own.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn peek(&self, policy: &str, key: impl IntoKey) -> Result<Standing<'_>, UnknownPolicy> {
+        let (index, policy, buckets) = self.find(policy)?;
+        let (bucket, now) = buckets.peek(self.key_of(key), self.set().clock());
+        let (quota, slack) = (self.set().quota(index), buckets.slack());
+        Ok(Standing::of(policy.name(), quota, bucket.clamped(now, quota, slack).backlog(now)))
+    }
+
+    /// Charges `cells` whether or not they are there, and returns how `key` stands afterwards.
+    ///
+    /// Use it for costs that are higher than expected. Missing cells become debt, which time pays
+    /// off before anything is granted again. The debt is at most one burst, or the longest wait
+    /// where [requests wait](crate::RateLimitLayer::max_delay); cells beyond that are forgiven. A
+    /// charge never lessens a backlog. A key for which a full map has no place
+    /// ([`AtCap::Deny`](crate::policy::AtCap::Deny), [`AtCap::Allow`](crate::policy::AtCap::Allow))
+    /// is not charged.
+    ///
+    /// Cells are those of the policy's own quota, because it is not known which one
+    /// [`quota_by`](Policy::quota_by) would choose.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn charge(&self, policy: &str, key: impl IntoKey, cells: u32) -> Result<Standing<'_>, UnknownPolicy> {
+        let (index, policy, buckets) = self.find(policy)?;
+        let quota = self.set().quota(index);
+        let (after, now) = buckets.charge(self.key_of(key), quota, cells, self.set().clock());
+        Ok(Standing::of(policy.name(), quota, after.clamped(now, quota, buckets.slack()).backlog(now)))
+    }
+
+    /// Fills the bucket of `key` under the policy of this name, and ends its blocks. Earlier
+    /// receipts of the policy are void. Returns true if the bucket was not full, or the key was
+    /// blocked. A bucket that a key shares with others, because the map was full, is not reset.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn reset(&self, policy: &str, key: impl IntoKey) -> Result<bool, UnknownPolicy> {
+        let ((index, _, buckets), key) = (self.find(policy)?, self.key_of(key));
+        let was_used = buckets.reset(key, self.set().clock());
+        let was_blocked = self.set().penalties(index).is_some_and(|penalties| penalties.forget(key, self.set().now()));
+        Ok(was_used || was_blocked)
+    }
+
+    /// Denies every request with `key` under the policy of this name for this time, whatever is in
+    /// its bucket. A time of zero ends a block, and also a [ban](Policy::ban). The response says
+    /// how long the block lasts, as far as the policy [advertises](Policy::advertise) it.
+    ///
+    /// At most 65,536 keys are blocked under one policy, and 1,024 of one network (IPv4 /16, IPv6
+    /// /40).
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or no place for another key.
+    pub fn block(&self, policy: &str, key: impl IntoKey, time: Duration) -> Result<(), BlockError> {
+        let (index, ..) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
+        let now = self.set().now();
+        let penalties = self.set().penalties_or_new(index);
+        if penalties.block(self.key_of(key), now.saturating_add(time.into()), now) {
+            Ok(())
+        } else {
+            Err(BlockError::Full)
+        }
+    }
+
+    /// Returns the remaining time for which `key` is blocked under the policy of this name.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn blocked_for(&self, policy: &str, key: impl IntoKey) -> Result<Option<Duration>, UnknownPolicy> {
+        let (index, ..) = self.find(policy)?;
+        let until = self.set().penalties(index).and_then(|penalties| penalties.blocked_until(self.key_of(key)));
+        let left = until.map(|until| until.since(self.set().now())).filter(|left| !left.is_zero());
+        Ok(left.map(Into::into))
+    }
+
+    /// Returns the quota of the policy of this name, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn quota(&self, policy: &str) -> Result<Quota, UnknownPolicy> {
+        let (index, ..) = self.find(policy)?;
+        Ok(self.set().quota(index))
+    }
+
+    /// Sets the quota of the policy of this name, for every later decision. Its buckets stay: the
+    /// backlog under one quota stays, as time, under the next, up to two bursts of it (or one, and
+    /// the longest wait, where a [delay layer](crate::RateLimitLayer::max_delay) uses the limiter).
+    /// Requests for which [`quota_by`](Policy::quota_by) chooses a quota are not affected.
+    ///
+    /// A decision on another thread at the same time may use the former quota.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn set_quota(&self, policy: &str, quota: Quota) -> Result<(), UnknownPolicy> {
+        let (index, ..) = self.find(policy)?;
+        self.set().set_quota(index, quota);
+        Ok(())
+    }
+
+    /// Sets the quotas of several policies, from a file that was read again for instance: all of
+    /// them, or none if one is unknown.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of one of the names.
+    pub fn set_quotas<N: AsRef<str>>(&self, quotas: impl IntoIterator<Item = (N, Quota)>) -> Result<(), UnknownPolicy> {
+        let found = quotas.into_iter().map(|(name, quota)| Ok((self.find(name.as_ref())?.0, quota)));
+        let found = found.collect::<Result<Vec<_>, UnknownPolicy>>()?;
+        for (index, quota) in found {
+            self.set().set_quota(index, quota);
+        }
+        Ok(())
+    }
+
+    /// Lists keys that have a bucket under the policy of this name, with how they stand: at most
+    /// `limit` keys, from position `from` on, which is zero for the first page. A global policy has
+    /// no keys.
+    ///
+    /// Between two pages keys come and go, and positions change: a key may be missing or listed
+    /// twice. On one page of all keys (a `limit` of `usize::MAX`) each key that stays is listed
+    /// once.
+    ///
+    /// # Locking behaviour
+    ///
+    /// Locks one shard of the policy's map at a time. Reaching a position takes time in proportion
+    /// to it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn list(&self, policy: &str, from: usize, limit: usize) -> Result<Page<'_>, UnknownPolicy> {
+        let (index, policy, buckets) = self.find(policy)?;
+        let (quota, now) = (self.set().quota(index), self.set().now());
+        let Some(store) = buckets.store() else { return Ok(Page { keys: Vec::new(), next: None }) };
+        if limit == 0 {
+            return Ok(Page { keys: Vec::new(), next: None });
+        }
+        // One more, to know whether there is another page.
+        let mut found = store.list(from, limit.saturating_add(1));
+        let next = (found.len() > limit).then(|| from + limit);
+        found.truncate(limit);
+        let slack = buckets.slack();
+        let standing =
+            |bucket: Bucket| Standing::of(policy.name(), quota, bucket.clamped(now, quota, slack).backlog(now));
+        Ok(Page { keys: found.into_iter().map(|(key, bucket)| (key, standing(bucket))).collect(), next })
+    }
+
+    /// Returns the keys that were denied most since the limiter was built, for lack of cells or
+    /// because they are blocked, sorted from the most denied one. Empty unless the limiter was
+    /// built with [`top_denied`](super::Builder::top_denied).
+    #[must_use]
+    pub fn top_denied(&self) -> Vec<DeniedKey> {
+        let named = self.set().top_denied().into_iter().map(|tracked| DeniedKey {
+            policy: self.policies()[tracked.policy].shared_name(),
+            key: tracked.key,
+            denials: tracked.count,
+            overestimate: tracked.overestimate,
+        });
+        named.collect()
+    }
+
+    /// Refunds the cells of an allowed request that is not served, less what time has returned
+    /// already.
+    ///
+    /// So the sooner, the more is refunded, and no schedule admits more than the quota. After a
+    /// bucket was cut to a smaller quota, nothing is refunded to its policy. Nothing is refunded to
+    /// a limiter other than the one that allowed the request.
+    #[expect(clippy::needless_pass_by_value, reason = "consumed, so that nothing is refunded twice")]
+    pub fn refund(&self, allowed: Allowed<'_>) {
+        if std::ptr::eq(allowed.policies, self.policies()) {
+            let clock = self.set().clock();
+            allowed.receipts.iter().for_each(|receipt| self.parts.buckets.refund(receipt, allowed.at, clock));
+        }
+    }
+
+    /// Returns how many keys have a bucket, over all keyed policies.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.parts.buckets.each.iter().filter_map(PolicyBuckets::store).map(Store::len).sum()
+    }
+
+    /// Whether no key has a bucket.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Removes the idle keys, returns memory, and returns how many keys were removed. A background
+    /// thread does this unless the limiter uses [`Sweep::Manual`](super::Sweep::Manual). No
+    /// decision changes by it.
+    ///
+    /// # Locking behaviour
+    ///
+    /// Locks one shard of each policy's map at a time.
+    #[expect(clippy::must_use_candidate, reason = "called for its effect")]
+    pub fn sweep(&self) -> usize {
+        let policies = self.policies().iter().enumerate().zip(&self.parts.buckets.each);
+        let removed = policies.map(|((index, policy), buckets)| {
+            if let Some(penalties) = self.set().penalties(index) {
+                penalties.sweep();
+            }
+            buckets.store().map_or(0, |store| sweeper::sweep_now(policy.name(), store))
+        });
+        removed.sum()
+    }
+
+    fn find(&self, name: &str) -> Result<(usize, &Policy, &PolicyBuckets), UnknownPolicy> {
+        let (index, policy) = self.set().find(name)?;
+        Ok((index, policy, &self.parts.buckets.each[index]))
+    }
+}
+
+/// Some of the keys of a policy. Made by [`Limiter::list`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Page<'a> {
+    /// The keys, and how each stands.
+    pub keys: Vec<(Key, Standing<'a>)>,
+    /// The position of the next page, if there is one.
+    pub next: Option<usize>,
+}
+
+/// A key that was denied often. Made by [`Limiter::top_denied`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeniedKey {
+    /// The policy that denied it.
+    pub policy: Arc<str>,
+    /// The key.
+    pub key: Key,
+    /// The number of denials. It is never too small, except for denials that came while another one
+    /// was being counted.
+    pub denials: u64,
+    /// By how much the number may be too large.
+    pub overestimate: u64,
+}

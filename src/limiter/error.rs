@@ -1,0 +1,142 @@
+//! Contains the errors of building and controlling a limiter.
+
+use std::{error, fmt};
+
+/// The longest name of a policy in bytes. Names are sent in header fields, whose length is limited.
+pub(super) const MAX_NAME: usize = 64;
+
+/// Why a [`Limiter`](crate::Limiter) cannot be built. The text names the policy, the rule, and what
+/// to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    policy: String,
+    kind: ConfigErrorKind,
+}
+
+impl ConfigError {
+    pub(super) fn new(policy: &str, kind: ConfigErrorKind) -> Self {
+        Self { policy: policy.to_owned(), kind }
+    }
+
+    /// Returns what is wrong.
+    #[must_use]
+    pub fn kind(&self) -> ConfigErrorKind {
+        self.kind
+    }
+
+    /// Returns the name of the policy that is wrong. It is empty where there is no policy.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+}
+
+/// What is wrong with the configuration of a limiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigErrorKind {
+    /// Two policies have one name.
+    DuplicateName,
+    /// The name of a policy is empty.
+    EmptyName,
+    /// The name of a policy is longer than 64 bytes.
+    LongName,
+    /// The maximum number of keys is zero, or above 2³² − 1.
+    MaxKeys,
+    /// The status for a missing key is not an error (400 to 599).
+    MissingStatus,
+    /// There is no policy.
+    NoPolicy,
+    /// The name of a policy is not printable ASCII.
+    UnprintableName,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let policy = &self.policy;
+        match self.kind {
+            ConfigErrorKind::DuplicateName => {
+                write!(f, "two policies are named {policy:?}: rename one with `Policy::named`")
+            }
+            ConfigErrorKind::EmptyName => write!(f, "a policy's name is empty: name it with `Policy::named`"),
+            ConfigErrorKind::LongName => write!(
+                f,
+                "the policy's name {policy:?} is longer than {MAX_NAME} bytes: choose a shorter one with `Policy::named`"
+            ),
+            ConfigErrorKind::MaxKeys => write!(
+                f,
+                "the policy {policy:?} has an invalid maximum number of keys: set `Policy::max_keys` from 1 to 2^32 - 1"
+            ),
+            ConfigErrorKind::MissingStatus => write!(
+                f,
+                "the policy {policy:?} rejects a missing key with a status that is not an error: \
+                 set `Missing::Reject` to a status from 400 to 599"
+            ),
+            ConfigErrorKind::NoPolicy => f.write_str("the limiter has no policy and would limit nothing: add a policy"),
+            ConfigErrorKind::UnprintableName => write!(
+                f,
+                "the policy's name {policy:?} is not printable ASCII, which header fields need: \
+                 choose another one with `Policy::named`"
+            ),
+        }
+    }
+}
+
+impl error::Error for ConfigError {}
+
+/// No policy of the limiter has the given name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownPolicy {
+    name: String,
+    known: Vec<String>,
+}
+
+impl UnknownPolicy {
+    pub(super) fn new<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        Self { name: name.to_owned(), known: known.map(str::to_owned).collect() }
+    }
+
+    /// Returns the name that no policy has.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for UnknownPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no policy is named {:?}: use one of {:?}", self.name, self.known)
+    }
+}
+
+impl error::Error for UnknownPolicy {}
+
+/// Why a key was not blocked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BlockError {
+    /// The maximum number of keys is blocked, in all or of this key's network.
+    Full,
+    /// There is no policy of the given name.
+    UnknownPolicy(UnknownPolicy),
+}
+
+impl fmt::Display for BlockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str(
+                "the maximum number of keys is blocked, in all or of this key's network: end other blocks first",
+            ),
+            Self::UnknownPolicy(unknown) => unknown.fmt(f),
+        }
+    }
+}
+
+impl error::Error for BlockError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Full => None,
+            Self::UnknownPolicy(unknown) => Some(unknown),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Contains the models of the critical section: every interleaving with what may run at the same
+//! time.
+
+use std::time::Duration;
+
+use ::loom::thread;
+use http::Request;
+
+use super::*;
+use crate::{
+    clock::ManualClock,
+    key::{Key, key_fn},
+    policy::{AtCap, Policy},
+    quota::Quota,
+};
+
+const CELL: Duration = Duration::from_secs(3_600);
+
+fn per_user(cells: u32) -> Policy {
+    Policy::per(key_fn(|head| head.extensions().get::<u64>().copied()), Quota::per_hour(cells)).named("user")
+}
+
+fn per_team(cells: u32) -> Policy {
+    Policy::per(key_fn(|head| head.extensions().get::<u64>().map(|_| 0_u64)), Quota::per_hour(cells)).named("team")
+}
+
+fn limiter(policies: impl IntoIterator<Item = Policy>) -> (Limiter, ManualClock) {
+    let clock = ManualClock::new();
+    // Small maps, so that loom has few atomics to follow.
+    let policies = policies.into_iter().map(|policy| if policy.is_global() { policy } else { policy.max_keys(2) });
+    let limiter = Limiter::builder().policies(policies).clock(clock.clone()).sweep(Sweep::Manual).build();
+    (limiter.unwrap(), clock)
+}
+
+fn request(user: u64) -> Request<()> {
+    let mut request = Request::new(());
+    request.extensions_mut().insert(user);
+    request
+}
+
+fn admits(limiter: &Limiter, user: u64) -> bool {
+    limiter.decide(&request(user)).is_allowed()
+}
+
+/// Runs both at the same time, and returns what they return.
+fn beside<A: Send + 'static, B>(
+    limiter: &Limiter,
+    first: impl FnOnce(&Limiter) -> A + Send + 'static,
+    second: impl FnOnce(&Limiter) -> B,
+) -> (A, B) {
+    let other = limiter.clone();
+    let first = thread::spawn(move || first(&other));
+    let second = second(limiter);
+    (first.join().unwrap(), second)
+}
+
+fn left(limiter: &Limiter, policy: &str, key: Key) -> u32 {
+    limiter.peek(policy, key).unwrap().remaining()
+}
+
+fn models(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = ::loom::model::Builder::new();
+    // More of them take much more time and find nothing more.
+    builder.preemption_bound = builder.preemption_bound.or(Some(3));
+    builder.check(model);
+}
+
+#[test]
+fn loom_two_requests_over_three_policies_are_allowed_by_all_or_counted_by_none() {
+    models(|| {
+        let (limiter, _clock) = limiter([per_user(1), per_team(1), Policy::global(Quota::per_hour(9))]);
+        let (a, b) = beside(&limiter, |limiter| admits(limiter, 1), |limiter| admits(limiter, 2));
+        assert!(a != b, "the team has one cell");
+        let users = left(&limiter, "user", limiter.key_of(1_u64)) + left(&limiter, "user", limiter.key_of(2_u64));
+        let rest = (users, left(&limiter, "team", limiter.key_of(0_u64)), left(&limiter, "global", Key::GLOBAL));
+        assert_eq!(rest, (1, 0, 8));
+    });
+}
+
+#[test]
+fn loom_the_last_cell_of_the_global_bucket_is_acquired_once() {
+    models(|| {
+        let (limiter, _clock) = limiter([per_user(2), Policy::global(Quota::per_hour(1))]);
+        let (a, b) = beside(&limiter, |limiter| admits(limiter, 1), |limiter| admits(limiter, 2));
+        assert!(a != b);
+        let users = left(&limiter, "user", limiter.key_of(1_u64)) + left(&limiter, "user", limiter.key_of(2_u64));
+        assert_eq!(users, 3, "a denied request acquires nothing");
+    });
+}
+
+#[test]
+fn loom_several_global_policies_are_locked_together() {
+    // In both orders: buckets exchanged one after another would count a request that the next one
+    // denies.
+    for cells in [[3, 1], [1, 3]] {
+        models(move || {
+            let policies = cells.map(|cells| Policy::global(Quota::per_hour(cells)).named(format!("of {cells}")));
+            let (limiter, _clock) = limiter(policies);
+            let (a, b) = beside(&limiter, |limiter| admits(limiter, 1), |limiter| admits(limiter, 2));
+            assert!(a != b);
+            assert_eq!((left(&limiter, "of 3", Key::GLOBAL), left(&limiter, "of 1", Key::GLOBAL)), (2, 0));
+        });
+    }
+}
+
+/// A clock that is read before the bucket is locked admits one more: a bucket that was idle then
+/// may be swept by now.
+#[test]
+fn loom_a_sweep_beside_a_decision_admits_no_more() {
+    for policies in [1, 2] {
+        models(move || {
+            let (limiter, clock) = limiter([per_user(1), per_team(9)].into_iter().take(policies));
+            assert!(admits(&limiter, 1));
+            let (_swept, admitted) = beside(
+                &limiter,
+                move |limiter| {
+                    clock.advance(CELL);
+                    limiter.sweep()
+                },
+                |limiter| admits(limiter, 1),
+            );
+            // An hour later there is one cell, for the one or for the other.
+            assert_eq!(usize::from(admitted) + usize::from(admits(&limiter, 1)), 1);
+        });
+    }
+}
+
+#[test]
+fn loom_the_last_place_is_reserved_once() {
+    models(|| {
+        let (limiter, _clock) = limiter([per_user(1).at_cap(AtCap::Deny), per_team(9)]);
+        assert!(admits(&limiter, 1));
+        let (a, b) = beside(&limiter, |limiter| admits(limiter, 2), |limiter| admits(limiter, 3));
+        assert!(a != b, "two places for three keys");
+        assert_eq!(limiter.len(), 2 + 1);
+    });
+}
+
+#[test]
+fn loom_one_key_does_not_compete_with_itself() {
+    models(|| {
+        let (limiter, _clock) = limiter([per_user(2).at_cap(AtCap::Deny)]);
+        assert!(admits(&limiter, 1));
+        let (a, b) = beside(&limiter, |limiter| admits(limiter, 2), |limiter| admits(limiter, 2));
+        assert!(a && b, "one place for one key with two cells");
+    });
+}
+
+#[test]
+fn loom_a_refund_beside_an_acquisition_returns_cells_once() {
+    models(|| {
+        let (limiter, _clock) = limiter([per_user(1), per_team(2)]);
+        let (_, admitted) = beside(
+            &limiter,
+            |limiter| match limiter.decide(&request(1)) {
+                Decision::Allow(allowed) => limiter.refund(allowed),
+                Decision::Deny(_) => {}
+            },
+            |limiter| admits(limiter, 1),
+        );
+        let left = (left(&limiter, "user", limiter.key_of(1_u64)), left(&limiter, "team", limiter.key_of(0_u64)));
+        assert_eq!(left, if admitted { (0, 1) } else { (1, 2) });
+    });
+}
+
+/// Each decision uses the old quota or the new one.
+#[test]
+fn loom_a_change_of_quota_beside_decisions_admits_what_one_of_the_quotas_does() {
+    models(|| {
+        let (limiter, _clock) = limiter([per_user(1)]);
+        let ((), admitted) = beside(
+            &limiter,
+            |limiter| limiter.set_quota("user", Quota::per_hour(2)).unwrap(),
+            |limiter| [admits(limiter, 1), admits(limiter, 1), admits(limiter, 1)],
+        );
+        // The first by both quotas; the second if the change came before the first; the third
+        // exceeds both.
+        assert!(matches!(admitted, [true, _, false]), "{admitted:?}");
+    });
+}

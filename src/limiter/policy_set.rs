@@ -1,0 +1,359 @@
+//! Contains [`PolicySet`], what a limiter has beside its buckets: the policies with their quotas as
+//! they are now, the clock, the secret of the keys, blocks and bans, and the meters.
+//!
+//! Every limiter has exactly one, wherever its buckets are. So a request is evaluated, a key is
+//! blocked, and a denial is counted and reported in one way. This file must not know where buckets
+//! are, nor how they are locked.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use http::{Request, StatusCode};
+use smallvec::SmallVec;
+
+use super::{
+    error::{ConfigError, ConfigErrorKind, MAX_NAME, UnknownPolicy},
+    live_quota::LiveQuota,
+    penalties::Penalties,
+    top_denied::{TopDenied, TrackedKey},
+};
+use crate::{
+    clock::{Clock, Nanos, Timestamp},
+    decision::{Denied, PolicyOutcome, PolicyOutcomes, Verdict},
+    key::{HeadParts, Key, KeyHasher, RequestHead},
+    observe::{
+        events::{self, Throttle},
+        metrics::{DecidedBy, Meters, Outcome},
+    },
+    policy::{Demand, Missing, Policy},
+    quota::Quota,
+    sweeper::Sweep,
+};
+
+/// What a request asks of each policy that applies, by the policy's index.
+pub(crate) type Demands = SmallVec<[(usize, Demand); 4]>;
+
+/// What a limiter has beside its buckets.
+pub struct PolicySet {
+    /// In the limiter's order: the keyed policies as they were given, then the global ones.
+    policies: Arc<[Policy]>,
+    /// In the same order.
+    live: Box<[LivePolicy]>,
+    clock: Clock,
+    hasher: KeyHasher,
+    meters: Meters,
+    missing_keys: Throttle,
+    denials: Throttle,
+    top_denied: Option<TopDenied>,
+    sweep: Sweep,
+}
+
+/// What changes of a policy while the limiter runs.
+pub(super) struct LivePolicy {
+    quota: LiveQuota,
+    /// Made with the limiter for a policy with a ban, and with the first block for another.
+    penalties: OnceLock<Penalties>,
+}
+
+impl LivePolicy {
+    #[inline(always)]
+    pub(super) fn quota(&self) -> Quota {
+        self.quota.get()
+    }
+
+    /// `None` as long as no key was ever blocked, for a policy without a ban.
+    #[inline(always)]
+    pub(super) fn penalties(&self) -> Option<&Penalties> {
+        self.penalties.get()
+    }
+}
+
+/// The options of a [`PolicySet`] beside its policies.
+#[derive(Debug, Default)]
+pub(crate) struct PolicySetOptions {
+    pub(crate) clock: Clock,
+    /// Random unless set.
+    pub(crate) hasher: Option<KeyHasher>,
+    /// By the clock unless set.
+    pub(crate) sweep: Option<Sweep>,
+    /// The number of keys to track.
+    pub(crate) top_denied: usize,
+}
+
+impl PolicySet {
+    pub(crate) fn new(policies: Vec<Policy>, options: PolicySetOptions) -> Result<Self, ConfigError> {
+        check(&policies)?;
+        let PolicySetOptions { clock, hasher, sweep, top_denied } = options;
+        let (mut policies, global): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| !policy.is_global());
+        policies.extend(global);
+        let default = if clock.is_system() { Sweep::Background } else { Sweep::Manual };
+        let live = policies
+            .iter()
+            .map(|policy| LivePolicy { quota: LiveQuota::new(policy.quota()), penalties: OnceLock::new() });
+        let set = Self {
+            live: live.collect(),
+            meters: Meters::new(policies.len()),
+            policies: policies.into(),
+            clock,
+            hasher: hasher.unwrap_or_else(KeyHasher::random),
+            missing_keys: Throttle::default(),
+            denials: Throttle::default(),
+            top_denied: (top_denied > 0).then(|| TopDenied::new(top_denied)),
+            sweep: sweep.unwrap_or(default),
+        };
+        for (index, _) in set.policies.iter().enumerate().filter(|(_, policy)| policy.ban_rule().is_some()) {
+            set.penalties_or_new(index);
+        }
+        Ok(set)
+    }
+
+    #[inline(always)]
+    pub(crate) fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+
+    #[inline(always)]
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    #[inline(always)]
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn hasher(&self) -> &KeyHasher {
+        &self.hasher
+    }
+
+    /// The policy of a set that has one.
+    #[inline(always)]
+    pub(super) fn single(&self) -> Option<(&Policy, &LivePolicy)> {
+        match (&*self.policies, &*self.live) {
+            ([policy], [live]) => Some((policy, live)),
+            _ => None,
+        }
+    }
+
+    /// The parts of a request that policies see.
+    #[inline(always)]
+    pub(crate) fn parts<'a, B>(&'a self, request: &'a Request<B>) -> HeadParts<'a> {
+        HeadParts::new(request, &self.hasher)
+    }
+
+    /// The policy's own quota, as it is now.
+    #[inline(always)]
+    pub(crate) fn quota(&self, index: usize) -> Quota {
+        self.live[index].quota()
+    }
+
+    pub(super) fn set_quota(&self, index: usize, quota: Quota) {
+        self.live[index].quota.set(quota);
+    }
+
+    /// The name under which the background thread sweeps what belongs to a policy. `None` where it
+    /// does not.
+    pub(crate) fn swept_as(&self, policy: &Policy) -> Option<Arc<str>> {
+        (self.sweep == Sweep::Background).then(|| policy.shared_name())
+    }
+
+    #[inline(always)]
+    pub(super) fn penalties(&self, index: usize) -> Option<&Penalties> {
+        self.live[index].penalties()
+    }
+
+    pub(super) fn penalties_or_new(&self, index: usize) -> &Penalties {
+        let policy = &self.policies[index];
+        self.live[index]
+            .penalties
+            .get_or_init(|| Penalties::new(policy.ban_rule(), &self.clock, self.swept_as(policy).as_ref()))
+    }
+
+    pub(super) fn top_denied(&self) -> Vec<TrackedKey> {
+        self.top_denied.as_ref().map(TopDenied::top).unwrap_or_default()
+    }
+
+    /// The index of the policy of this name, and the policy.
+    pub(crate) fn find(&self, name: &str) -> Result<(usize, &Policy), UnknownPolicy> {
+        let found = self.policies.iter().enumerate().find(|(_, policy)| policy.name() == name);
+        found.ok_or_else(|| UnknownPolicy::new(name, self.policies.iter().map(Policy::name)))
+    }
+
+    /// Adds what a request asks of each policy that applies.
+    ///
+    /// # Errors
+    ///
+    /// The denial of a request that lacks a key.
+    #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
+    #[inline(always)]
+    pub(crate) fn evaluate(&self, head: RequestHead<'_>, demands: &mut Demands) -> Result<(), Denied> {
+        for (index, policy) in self.policies.iter().enumerate() {
+            match policy.evaluate(head, || self.quota(index)) {
+                Ok(Some(demand)) => demands.push((index, demand)),
+                Ok(None) => {}
+                Err(status) => return Err(self.missing_key(index, status, head)),
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    pub(super) fn missing_key(&self, index: usize, status: StatusCode, head: RequestHead<'_>) -> Denied {
+        let policy = &self.policies[index];
+        self.count((index, policy), Outcome::MissingKey, false, DecidedBy::default(), || false);
+        events::missing_key(policy.name(), status.as_u16(), policy.remedy(head), &self.missing_keys, self.now());
+        Denied::missing_key(Arc::clone(&self.policies), index, status, policy.challenge(head))
+    }
+
+    /// The denial of a request one of whose keys is blocked. `outcome` says how a policy would
+    /// answer without the block.
+    ///
+    /// Called before any bucket is locked, and never locks across policies.
+    pub(crate) fn blocked(
+        &self,
+        demands: &[(usize, Demand)],
+        decided_by: DecidedBy,
+        outcome: impl Fn(usize, &Demand) -> PolicyOutcome,
+    ) -> Option<Denied> {
+        let until = |(policy, demand): &(usize, Demand)| {
+            let until = self.penalties(*policy)?.blocked_until(demand.key)?;
+            (!demand.shadow && until > self.now()).then_some(until)
+        };
+        demands.iter().find_map(until)?;
+        // The wait is the longest of all policies: the end of the block is not enough where cells
+        // are missing.
+        let outcomes = demands.iter().map(|demanded| {
+            let (policy, demand) = demanded;
+            let mut outcome = outcome(*policy, demand);
+            if let Some(until) = until(demanded) {
+                let left = until.since(self.now());
+                outcome.verdict = match outcome.verdict {
+                    // A request that can never be granted is not granted after the block either.
+                    Verdict::AtCapacity | Verdict::Never => outcome.verdict,
+                    Verdict::Wait(wait) => Verdict::Blocked(left.max(wait)),
+                    Verdict::Blocked(_) | Verdict::Granted => Verdict::Blocked(left),
+                };
+                if let Some(top_denied) = &self.top_denied {
+                    top_denied.count(*policy, demand.key);
+                }
+            }
+            outcome
+        });
+        let outcomes: PolicyOutcomes = outcomes.collect();
+        // The block may have ended since it was found.
+        let keys: SmallVec<[_; 4]> = demands.iter().map(|(policy, demand)| (*policy, demand.key)).collect();
+        outcomes.iter().any(PolicyOutcome::denies).then(|| self.denied(outcomes, &keys, &[], self.now(), decided_by))
+    }
+
+    /// Makes the denial, counts it, and reports it. `keys` are those of policies that deny, as far
+    /// as they are known. `strikes` are the keys that lacked cells at `now`. Called while nothing
+    /// is locked.
+    #[inline(never)]
+    pub(crate) fn denied(
+        &self,
+        mut outcomes: PolicyOutcomes,
+        keys: &[(usize, Key)],
+        strikes: &[(usize, Key)],
+        now: Timestamp,
+        decided_by: DecidedBy,
+    ) -> Denied {
+        for (policy, key) in strikes {
+            if let Some(top_denied) = &self.top_denied {
+                top_denied.count(*policy, *key);
+            }
+            let banned = self.penalties(*policy).and_then(|penalties| penalties.strike(*key, now));
+            let outcome = outcomes.iter_mut().find(|outcome| outcome.policy == *policy);
+            if let (Some(length), Some(outcome)) = (banned, outcome) {
+                // From here on the wait for cells would be too short.
+                let wait = if let Verdict::Wait(wait) = outcome.verdict { wait } else { Nanos::ZERO };
+                outcome.verdict = Verdict::Blocked(length.max(wait));
+                events::banned(self.policies[*policy].name(), length);
+            }
+        }
+        for outcome in outcomes.iter().filter(|outcome| cfg!(feature = "metrics") && outcome.denies()) {
+            let counted = match outcome.verdict {
+                Verdict::Blocked(_) => Outcome::Blocked,
+                Verdict::AtCapacity => Outcome::AtCapacity,
+                _ => Outcome::Denied,
+            };
+            let policy = (outcome.policy, &self.policies[outcome.policy]);
+            self.count(policy, counted, false, decided_by, || false);
+        }
+        let denied = Denied::by(Arc::clone(&self.policies), outcomes);
+        let key = || {
+            let named = |(policy, _): &&(usize, Key)| self.policies[*policy].name() == denied.policy();
+            keys.iter().find(named).map(|(_, key)| self.hasher.opaque(*key))
+        };
+        events::denied(|| denied.policy(), || denied.reason(), key, &self.denials, now);
+        denied
+    }
+
+    /// The denial of a policy that fails closed.
+    #[cfg(feature = "redis")]
+    pub(crate) fn unavailable(&self, index: usize) -> Denied {
+        self.count((index, &self.policies[index]), Outcome::Unavailable, false, DecidedBy::Fallback, || false);
+        Denied::unavailable(Arc::clone(&self.policies), index)
+    }
+
+    /// Counts a policy's answer. `near` says whether less than a fifth of the burst is left.
+    #[inline(always)]
+    pub(crate) fn count(
+        &self,
+        (index, policy): (usize, &Policy),
+        outcome: Outcome,
+        shadow: bool,
+        decided_by: DecidedBy,
+        near: impl FnOnce() -> bool,
+    ) {
+        self.meters.count((index, policy.name()), outcome, shadow, decided_by, near);
+    }
+
+    pub(super) fn count_overflow(&self, index: usize) {
+        self.meters.overflowed(index, self.policies[index].name());
+    }
+}
+
+impl fmt::Debug for PolicySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PolicySet").field("policies", &self.policies).finish_non_exhaustive()
+    }
+}
+
+/// Whether less than a fifth of the burst is left.
+pub(crate) fn is_near_limit(backlog: Nanos, quota: Quota) -> bool {
+    backlog.get() / 4 > quota.burst_nanos().get() / 5
+}
+
+fn check(policies: &[Policy]) -> Result<(), ConfigError> {
+    if policies.is_empty() {
+        return Err(ConfigError::new("", ConfigErrorKind::NoPolicy));
+    }
+    for (index, policy) in policies.iter().enumerate() {
+        let name = policy.name();
+        let invalid = |kind| Err(ConfigError::new(name, kind));
+        if name.is_empty() {
+            return invalid(ConfigErrorKind::EmptyName);
+        }
+        if !name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return invalid(ConfigErrorKind::UnprintableName);
+        }
+        if policies[..index].iter().any(|earlier| earlier.name() == name) {
+            return invalid(ConfigErrorKind::DuplicateName);
+        }
+        if name.len() > MAX_NAME {
+            return invalid(ConfigErrorKind::LongName);
+        }
+        if let Some(Missing::Reject(status)) = policy.missing() {
+            if !status.is_client_error() && !status.is_server_error() {
+                return invalid(ConfigErrorKind::MissingStatus);
+            }
+        }
+        let (max_keys, _) = policy.cap();
+        if max_keys == 0 || u32::try_from(max_keys).is_err() {
+            return invalid(ConfigErrorKind::MaxKeys);
+        }
+    }
+    Ok(())
+}

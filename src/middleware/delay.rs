@@ -1,0 +1,295 @@
+//! Delays requests instead of denying them: [`DelayLayer`].
+//!
+//! This module decides which requests may wait, for how long, and what happens to the cells of
+//! those that give up. It must not know of a runtime: the caller provides the timer.
+//!
+//! A request that exceeds the limit acquires its cells at once, from those that will be there, and
+//! waits until they are. So the requests of one key are served in the order in which they came,
+//! each when its cells are there and never before. A request is denied at once, with the wait that
+//! it would have had, when that wait is longer than the layer allows, or when too many requests
+//! wait already.
+//!
+//! Cells are acquired when a request comes. Under one policy that is the same as when it is served.
+//! Under several, requests that waited for one policy may be served together under another: a
+//! policy that had the cells at once cannot reserve them for later without denying other requests
+//! what is there now.
+//!
+//! A request that is dropped while it waits refunds its cells, less what time has returned already,
+//! if it was the last in line. The requests behind another one keep their times, and its time
+//! passes unused: otherwise a new request would be served at the same time as the last one.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_quota::{Quota, RateLimitLayer};
+//!
+//! // Up to five requests a second for each client. Further requests wait for at most two seconds.
+//! let layer = RateLimitLayer::per_ip(Quota::per_second(5)).max_delay(Duration::from_secs(2), tokio::time::sleep);
+//! ```
+//!
+//! In a client, the layer keeps outgoing calls within the limit of a partner, so that the partner
+//! denies none.
+
+use std::{
+    fmt, mem,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    deferred::{Admitted, DeferredFuture, PendingRequest},
+    future::ResponseFuture,
+    state::LayerState,
+};
+use crate::{
+    clock::Nanos,
+    decision::{Denied, Receipts},
+    limiter::{Grant, Limiter, Settle as _},
+    response::Respond,
+};
+
+/// Delays requests instead of denying them. Made by
+/// [`RateLimitLayer::max_delay`](crate::RateLimitLayer::max_delay).
+#[must_use]
+pub struct DelayLayer<L, R, T> {
+    state: Arc<LayerState<L>>,
+    respond: R,
+    queue: Arc<Queue<T>>,
+}
+
+/// What all services of a layer share beside the limiter.
+struct Queue<T> {
+    timer: T,
+    max_delay: Nanos,
+    max_waiters: usize,
+    waiters: AtomicUsize,
+}
+
+impl<R, T> DelayLayer<Limiter, R, T> {
+    pub(super) fn new(state: Arc<LayerState<Limiter>>, respond: R, max: Duration, timer: T) -> Self {
+        let max_delay = max.into();
+        state.limiter.allow_waits(max_delay);
+        let queue = Queue { timer, max_delay, max_waiters: 1_024, waiters: AtomicUsize::new(0) };
+        Self { state, respond, queue: Arc::new(queue) }
+    }
+}
+
+impl<L, R, T> DelayLayer<L, R, T> {
+    /// Sets how many requests may wait at once, over all keys; 1,024 unless set. Further ones are
+    /// denied. Each stores its request and a clone of the service in memory. A request counts as
+    /// waiting also while it is decided.
+    pub fn max_waiters(self, max_waiters: usize) -> Self
+    where
+        T: Clone,
+    {
+        let Queue { ref timer, max_delay, .. } = *self.queue;
+        let queue = Queue { timer: timer.clone(), max_delay, max_waiters, waiters: AtomicUsize::new(0) };
+        Self { queue: Arc::new(queue), ..self }
+    }
+
+    /// Returns the limiter that decides, to share it with other layers or to control it.
+    #[must_use]
+    pub fn limiter(&self) -> &L {
+        &self.state.limiter
+    }
+
+    /// Returns how many requests wait now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.waiters.load(Ordering::Acquire)
+    }
+}
+
+// Not derived, because the derived impl would need `T: Clone`.
+impl<L, R: Clone, T> Clone for DelayLayer<L, R, T> {
+    fn clone(&self) -> Self {
+        Self { state: Arc::clone(&self.state), respond: self.respond.clone(), queue: Arc::clone(&self.queue) }
+    }
+}
+
+impl<S, L, R: Clone, T> Layer<S> for DelayLayer<L, R, T> {
+    type Service = Delay<S, L, R, T>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Delay { inner, layer: self.clone() }
+    }
+}
+
+/// A service whose requests wait for their cells. Made by [`DelayLayer`].
+///
+/// The inner service is cloned for each request that waits: the instance that was polled ready
+/// waits with the request, as tower's contract requires. What such an instance has reserved (a
+/// permit of a concurrency limit, for instance) stays reserved while it waits. Apply limits of that
+/// kind outside of this layer.
+pub struct Delay<S, L, R, T> {
+    inner: S,
+    layer: DelayLayer<L, R, T>,
+}
+
+impl<S: Clone, L, R: Clone, T> Clone for Delay<S, L, R, T> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+    }
+}
+
+impl<S, R, T, F, Q, B> Service<Request<Q>> for Delay<S, Limiter, R, T>
+where
+    S: Service<Request<Q>, Response = Response<B>> + Clone,
+    R: Respond<B> + Clone,
+    T: Fn(Duration) -> F,
+    F: Future<Output = ()>,
+{
+    type Response = Response<R::Body>;
+    type Error = S::Error;
+    type Future = DeferredFuture<S, Limiter, R, Q, WaitForCells<T, F>, S::Future, R::Body>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Q>) -> Self::Future {
+        let DelayLayer { state, respond, queue } = &self.layer;
+        let slot = WaiterSlot::take(queue);
+        let patience = if slot.is_some() { queue.max_delay } else { Nanos::ZERO };
+        let mut receipts = Receipts::default();
+        let parts = state.limiter.set().parts(&request);
+        let grant = match state.limiter.acquire_within(parts.head(), patience, &mut receipts) {
+            Ok(grant) => grant,
+            Err(mut denied) => {
+                let response = state.denied(respond, &mut denied, parts.head());
+                return DeferredFuture::decided(ResponseFuture::denied(response));
+            }
+        };
+        let waits = !grant.wait.is_zero();
+        if let (true, Some(slot)) = (waits, slot) {
+            // First, so that a panic in what follows refunds the cells.
+            let cells = ReservedCells { state: Arc::clone(state), grant, receipts: Some(receipts), slot };
+            // The instance that was polled ready is the one that is called.
+            let clone = self.inner.clone();
+            let inner = mem::replace(&mut self.inner, clone);
+            let sleep = (queue.timer)(grant.wait.into());
+            let pending = PendingRequest { inner, state: Arc::clone(state), respond: respond.clone(), request };
+            return DeferredFuture::waiting(WaitForCells { sleep, cells: Some(cells) }, pending);
+        }
+        let hook = state.allowed(&mut request, grant.at, &mut receipts, || state.limiter.clone());
+        DeferredFuture::decided(ResponseFuture::called(self.inner.call(request), hook))
+    }
+}
+
+/// One of the requests that may wait, until this is dropped.
+struct WaiterSlot<T> {
+    queue: Arc<Queue<T>>,
+}
+
+impl<T> WaiterSlot<T> {
+    fn take(queue: &Arc<Queue<T>>) -> Option<Self> {
+        let waiters = queue.waiters.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiters| {
+            (waiters < queue.max_waiters).then_some(waiters + 1)
+        });
+        waiters.is_ok().then(|| Self { queue: Arc::clone(queue) })
+    }
+}
+
+impl<T> Drop for WaiterSlot<T> {
+    fn drop(&mut self) {
+        self.queue.waiters.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The cells of a request that waits. Dropped before they are there, they are refunded.
+struct ReservedCells<T> {
+    state: Arc<LayerState<Limiter>>,
+    grant: Grant,
+    receipts: Option<Receipts>,
+    slot: WaiterSlot<T>,
+}
+
+impl<T> ReservedCells<T> {
+    /// The time until the cells are there: a timer may end early.
+    fn remaining_wait(&self) -> Option<Duration> {
+        let ready = self.grant.at.saturating_add(self.grant.wait);
+        let left = ready.since(self.state.limiter.set().now());
+        (!left.is_zero()).then(|| left.into())
+    }
+
+    /// The wait is over.
+    fn take(mut self) -> Admitted<Limiter> {
+        let mut receipts = self.receipts.take().unwrap_or_default();
+        for receipt in &mut *receipts {
+            // The fields show how the policies stand now, and not when the request came.
+            receipt.outcome.backlog = receipt.outcome.backlog.saturating_sub(self.grant.wait);
+        }
+        Admitted { at: self.grant.at, receipts, settle: Some(self.state.limiter.clone()) }
+    }
+}
+
+impl<T> Drop for ReservedCells<T> {
+    fn drop(&mut self) {
+        for receipt in self.receipts.iter().flat_map(|receipts| &**receipts) {
+            self.state.limiter.refund_receipt(receipt, self.grant.at);
+        }
+    }
+}
+
+pin_project! {
+    /// Ends when the cells of a request are there. Dropped before, it returns them.
+    pub struct WaitForCells<T, F> {
+        #[pin]
+        sleep: F,
+        cells: Option<ReservedCells<T>>,
+    }
+}
+
+impl<T, F> Future for WaitForCells<T, F>
+where
+    T: Fn(Duration) -> F,
+    F: Future<Output = ()>,
+{
+    type Output = Result<Admitted<Limiter>, Denied>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let mut was_early = false;
+        loop {
+            ready!(this.sleep.as_mut().poll(cx));
+            let cells = this.cells.as_ref().expect("a future is not polled after it was ready");
+            let Some(left) = cells.remaining_wait() else { break };
+            this.sleep.set((cells.slot.queue.timer)(left));
+            if was_early {
+                // The timer was early a second time: let other tasks run before it is polled again.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            was_early = true;
+        }
+        let cells = this.cells.take().expect("a future is not polled after it was ready");
+        Poll::Ready(Ok(cells.take()))
+    }
+}
+
+impl<L: fmt::Debug, R: fmt::Debug, T> fmt::Debug for DelayLayer<L, R, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DelayLayer").field("limiter", self.limiter()).finish_non_exhaustive()
+    }
+}
+
+impl<S: fmt::Debug, L, R, T> fmt::Debug for Delay<S, L, R, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delay").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl<T, F> fmt::Debug for WaitForCells<T, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WaitForCells").finish_non_exhaustive()
+    }
+}

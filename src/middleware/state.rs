@@ -1,0 +1,124 @@
+//! Contains [`LayerState`], what the services of one layer share, and the [`ResponseHook`] of an
+//! allowed request.
+//!
+//! This file translates a decision for the request, the response and the receipts. It must not know
+//! of futures, nor of waiting.
+
+use std::{mem, sync::Arc};
+
+use http::{Request, Response};
+
+use crate::{
+    clock::Timestamp,
+    decision::{Denied, Receipts},
+    key::RequestHead,
+    limiter::{Admission, Handle, Settle},
+    policy::{Policy, ResponseHead},
+    response::{
+        DenialFields, Respond,
+        headers::{AllowedFields, FieldStyle},
+    },
+};
+
+#[derive(Clone, Debug)]
+pub(crate) struct LayerState<L> {
+    pub(crate) limiter: L,
+    fields: Arc<DenialFields>,
+    /// Whether the layer puts an [`Admission`] into the request's extensions.
+    admissions: bool,
+    /// Whether a policy counts by the response.
+    counts_by_response: bool,
+}
+
+impl<L: Handle> LayerState<L> {
+    pub(crate) fn new(limiter: L) -> Self {
+        let policies = limiter.policy_set().policies();
+        let fields = Arc::new(DenialFields::new(policies, FieldStyle::default()));
+        let counts_by_response = policies.iter().any(Policy::counts_by_response);
+        Self { limiter, fields, admissions: false, counts_by_response }
+    }
+
+    pub(crate) fn with_style(&self, change: impl FnOnce(FieldStyle) -> FieldStyle) -> Self {
+        let style = change(self.fields.writer().style());
+        let fields = Arc::new(DenialFields::new(self.limiter.policy_set().policies(), style));
+        Self { fields, ..self.clone() }
+    }
+
+    pub(crate) fn with_admissions(&self) -> Self {
+        Self { admissions: true, ..self.clone() }
+    }
+
+    /// Whether receipts may be settled after the decision.
+    #[inline]
+    pub(crate) fn settles(&self) -> bool {
+        self.admissions || self.counts_by_response
+    }
+
+    /// Whether [`allowed`](Self::allowed) uses receipts.
+    #[inline]
+    pub(crate) fn wants_receipts(&self) -> bool {
+        self.fields.writer().writes_always() || self.settles()
+    }
+
+    /// Returns what remains to be done with the response to an allowed request. Where receipts may
+    /// be settled later, takes them, and settles them with `settle`.
+    pub(crate) fn allowed<Q, S: Settle>(
+        &self,
+        request: &mut Request<Q>,
+        at: Timestamp,
+        receipts: &mut Receipts,
+        settle: impl FnOnce() -> S,
+    ) -> Option<ResponseHook> {
+        if !self.settles() {
+            return self.advertise(receipts);
+        }
+        if receipts.is_empty() && !self.admissions {
+            return None;
+        }
+        let fields = self.fields.writer().allowed(receipts);
+        let admission = Admission::new(settle(), at, mem::take(receipts));
+        if self.admissions {
+            request.extensions_mut().insert(admission.clone());
+        }
+        let admission = self.counts_by_response.then_some(admission);
+        (fields.is_some() || admission.is_some()).then_some(ResponseHook { fields, admission })
+    }
+
+    /// Returns the hook that only adds fields to the response.
+    #[inline]
+    pub(crate) fn advertise(&self, receipts: &Receipts) -> Option<ResponseHook> {
+        let fields = if receipts.is_empty() { None } else { self.fields.writer().allowed(receipts) };
+        fields.map(|fields| ResponseHook { fields: Some(fields), admission: None })
+    }
+
+    /// Makes the response to a denied request.
+    pub(crate) fn denied<B, R: Respond<B>>(
+        &self,
+        respond: &R,
+        denied: &mut Denied,
+        head: RequestHead<'_>,
+    ) -> Response<R::Body> {
+        denied.add_jitter(self.fields.writer().jitter());
+        respond.respond_complete(denied, head, &self.fields)
+    }
+}
+
+/// What remains to be done with the response to an allowed request.
+#[derive(Debug)]
+pub(crate) struct ResponseHook {
+    fields: Option<AllowedFields>,
+    /// Where a policy counts by the response.
+    admission: Option<Admission>,
+}
+
+impl ResponseHook {
+    pub(crate) fn run<B>(self, response: &mut Response<B>) {
+        if let Some(admission) = self.admission {
+            // Before fields are added: the policies see what the service sent.
+            admission.refund_uncounted(ResponseHead::of(response));
+        }
+        if let Some(fields) = self.fields {
+            fields.write(response.headers_mut());
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Contains every event, and the [`Throttle`] of those that may come often.
+
+#![cfg_attr(not(feature = "tracing"), allow(unused_variables, reason = "nobody reads what is reported"))]
+
+use std::{
+    fmt, io,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
+
+use crate::clock::{Nanos, Timestamp};
+
+/// Lets one event a minute through.
+#[derive(Debug, Default)]
+pub(crate) struct Throttle {
+    /// The minute of the last event, counted from 1.
+    minute: AtomicU64,
+}
+
+impl Throttle {
+    #[cfg_attr(not(feature = "tracing"), allow(dead_code, reason = "there is no event to throttle"))]
+    fn opens(&self, now: Timestamp) -> bool {
+        let minute = now.as_nanos() / Nanos::MINUTE.get() + 1;
+        self.minute.load(Ordering::Relaxed) != minute && self.minute.swap(minute, Ordering::Relaxed) != minute
+    }
+}
+
+/// Reports a denied request at DEBUG, with a hash that is the same for the same client where the
+/// key is known. Otherwise reports one denied request a minute at INFO, so that a flood is seen
+/// without DEBUG. The arguments are computed only where a subscriber is interested.
+#[inline]
+pub(crate) fn denied<'a, R: fmt::Debug>(
+    policy: impl FnOnce() -> &'a str,
+    reason: impl FnOnce() -> R,
+    key: impl FnOnce() -> Option<u128>,
+    throttle: &Throttle,
+    now: Timestamp,
+) {
+    #[cfg(feature = "tracing")]
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let key = key().map(|key| format!("{key:032x}"));
+        tracing::debug!(policy = policy(), reason = ?reason(), key, "request denied");
+    } else if tracing::enabled!(tracing::Level::INFO) && throttle.opens(now) {
+        tracing::info!(
+            policy = policy(),
+            reason = ?reason(),
+            "requests denied (logged once per minute; enable DEBUG to log each)"
+        );
+    }
+}
+
+/// Reports a request without a key. A status of the server's own (5xx) means that no client can be
+/// identified: that is an error, logged at most once a minute under any load.
+pub(crate) fn missing_key(policy: &str, status: u16, remedy: &'static str, throttle: &Throttle, now: Timestamp) {
+    #[cfg(feature = "tracing")]
+    if status >= 500 && throttle.opens(now) {
+        tracing::error!(policy, status, remedy, "requests have no key and are rejected (logged once per minute)");
+    } else {
+        tracing::debug!(policy, status, "request without a key rejected");
+    }
+}
+
+pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(policy, keys, max_keys, "the policy stores over 80 % of its maximum number of keys");
+}
+
+pub(crate) fn banned(policy: &str, length: Nanos) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(policy, seconds = length.get() / Nanos::SECOND.get(), "key banned after repeated denials");
+}
+
+/// Reports a proxy whose forwarded addresses are ignored: all its clients are limited as one.
+/// Logged once per process. Only the first requests are examined, so that the check costs the
+/// others nothing.
+#[inline]
+pub(crate) fn ignored_forwarding(from_a_proxy: impl FnOnce() -> bool, names_a_client: impl FnOnce() -> bool) {
+    if cfg!(feature = "tracing") && REQUESTS_TO_EXAMINE.load(Ordering::Relaxed) > 0 {
+        examine_forwarding(from_a_proxy, names_a_client);
+    }
+}
+
+static REQUESTS_TO_EXAMINE: AtomicU32 = AtomicU32::new(1_000);
+
+#[cold]
+fn examine_forwarding(from_a_proxy: impl FnOnce() -> bool, names_a_client: impl FnOnce() -> bool) {
+    if !from_a_proxy() {
+        return;
+    }
+    if !names_a_client() {
+        // Two threads may count one request. Then more are examined.
+        let left = REQUESTS_TO_EXAMINE.load(Ordering::Relaxed);
+        REQUESTS_TO_EXAMINE.store(left.saturating_sub(1), Ordering::Relaxed);
+    } else if REQUESTS_TO_EXAMINE.swap(0, Ordering::Relaxed) > 0 {
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            remedy = "count by `ClientIp::behind([...])` with the proxy's network in the list",
+            "a private address sends X-Forwarded-For or Forwarded and is counted as one client; \
+             it may be a proxy with many clients"
+        );
+    }
+}
+
+/// Reports that two layers advertise policies with one name, which clients cannot tell apart.
+/// Logged once per process.
+pub(crate) fn duplicate_policy_name<'a>(name: impl FnOnce() -> Option<&'a str>) {
+    static LOGGED: AtomicBool = AtomicBool::new(false);
+    if cfg!(not(feature = "tracing")) || LOGGED.load(Ordering::Relaxed) {
+        return;
+    }
+    if let Some(policy) = name() {
+        if !LOGGED.swap(true, Ordering::Relaxed) {
+            #[cfg(feature = "tracing")]
+            tracing::warn!(
+                policy,
+                remedy = "rename one policy with `Policy::named`, or remove the limiter from one of the layers",
+                "two layers limit a request by policies with the same name"
+            );
+        }
+    }
+}
+
+pub(crate) fn no_sweeper_thread(error: &io::Error) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(%error, "cannot start the sweeper thread; idle keys stay in memory until the next limiter is built");
+}
+
+pub(crate) fn sweep_panicked() {
+    #[cfg(feature = "tracing")]
+    tracing::error!("a sweep panicked; the next sweep runs as scheduled");
+}
+
+#[cfg(feature = "redis")]
+pub(crate) fn redis_connected() {
+    #[cfg(feature = "tracing")]
+    tracing::debug!("connected to Redis; limits are shared");
+}
+
+/// Logged at most once a minute: with foreign values in place of buckets it may happen on every
+/// request.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_key_error(reason: &str, throttle: &Throttle, now: Timestamp) {
+    #[cfg(feature = "tracing")]
+    if throttle.opens(now) {
+        tracing::warn!(reason, "Redis cannot decide on some keys; their policies use the fallback");
+    }
+}
+
+/// Logged at most once a minute: an unstable server may be lost several times a second.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_lost(reason: &str, throttle: &Throttle, now: Timestamp) {
+    #[cfg(feature = "tracing")]
+    if throttle.opens(now) {
+        tracing::warn!(reason, "Redis does not answer; policies use the fallback until it does");
+    }
+}

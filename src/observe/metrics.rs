@@ -1,0 +1,163 @@
+//! Contains every metric: the counters of a limiter's decisions ([`Meters`]), of sweeps and of
+//! Redis.
+
+#![cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::unused_self, reason = "nobody reads the counts"))]
+
+use std::fmt;
+#[cfg(feature = "metrics")]
+use std::{sync::OnceLock, time::Duration};
+
+#[cfg(feature = "metrics")]
+use metrics::{Counter, counter, gauge, histogram};
+
+use crate::clock::Nanos;
+
+/// How a policy answered a request: the label `outcome`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outcome {
+    Allowed,
+    Denied,
+    Blocked,
+    AtCapacity,
+    MissingKey,
+    #[cfg(feature = "redis")]
+    Unavailable,
+}
+
+/// Which buckets decided: the label `source`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum DecidedBy {
+    #[default]
+    Memory,
+    #[cfg(feature = "redis")]
+    Redis,
+    /// A lower bound of a bucket in Redis, which is certain to deny.
+    #[cfg(feature = "redis")]
+    Cache,
+    /// The buckets of this process, without Redis.
+    #[cfg(feature = "redis")]
+    Fallback,
+    /// No bucket: the policy fails open.
+    #[cfg(feature = "redis")]
+    Open,
+}
+
+#[cfg(feature = "metrics")]
+const OUTCOMES: [&str; 6] = ["allowed", "denied", "blocked", "at_capacity", "missing_key", "unavailable"];
+#[cfg(feature = "metrics")]
+const SOURCES: [&str; 5] = ["memory", "redis", "cache", "fallback", "open"];
+#[cfg(feature = "metrics")]
+const MODES: [&str; 2] = ["enforced", "shadow"];
+/// For each policy: the combinations of these, a counter near the limit, and one of the overflow.
+#[cfg(feature = "metrics")]
+const COUNTERS: usize = OUTCOMES.len() * SOURCES.len() * MODES.len() + 2;
+
+/// The counters of a limiter's policies.
+///
+/// Each counter is registered when it first counts. So a recorder that is installed after the
+/// limiter was built, and before its first request, receives all counts.
+pub(crate) struct Meters {
+    #[cfg(feature = "metrics")]
+    counters: Box<[OnceLock<Counter>]>,
+}
+
+impl Meters {
+    pub(crate) fn new(policies: usize) -> Self {
+        Self {
+            #[cfg(feature = "metrics")]
+            counters: (0..policies * COUNTERS).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    /// Counts a decision. `near` says whether less than a fifth of the burst is left.
+    #[inline(always)]
+    pub(crate) fn count(
+        &self,
+        (index, name): (usize, &str),
+        outcome: Outcome,
+        shadow: bool,
+        decided_by: DecidedBy,
+        near: impl FnOnce() -> bool,
+    ) {
+        #[cfg(feature = "metrics")]
+        {
+            let (outcome, source, mode) = (outcome as usize, decided_by as usize, usize::from(shadow));
+            let at = index * COUNTERS + (outcome * SOURCES.len() + source) * MODES.len() + mode;
+            let counter = self.counters[at].get_or_init(|| {
+                let (outcome, source, mode) = (OUTCOMES[outcome], SOURCES[source], MODES[mode]);
+                counter!(
+                    "tower_quota_decisions_total",
+                    "policy" => name.to_owned(), "outcome" => outcome, "mode" => mode, "source" => source
+                )
+            });
+            counter.increment(1);
+            if near() {
+                let counter = self.counters[(index + 1) * COUNTERS - 2]
+                    .get_or_init(|| counter!("tower_quota_near_limit_total", "policy" => name.to_owned()));
+                counter.increment(1);
+            }
+        }
+    }
+
+    /// Counts a request whose key found no place in a full map.
+    #[inline(always)]
+    pub(crate) fn overflowed(&self, index: usize, name: &str) {
+        #[cfg(feature = "metrics")]
+        {
+            let counter = self.counters[(index + 1) * COUNTERS - 1]
+                .get_or_init(|| counter!("tower_quota_overflow_total", "policy" => name.to_owned()));
+            counter.increment(1);
+        }
+    }
+}
+
+impl fmt::Debug for Meters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meters").finish_non_exhaustive()
+    }
+}
+
+/// Counts a sweep that removed `removed` keys, left `keys`, and took `took`.
+#[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+pub(crate) fn swept(policy: &str, removed: usize, keys: usize, took: Nanos) {
+    #[cfg(feature = "metrics")]
+    {
+        let policy = policy.to_owned();
+        counter!("tower_quota_sweeps_total", "policy" => policy.clone()).increment(1);
+        counter!("tower_quota_swept_keys_total", "policy" => policy.clone()).increment(removed as u64);
+        gauge!("tower_quota_keys", "policy" => policy.clone()).set(keys as f64);
+        histogram!("tower_quota_sweep_seconds", "policy" => policy).record(Duration::from(took));
+    }
+}
+
+#[cfg(feature = "redis")]
+pub(crate) fn redis_called() {
+    #[cfg(feature = "metrics")]
+    counter!("tower_quota_redis_calls_total").increment(1);
+}
+
+#[cfg(feature = "redis")]
+pub(crate) fn redis_connection_opened() {
+    #[cfg(feature = "metrics")]
+    gauge!("tower_quota_redis_connections").increment(1.0);
+}
+
+#[cfg(feature = "redis")]
+pub(crate) fn redis_connection_closed() {
+    #[cfg(feature = "metrics")]
+    gauge!("tower_quota_redis_connections").decrement(1.0);
+}
+
+/// Registers the gauge of connections, so that the series exists even if no connection is ever
+/// made.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_started() {
+    #[cfg(feature = "metrics")]
+    gauge!("tower_quota_redis_connections").increment(0.0);
+}
+
+#[cfg(feature = "redis")]
+pub(crate) fn redis_lost() {
+    #[cfg(feature = "metrics")]
+    counter!("tower_quota_redis_lost_total").increment(1);
+}

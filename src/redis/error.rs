@@ -1,0 +1,97 @@
+//! Contains [`RedisConfigError`], why a limiter over Redis cannot be built.
+
+use std::{error, fmt, time::Duration};
+
+use crate::limiter::{ConfigError, UnknownPolicy};
+
+/// The shortest secret in bytes.
+pub(super) const MIN_SECRET: usize = 16;
+
+/// Why a [`RedisLimiter`](super::RedisLimiter) cannot be built. The text says what to do. No text
+/// contains an address, which may have a password in it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum RedisConfigError {
+    /// The address of the server is invalid.
+    Address,
+    /// The address of a node of a cluster has a database, or is not TCP.
+    ClusterAddress,
+    /// The cells or the time of leases are out of range.
+    #[non_exhaustive]
+    Lease {
+        /// The maximum number of cells.
+        max: u32,
+        /// The time.
+        time: Duration,
+    },
+    /// The list of sentinels is empty.
+    NoSentinel,
+    /// The policies are invalid.
+    Policies(ConfigError),
+    /// The prefix is empty, not printable ASCII, or contains a brace.
+    Prefix(String),
+    /// The address of a sentinel is invalid.
+    SentinelAddress,
+    /// Both sentinels and the nodes of a cluster are given.
+    SentinelsOfACluster,
+    /// The share of [`OnFailure::Local`](super::OnFailure::Local) is not above 0 and at most 1.
+    Share(f64),
+    /// The secret is shorter than 16 bytes.
+    ShortSecret,
+    /// The timeout is zero, or above a minute.
+    Timeout(Duration),
+    /// `on_failure_of` names a policy that does not exist.
+    UnknownPolicy(UnknownPolicy),
+}
+
+impl fmt::Display for RedisConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const FORM: &str = "expected redis://[user:password@]host[:port][/database]";
+        match self {
+            Self::Address => write!(f, "invalid address of the server: {FORM}"),
+            Self::ClusterAddress => {
+                f.write_str("invalid address of a node of the cluster: expected redis://host:port, without a database")
+            }
+            Self::Lease { max, time } => {
+                write!(f, "a lease of {max} cells for {time:?} is invalid: use one cell or more, for 1 ms to 10 s")
+            }
+            Self::NoSentinel => f.write_str("the list of sentinels is empty: give at least one address"),
+            Self::Policies(error) => error.fmt(f),
+            Self::Prefix(prefix) => {
+                write!(f, "the prefix {prefix:?} is invalid: use printable ASCII without spaces and braces")
+            }
+            Self::SentinelAddress => write!(f, "invalid address of a sentinel: {FORM}"),
+            Self::SentinelsOfACluster => {
+                f.write_str("a cluster has no sentinels: call either `sentinels` or `cluster`")
+            }
+            Self::Share(share) => {
+                write!(f, "the share {share} of `OnFailure::Local` is invalid: use more than 0 and at most 1")
+            }
+            Self::ShortSecret => write!(
+                f,
+                "the secret is shorter than {MIN_SECRET} bytes: use a longer one, because anyone who guesses it can \
+                 identify the keys in Redis"
+            ),
+            Self::Timeout(timeout) => {
+                write!(f, "the timeout {timeout:?} is invalid: use more than zero and at most a minute")
+            }
+            Self::UnknownPolicy(unknown) => unknown.fmt(f),
+        }
+    }
+}
+
+impl error::Error for RedisConfigError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Policies(error) => Some(error),
+            Self::UnknownPolicy(unknown) => Some(unknown),
+            _ => None,
+        }
+    }
+}
+
+impl From<ConfigError> for RedisConfigError {
+    fn from(error: ConfigError) -> Self {
+        Self::Policies(error)
+    }
+}

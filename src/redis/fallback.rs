@@ -1,0 +1,81 @@
+//! Contains the [`FallbackBuckets`]: decisions without Redis.
+//!
+//! A fallback has buckets of its own, separate from what is known of those in Redis, because the
+//! backlog under a share of a quota takes longer to come back.
+
+use crate::{
+    clock::{Nanos, Timestamp},
+    decision::{Denied, Receipt, Receipts},
+    limiter::{Demands, Grant, LocalBuckets, PolicySet},
+    observe::metrics::{DecidedBy, Outcome},
+};
+
+/// What happens to requests when Redis does not answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum OnFailure {
+    /// The policy fails closed: requests are denied with 503. For limits that protect something,
+    /// such as logins, where other processes must not be guessed at.
+    Closed,
+    /// This process decides by itself, by a share of each quota.
+    ///
+    /// With one divided by the number of processes, all together admit no more than the whole
+    /// quota, and one more burst when it begins. Where the share of a burst is less than one cell,
+    /// each process has one cell. What was known of a key when Redis was lost still counts. A
+    /// request that costs more than the share of the burst is denied with 503.
+    Local {
+        /// Above 0 and at most 1.
+        share: f64,
+    },
+    /// The policy fails open: requests pass uncounted. For limits that provide fairness and not
+    /// safety.
+    Open,
+}
+
+pub(super) struct FallbackBuckets {
+    buckets: LocalBuckets,
+    /// By the policy's index.
+    on_failure: Box<[OnFailure]>,
+}
+
+impl FallbackBuckets {
+    pub(super) fn new(set: &PolicySet, on_failure: Box<[OnFailure]>) -> Self {
+        Self { buckets: LocalBuckets::new(set, DecidedBy::Fallback, " (fallback)"), on_failure }
+    }
+
+    /// Decides without Redis, as each policy says.
+    #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
+    pub(super) fn acquire(&self, set: &PolicySet, demands: &Demands, receipts: &mut Receipts) -> Result<Grant, Denied> {
+        let mut local = Demands::new();
+        for (policy, demand) in demands {
+            match self.on_failure[*policy] {
+                OnFailure::Open => {}
+                OnFailure::Closed if demand.shadow => {}
+                OnFailure::Closed => return Err(set.unavailable(*policy)),
+                OnFailure::Local { share } => {
+                    let mut demand = *demand;
+                    let whole = demand.quota.burst_size();
+                    demand.quota = demand.quota.scaled(share);
+                    if (demand.quota.burst_size() + 1..=whole).contains(&demand.cells) && !demand.shadow {
+                        // The whole quota may grant the request, and a share of it never does.
+                        return Err(set.unavailable(*policy));
+                    }
+                    local.push((*policy, demand));
+                }
+            }
+        }
+        let grant = self.buckets.acquire_all(set, &local, Some(receipts), Nanos::ZERO)?;
+        for (policy, _) in demands.iter().filter(|(policy, _)| self.on_failure[*policy] == OnFailure::Open) {
+            set.count((*policy, &set.policies()[*policy]), Outcome::Allowed, false, DecidedBy::Open, || false);
+        }
+        Ok(grant)
+    }
+
+    pub(super) fn refund(&self, set: &PolicySet, receipt: &Receipt, at: Timestamp) {
+        self.buckets.refund(receipt, at, set.clock());
+    }
+
+    pub(super) fn charge(&self, set: &PolicySet, receipt: &Receipt, cells: u32) {
+        self.buckets.charge_beyond(receipt, cells, set.clock());
+    }
+}

@@ -1,0 +1,119 @@
+//! Contains [`RedisLimiter`], the handle of a limiter whose buckets are in Redis.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+use super::{
+    fallback::FallbackBuckets, health::CallCounts, lower_bounds::LowerBounds, node::NodeConfig, protocol::KeyNames,
+    topology::Topology,
+};
+use crate::{
+    key::{IntoKey, Key},
+    limiter::{ConfigError, Handle, IntoLimiter, PolicySet},
+    policy::Policy,
+};
+
+/// A limiter whose buckets are in Redis or Valkey. Clones share everything.
+///
+/// Made by [`builder`](Self::builder), and applied to services by
+/// [`RateLimitLayer::new`](crate::RateLimitLayer::new).
+#[derive(Clone)]
+pub struct RedisLimiter {
+    pub(super) parts: Arc<RedisParts>,
+}
+
+pub(super) struct RedisParts {
+    pub(super) set: PolicySet,
+    pub(super) names: KeyNames,
+    pub(super) topology: Topology,
+    pub(super) lower_bounds: LowerBounds,
+    pub(super) fallback: FallbackBuckets,
+    pub(super) config: NodeConfig,
+}
+
+impl RedisLimiter {
+    pub(super) fn of(parts: RedisParts) -> Self {
+        Self { parts: Arc::new(parts) }
+    }
+
+    /// Returns the policies, in the limiter's order.
+    pub fn policies(&self) -> &[Policy] {
+        self.parts.set.policies()
+    }
+
+    /// Returns the key of a value. See [`Limiter::key_of`](crate::Limiter::key_of).
+    #[must_use]
+    pub fn key_of(&self, value: impl IntoKey) -> Key {
+        value.key(self.parts.set.hasher())
+    }
+
+    /// Connects in advance, and waits for at most `within`. Returns whether there is a connection
+    /// then. Use it at the start of a process whose first requests must not be decided without
+    /// Redis. It needs a tokio runtime.
+    pub async fn connect(&self, within: Duration) -> bool {
+        timeout(within, self.parts.topology.until_connected()).await.is_ok()
+    }
+
+    /// Whether there is a connection that works; in a cluster, one to each primary. Without one,
+    /// [`OnFailure`](super::OnFailure) decides.
+    ///
+    /// There is none before the first decision, or [`connect`](Self::connect).
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.parts.topology.is_up()
+    }
+
+    /// Returns how many requests Redis has decided, and in how many calls, since the limiter was
+    /// built.
+    #[must_use]
+    pub fn calls(&self) -> Calls {
+        let CallCounts { requests, calls } = &*self.parts.config.counts;
+        Calls { decisions: requests.load(Ordering::Relaxed), calls: calls.load(Ordering::Relaxed) }
+    }
+}
+
+impl Handle for RedisLimiter {
+    fn policy_set(&self) -> &PolicySet {
+        &self.parts.set
+    }
+}
+
+impl IntoLimiter for RedisLimiter {
+    type Limiter = Self;
+
+    fn into_limiter(self) -> Result<Self, ConfigError> {
+        Ok(self)
+    }
+}
+
+impl IntoLimiter for &RedisLimiter {
+    type Limiter = RedisLimiter;
+
+    fn into_limiter(self) -> Result<RedisLimiter, ConfigError> {
+        Ok(self.clone())
+    }
+}
+
+/// How many calls the decisions took. Made by [`RedisLimiter::calls`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Calls {
+    /// The requests that were passed to Redis. Cached denials are not among them.
+    pub decisions: u64,
+    /// The calls of a script.
+    pub calls: u64,
+}
+
+impl fmt::Debug for RedisLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisLimiter")
+            .field("policies", &self.policies())
+            .field("connected", &self.is_connected())
+            .finish_non_exhaustive()
+    }
+}
