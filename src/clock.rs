@@ -1,5 +1,5 @@
 //! Contains [`Clock`], where a limiter reads the time, and the two kinds of time that the crate
-//! computes with: a [`Timestamp`] and a span of [`Nanos`].
+//! computes with: a `Timestamp` and a span of `Nanos`.
 //!
 //! Every reading of the operating system's clock is in this file; a lint rejects them elsewhere. It
 //! must not know what the time is used for.
@@ -99,7 +99,7 @@ impl Clock {
     }
 
     /// Saturates 584 years after the clock's origin.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn now(&self) -> Timestamp {
         match &self.0 {
             Source::Custom(now) => Timestamp(Nanos::from(now()).0),

@@ -1,6 +1,6 @@
 //! Contains [`Policy`]: a name, a key, a quota, and which requests it applies to.
 //!
-//! A policy contains the user's closures, and [evaluates](Policy::evaluate) a request to what it
+//! A policy contains the user's closures, and evaluates a request to what it
 //! asks of the policy. This file must not know of buckets, of other policies, or of the decision.
 //!
 //! ```

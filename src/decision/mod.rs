@@ -1,7 +1,7 @@
 //! The decision over all policies: [`Decision`], and each policy's [`Standing`] in it.
 //!
 //! This folder contains what a decision means: which policies are violated, how long to wait, what
-//! to say ([`message`]). It must not know how a decision was reached, nor how it is written into a
+//! to say (`message`). It must not know how a decision was reached, nor how it is written into a
 //! response.
 
 mod denied;

@@ -77,6 +77,7 @@ impl<'a> RequestHead<'a> {
 
     /// Makes the key of a value, borrowed or owned, under this limiter's secret.
     #[must_use]
+    #[inline(always)]
     pub fn key(self, value: impl IntoKey) -> Key {
         value.key(self.parts.hasher)
     }

@@ -146,7 +146,7 @@ impl KeyExtractor for PeerNetwork {
 /// # Errors
 ///
 /// When the server does not provide it.
-#[inline]
+#[inline(always)]
 pub(super) fn peer(extensions: &Extensions) -> Result<IpAddr, Missing> {
     let plain = extensions.get::<SocketAddr>().copied();
     // Read last: a feature may find an address where there was none, and never another one.
@@ -214,7 +214,7 @@ impl Prefixes {
         ClientNetwork { address, prefixes: self }
     }
 
-    #[inline]
+    #[inline(always)]
     fn of_peer(self, head: RequestHead<'_>) -> Result<Key, Missing> {
         let peer = peer(head.extensions())?;
         events::ignored_forwarding(|| is_private(peer), || names_a_client(head.headers()));
@@ -233,7 +233,7 @@ pub struct ClientNetwork {
 impl IntoKey for ClientNetwork {
     /// IPv4-mapped addresses are recognized by their bits and unmapped before they are masked:
     /// masking first would put all of IPv4 into one bucket.
-    #[inline]
+    #[inline(always)]
     fn key(&self, hasher: &KeyHasher) -> Key {
         let Prefixes { v4, v6 } = self.prefixes;
         match self.address {

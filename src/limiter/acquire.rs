@@ -59,13 +59,13 @@ impl LocalBuckets {
         patience: Nanos,
     ) -> Result<Grant, Denied> {
         match self.fast_path(set, head, patience) {
-            Ok((demand, found)) => {
+            FastOutcome::Granted(demand, found) => {
                 if let Some(receipts) = receipts {
                     *receipts = Receipts::One(receipt(&demand, &found));
                 }
                 Ok(Grant::at(found.now))
             }
-            Err(undecided) => self.acquire_otherwise(set, undecided, head, receipts, patience),
+            undecided => self.acquire_otherwise(set, undecided, head, receipts, patience),
         }
     }
 
@@ -76,11 +76,11 @@ impl LocalBuckets {
     pub(super) fn decide<'a>(&self, set: &'a PolicySet, head: RequestHead<'_>) -> Decision<'a> {
         let policies = set.policies();
         match self.fast_path(set, head, Nanos::ZERO) {
-            Ok((demand, found)) => {
+            FastOutcome::Granted(demand, found) => {
                 let receipts = Receipts::One(receipt(&demand, &found));
                 Decision::Allow(Allowed { policies, at: found.now, receipts })
             }
-            Err(undecided) => {
+            undecided => {
                 let mut receipts = Receipts::None;
                 match self.acquire_otherwise(set, undecided, head, Some(&mut receipts), Nanos::ZERO) {
                     Ok(Grant { at, .. }) => Decision::Allow(Allowed { policies, at, receipts }),
@@ -93,33 +93,25 @@ impl LocalBuckets {
     /// Acquires for a limiter with one policy from a bucket that exists, without the means to lock
     /// several buckets together. Nearly all requests of such a limiter take this path, and the usual
     /// path takes twice as long.
-    ///
-    /// # Errors
-    ///
-    /// Where more has to be done. The policy is evaluated already, because the user's closures run
+    /// Where more has to be done, the policy is evaluated already, because the user's closures run
     /// once for each request.
     #[inline(always)]
-    fn fast_path(
-        &self,
-        set: &PolicySet,
-        head: RequestHead<'_>,
-        patience: Nanos,
-    ) -> Result<(Demand, FastPath), Undecided> {
-        let (Some((policy, live)), [buckets]) = (set.single(), &*self.each) else { return Err(Undecided::Several) };
+    fn fast_path(&self, set: &PolicySet, head: RequestHead<'_>, patience: Nanos) -> FastOutcome {
+        let (Some((policy, live)), [buckets]) = (set.single(), &*self.each) else { return FastOutcome::Several };
         let demand = match policy.evaluate(head, || live.quota()) {
             Ok(Some(demand)) => demand,
-            Ok(None) => return Err(Undecided::DoesNotApply),
-            Err(status) => return Err(Undecided::MissingKey(status)),
+            Ok(None) => return FastOutcome::DoesNotApply,
+            Err(status) => return FastOutcome::MissingKey(status),
         };
         let usual = !demand.shadow && patience.is_zero() && live.penalties().is_none();
         match if usual { buckets.fast_path(&demand, set.clock()) } else { None } {
             Some(found) if found.evaluation.is_granted() => {
                 let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.quota);
                 set.count((0, policy), Outcome::Allowed, false, self.decided_by, near_limit);
-                Ok((demand, found))
+                FastOutcome::Granted(demand, found)
             }
-            Some(found) => Err(Undecided::Denied(demand, found)),
-            None => Err(Undecided::Evaluated(demand)),
+            Some(found) => FastOutcome::Denied(demand, found),
+            None => FastOutcome::Evaluated(demand),
         }
     }
 
@@ -127,22 +119,23 @@ impl LocalBuckets {
     fn acquire_otherwise(
         &self,
         set: &PolicySet,
-        undecided: Undecided,
+        undecided: FastOutcome,
         head: RequestHead<'_>,
         receipts: Option<&mut Receipts>,
         patience: Nanos,
     ) -> Result<Grant, Denied> {
         match undecided {
-            Undecided::Denied(demand, FastPath { evaluation, now, .. }) => {
+            FastOutcome::Denied(demand, FastPath { evaluation, now, .. }) => {
                 let mut outcomes = PolicyOutcomes::new();
                 outcomes.push(PolicyOutcome::of(0, &demand, evaluation.clamped, evaluation, now));
                 let key = [(0, demand.key)];
                 Err(set.denied(outcomes, &key, &key, now, self.decided_by))
             }
-            Undecided::DoesNotApply => Ok(Grant::at(set.now())),
-            Undecided::Evaluated(demand) => self.acquire_all(set, &[(0, demand)], receipts, patience),
-            Undecided::MissingKey(status) => Err(set.missing_key(0, status, head)),
-            Undecided::Several => self.acquire_several(set, head, receipts, patience),
+            FastOutcome::DoesNotApply => Ok(Grant::at(set.now())),
+            FastOutcome::Granted(_, FastPath { now, .. }) => Ok(Grant::at(now)),
+            FastOutcome::Evaluated(demand) => self.acquire_all(set, &[(0, demand)], receipts, patience),
+            FastOutcome::MissingKey(status) => Err(set.missing_key(0, status, head)),
+            FastOutcome::Several => self.acquire_several(set, head, receipts, patience),
         }
     }
 
@@ -231,14 +224,15 @@ impl LocalBuckets {
     }
 }
 
-/// What the fast path leaves to do.
+/// What the fast path came to.
 #[derive(Clone, Copy)]
-enum Undecided {
+enum FastOutcome {
     /// The cells are not there.
     Denied(Demand, FastPath),
     DoesNotApply,
     /// More has to be read or written than the one bucket.
     Evaluated(Demand),
+    Granted(Demand, FastPath),
     MissingKey(StatusCode),
     /// There are several policies.
     Several,
