@@ -1,4 +1,4 @@
-//! Control at run time, on a port of its own that only operators reach: look at keys, block, reset, change a quota.
+//! Control at run time, on a separate port that only operators reach: list keys, block, reset, change a quota.
 //!
 //! ```sh
 //! ADMIN_TOKEN=s3cret cargo run --example admin
@@ -10,7 +10,7 @@
 //! admin -X DELETE localhost:3001/policies/per-ip/keys/KEY
 //! ```
 //!
-//! KEY is what the list shows. `PORT`, `ADMIN_PORT` and `ADMIN_TOKEN` change the defaults; without a token there is no
+//! KEY is a key from the list. `PORT`, `ADMIN_PORT` and `ADMIN_TOKEN` change the defaults; without a token there is no
 //! admin port.
 
 use std::{env, error::Error, net::SocketAddr, time::Duration};
@@ -39,7 +39,7 @@ struct Admin {
     token: String,
 }
 
-/// What went wrong, as a problem for whoever asked.
+/// An error, as a problem.
 struct Failure(StatusCode, String);
 
 impl axum::response::IntoResponse for Failure {
@@ -67,7 +67,7 @@ type Answer = Result<Json<Value>, Failure>;
 
 async fn authenticate(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    // Compared as keyed hashes: how long that takes says nothing about how much of a guess was right.
+    // Compared as keyed hashes: the time of the comparison does not depend on how much of a guess is right.
     let is_right = |token| admin.limiter.key_of(token) == admin.limiter.key_of(&admin.token);
     if given.is_some_and(is_right) {
         next.run(request).await
@@ -166,7 +166,7 @@ fn admin_router(admin: Admin) -> Router {
         .route("/policies/{policy}/quota", put(set_quota))
         .route("/denied", get(denied))
         .layer(from_fn_with_state(admin.clone(), authenticate))
-        // Who guesses tokens guesses slowly, and keeps nobody else out.
+        // Limits guesses of the token, per address, so that a guesser does not lock out operators.
         .layer(RateLimitLayer::new(
             Policy::per(PeerIp, Quota::per_minute(20))
                 .named("wrong-token")

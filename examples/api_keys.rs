@@ -1,5 +1,5 @@
 //! API keys with plans. Keys are checked first, then counted: the free plan has 3 requests a minute, the pro plan 100 a
-//! second. Before both, a limit per address keeps those who guess keys away from the check.
+//! second. Before both, a limit per address protects the check from clients that guess keys.
 //!
 //! ```sh
 //! cargo run --example api_keys
@@ -9,7 +9,7 @@
 //! for i in $(seq 5); do curl -s -o /dev/null -w '%{http_code} ' -H 'x-api-key: pro-1' localhost:3000/; done; echo
 //! ```
 //!
-//! The free key gets three 200s, then 429s; the pro key goes on. `PORT` changes the port.
+//! The free key gets three 200s, then 429s. The pro key is still served. `PORT` changes the port.
 
 use std::{env, error::Error, net::SocketAddr};
 
@@ -43,7 +43,7 @@ async fn authenticate(mut request: Request, next: Next) -> Result<Response, Stat
         };
         request.extensions_mut().insert(plan);
     }
-    // A request without a key is answered 401 by the policy that needs one.
+    // A request without a key is rejected with 401 by the policy that needs one.
     Ok(next.run(request).await)
 }
 

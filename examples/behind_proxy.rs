@@ -1,5 +1,5 @@
-//! Behind a proxy: each client counts by its own address, which the proxy appends to `X-Forwarded-For`. What a client
-//! writes into that field itself is not believed, nor is anyone who connects without the proxy.
+//! Behind a proxy: each client counts by its own address, which the proxy appends to `X-Forwarded-For`. An
+//! entry that a client writes itself is not trusted, nor is a client that connects without the proxy.
 //!
 //! ```sh
 //! cargo run --example behind_proxy
@@ -10,7 +10,7 @@
 //! curl -i -H 'x-forwarded-for: 6.6.6.6, 203.0.113.7' localhost:3000/
 //! ```
 //!
-//! Five times 200, then 429, for the first client; 200 for the second; 429 for the forgery. In front of it, nginx with
+//! Five times 200, then 429, for the first client; 200 for the second; 429 for the forgery. Before it, nginx with
 //! `proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;` does the appending. `PORT`, `QUOTA` and `TRUSTED`
 //! (networks, separated by commas) change the defaults.
 

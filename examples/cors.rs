@@ -21,7 +21,7 @@ const PAGE: &str = r#"<!doctype html>
 <h1>Rate limits across origins</h1>
 <pre id="log"></pre>
 <script>
-  // The field of its own makes the browser ask first: a preflight before each call.
+  // The custom field makes the browser send a preflight before each call.
   const api = `http://127.0.0.1:${location.port}/api`;
   const fields = ["RateLimit", "RateLimit-Policy", "Retry-After"];
   (async () => {
@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let quota: Quota = env::var("QUOTA").as_deref().unwrap_or("1/10s, burst 3").parse()?;
 
     let limit = RateLimitLayer::new(
-        // With the CORS layer outside, preflights do not get here. Where it stands elsewhere, this line exempts them.
+        // With the CORS layer outside, preflights do not get here. Where the layer is inside, this line exempts them.
         Policy::per(PeerIp, quota).when(|head| head.method() != Method::OPTIONS),
     );
     let cors = CorsLayer::new()
@@ -55,11 +55,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
             HeaderName::from_static("ratelimit-policy"),
             RETRY_AFTER,
         ])
-        // Browsers deny to remember a preflight for long; this example wants one before each call.
+        // Browsers cache a preflight. This example wants one before each call.
         .max_age(std::time::Duration::ZERO);
     let app = Router::new()
         .route("/api", get(|| async { "Hello!\n" }))
-        // The API's routes alone: the browser's call for an icon is no call of the API.
+        // Only the API's routes: the browser also asks for an icon.
         .route_layer(limit)
         // axum's last layer is the outermost: a denial passes through the CORS layer too, or no script could read it.
         .layer(cors)

@@ -1,4 +1,4 @@
-//! An answer of one's own: a page for browsers, JSON in the API's own form for everybody else.
+//! A custom response: a page for browsers, and JSON in the API's own form for other clients.
 //!
 //! ```sh
 //! cargo run --example custom_response

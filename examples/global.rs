@@ -1,11 +1,11 @@
-//! A cap for the whole service, whoever asks: 5 requests a second.
+//! A cap for the whole service, over all clients: 5 requests a second.
 //!
 //! ```sh
 //! cargo run --example global
 //! for i in $(seq 8); do curl -s -o /dev/null -w '%{http_code} ' localhost:3000/; done; echo
 //! ```
 //!
-//! Five times 200, then 429, from however many addresses. `PORT` and `QUOTA` (`QUOTA=100/s`) change the defaults.
+//! Five times 200, then 429, from any number of addresses. `PORT` and `QUOTA` (`QUOTA=100/s`) change the defaults.
 
 use std::{env, error::Error, net::SocketAddr};
 

@@ -1,4 +1,4 @@
-//! tonic: a denied call is a gRPC status that says when to come back. Found by the call's content-type, nothing to set.
+//! tonic: a denied call gets a gRPC status with the time to retry. The layer recognizes gRPC by the content-type.
 //!
 //! ```sh
 //! cargo run --example grpc

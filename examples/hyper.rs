@@ -28,7 +28,7 @@ async fn hello(_request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // One layer for all connections: what it makes shares its buckets.
+    // One layer for all connections: its services share the buckets.
     let limit = RateLimitLayer::per_ip(Quota::per_second(5));
 
     let port = env::var("PORT").as_deref().unwrap_or("3000").parse()?;
@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     loop {
         let (stream, peer) = listener.accept().await?;
         let service = ServiceBuilder::new()
-            // Tells the limit who is at the other end.
+            // The peer, for the limit.
             .map_request(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert::<SocketAddr>(peer);
                 request

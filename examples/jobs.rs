@@ -1,5 +1,5 @@
-//! A worker pool behind limits: a bounded queue, 503 when it is full, cancelled jobs that are not worked on, and a shutdown
-//! that finishes what was accepted. No task is spawned for a request.
+//! A worker pool behind limits: a bounded queue, 503 when it is full, cancelled jobs that are skipped, and a shutdown
+//! that finishes accepted jobs. No task is spawned for a request.
 //!
 //! ```sh
 //! cargo run --example jobs
@@ -7,8 +7,8 @@
 //! wrk -t1 -c64 -d5s -s examples/post.lua http://localhost:3000/jobs & sleep 2; pkill -TERM -x jobs; wait
 //! ```
 //!
-//! The first answers with the result of a job. Under load some requests are told 503 (the queue is full) and some 429 (over
-//! a limit). On SIGTERM the last line says how many jobs were accepted and what became of them. `PORT`, `WORKERS`, `QUEUE`,
+//! The first answers with the result of a job. Under load some requests get 503 (the queue is full) and some 429 (over a
+//! limit). On SIGTERM the last line says how many jobs were accepted, finished and cancelled. `PORT`, `WORKERS`, `QUEUE`,
 //! `WORK_MS` and `QUOTA` change the defaults.
 
 use std::{
@@ -39,7 +39,7 @@ use tokio::{
 };
 use tower_quota::{Policy, Quota, RateLimitLayer, key::PeerIp};
 
-/// Somebody waits for its result, or does not any more.
+/// A job. Its client may wait for the result, or have disconnected.
 struct Job {
     number: u64,
     reply: oneshot::Sender<String>,
@@ -69,7 +69,7 @@ struct Pool {
 }
 
 async fn submit(State(pool): State<Pool>) -> Response {
-    // A place first: a job that is accepted has a number, and is counted before anybody can finish it.
+    // A place first, so that an accepted job is counted before a worker can finish it.
     let Ok(place) = pool.queue.try_reserve() else {
         pool.counts.turned_away.fetch_add(1, Ordering::SeqCst);
         return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], "The queue is full.\n").into_response();
@@ -77,7 +77,7 @@ async fn submit(State(pool): State<Pool>) -> Response {
     let (reply, result) = oneshot::channel();
     let number = pool.counts.accepted.fetch_add(1, Ordering::SeqCst);
     place.send(Job { number, reply });
-    // When the client goes away this future is dropped, and `result` with it: the worker sees that nobody waits.
+    // When the client disconnects, this future is dropped with `result`, and the worker skips the job.
     match result.await {
         Ok(result) => result.into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -97,7 +97,7 @@ async fn worker(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, counts: Arc<Counts>, work
             }
             () = tokio::time::sleep(work) => {
                 counts.finished.fetch_add(1, Ordering::SeqCst);
-                // An error is a client that has gone away just now; its job is finished all the same.
+                // An error means that the client has just disconnected. The job is finished all the same.
                 let _ = reply.send(format!("job {number} is done\n"));
             }
         }
@@ -129,7 +129,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], setting("PORT", "3000")?))).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     println!("listening on http://{}", listener.local_addr()?);
-    // No new connections from then on; requests that came are answered. The server holds the last end of the queue.
+    // From here on no new connections, and open requests are answered. The server has the last sender of the queue.
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
         .with_graceful_shutdown(async move { _ = terminate.recv().await })
         .await?;

@@ -1,5 +1,5 @@
-//! Costs that are known only after the work: tokens are reserved by an estimate and settled with the true count, also when
-//! the answer is streamed and the client goes away in the middle.
+//! Costs that are known only after the work: an estimate of the tokens is acquired, and the actual number settled,
+//! also when the client disconnects during a streamed answer.
 //!
 //! ```sh
 //! cargo run --example llm_tokens
@@ -8,8 +8,8 @@
 //! curl -i -H 'x-api-key: k1' -H 'x-max-tokens: 2000' localhost:3000/complete
 //! ```
 //!
-//! The first reserves 400 of 1,000 tokens (`r=600`) and uses 20; the second finds 980 (`r=580`). The third asks for more
-//! than there ever are, which no wait helps. `PORT` and `TOKEN_MS`, the time that a token takes, change the defaults.
+//! The first acquires 400 of 1,000 tokens (`r=600`) and uses 20; the second finds 980 (`r=580`). The third asks for more
+//! than the burst, which is never granted. `PORT` and `TOKEN_MS`, the time that a token takes, change the defaults.
 
 use std::{convert::Infallible, env, error::Error, net::SocketAddr, time::Duration};
 
@@ -30,13 +30,13 @@ use tower_quota::{
     policy::Advertise,
 };
 
-/// What a request may cost at most, as it says itself, and what it gets at most. Never nothing: that would always pass.
+/// The maximum that a request asks for, up to a limit. At least one, because zero is always granted.
 fn most_tokens(headers: &HeaderMap) -> u32 {
     let asked = headers.get("x-max-tokens").and_then(|value| value.to_str().ok()?.parse().ok());
     asked.unwrap_or(200).max(1)
 }
 
-/// Settles when it is dropped: at the end of the stream, or when the client has gone away.
+/// Settles when it is dropped: at the end of the stream, or when the client disconnects.
 struct Meter {
     admission: Admission,
     tokens: u32,
@@ -64,7 +64,7 @@ async fn complete(
 ) -> Body {
     let meter = Meter { admission, tokens: 0 };
     let tokens = work.tokens.min(most_tokens(&headers));
-    // A model that says one token after the other.
+    // A model that sends one token after the other.
     Body::from_stream(stream::unfold((meter, tokens), move |(mut meter, left)| async move {
         let left = left.checked_sub(1)?;
         tokio::time::sleep(pace).await;
@@ -79,7 +79,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .named("tokens")
         .cost_by(|head| most_tokens(head.headers()));
     let pace = Duration::from_millis(env::var("TOKEN_MS").as_deref().unwrap_or("1").parse()?);
-    // Keys can be invented; a limit by address stands before them.
+    // Clients can invent keys, so a limit by address comes first.
     let requests = Policy::per(PeerIp, Quota::per_second(100)).advertise(Advertise::RetryAfter);
     let app = Router::new()
         .route("/complete", get(complete))

@@ -1,5 +1,5 @@
-//! A login that counts failures only, by address and by account, tells an attacker nothing, and blocks who goes on, longer
-//! each time.
+//! A login that counts failures only, by address and by account, discloses nothing to an attacker, and blocks repeat
+//! offenders for increasing durations.
 //!
 //! ```sh
 //! cargo run --example login
@@ -8,8 +8,8 @@
 //! curl -si -d 'user=bob&password=right' localhost:3000/login
 //! ```
 //!
-//! Three failures are told to be failures, then come 429s without a field that counts down. Ann is locked out for a while
-//! even with the right password; Bob is not, until the address has failed too often. `PORT` and `QUOTA` (that of an address) change the defaults.
+//! Three failures get 401, then come 429s without a field that counts down. Ann is locked out for a while even with the
+//! right password. Bob is not, until the address has failed too often. `PORT` and `QUOTA` (that of an address) change the defaults.
 
 use std::{env, error::Error, net::SocketAddr, time::Duration};
 
@@ -36,7 +36,7 @@ struct Credentials {
     password: String,
 }
 
-/// The account stands in the body, which limits do not read. So this does, and keeps what it has read.
+/// The account is in the body, which policies do not see. So this layer reads it, and puts it into the extensions.
 async fn read_credentials(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let form = Request::from_parts(parts.clone(), body).extract::<Form<Credentials>, _>().await;

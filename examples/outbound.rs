@@ -1,4 +1,4 @@
-//! The client's side: calls to a partner wait for their turn, so that its limit is kept and none is denied over there.
+//! A client: calls to a partner are delayed, so that they stay within its limit and none is denied there.
 //!
 //! ```sh
 //! cargo run --example quickstart

@@ -7,9 +7,8 @@
 //! for i in $(seq 4); do curl -s -o /dev/null -w '%{http_code} ' -H 'x-api-key: free-1' localhost:3000/; sleep 1; done; echo
 //! ```
 //!
-//! Five times 200, then 429. After the upgrade what was drawn is still owed, but with the next request it is cut to two
-//! bursts of the new quota: the key is served again within two seconds, not after a minute. A file with a mistake in it
-//! changes nothing.
+//! Five times 200, then 429. After the upgrade the backlog stays, and the next request clamps it to two bursts of the new
+//! quota: the key is served again within two seconds, not after a minute. An invalid file changes nothing.
 //! `PORT` and `LIMITS` (the path of the file) change the defaults.
 
 use std::{
@@ -64,7 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         if policy.name() != "plan" {
             return policy;
         }
-        // Who has which plan is for your database to say; here the key does.
+        // Your database knows the plan of a key. Here it is the first part of the key.
         policy.quota_by(move |head| {
             let key = head.headers().get("x-api-key")?.to_str().ok()?;
             plans.read().unwrap().get(key.split_once('-')?.0).copied()

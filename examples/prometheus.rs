@@ -6,7 +6,7 @@
 //! curl -s localhost:3000/metrics | grep tower_quota
 //! ```
 //!
-//! What is worth a line on a dashboard, or an alert:
+//! Queries for a dashboard or an alert:
 //!
 //! ```promql
 //! # Denials a second, by policy. A step is an attack, or a limit that is too narrow.
@@ -20,9 +20,9 @@
 //! rate(tower_quota_decisions_total{outcome="missing_key"}[5m]) > 1
 //! # Alert: new clients share buckets, for the map is full. Raise `max_keys`, or look for a flood of addresses.
 //! rate(tower_quota_overflow_total[5m]) > 0
-//! # Alert: Redis is away, for all or for some keys: processes decide alone, or requests pass uncounted.
+//! # Alert: Redis does not answer, for all or for some keys: processes use the fallback, or requests pass uncounted.
 //! tower_quota_redis_connections < 1
-//! sum by (source) (rate(tower_quota_decisions_total{source=~"alone|open"}[5m])) > 0
+//! sum by (source) (rate(tower_quota_decisions_total{source=~"fallback|open"}[5m])) > 0
 //! ```
 
 use std::{env, net::SocketAddr};
@@ -33,17 +33,17 @@ use tower_quota::{Policy, Quota, RateLimitLayer, key::PeerIp};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // Before the first request: what was counted earlier is counted nowhere.
+    // Before the first request: earlier counts are lost.
     let prometheus = PrometheusBuilder::new().install_recorder()?;
     let limits = RateLimitLayer::new([
         Policy::per(PeerIp, Quota::per_minute(10)),
-        // Counts, and denies nobody.
+        // Counts, and denies nothing.
         Policy::per(PeerIp, Quota::per_minute(5)).named("tighter").shadow(),
     ]);
     let app = Router::new()
         .route("/", get(|| async { "Hello!\n" }))
         .layer(limits)
-        // Behind no limit: Prometheus is to see an attack, and not to be denied by it.
+        // Without a limit: Prometheus must see an attack, and must not be denied.
         .route("/metrics", get(move || async move { prometheus.render() }));
     let port = env::var("PORT").map_or(Ok(3000), |port| port.parse())?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;

@@ -1,4 +1,4 @@
-//! One line limits every client, told by the address of its connection, to 10 requests a second and 20 at once.
+//! One line limits every client, by the address of its connection, to 10 requests a second and 20 at once.
 //!
 //! ```sh
 //! cargo run --example quickstart
@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let port = env::var("PORT").as_deref().unwrap_or("3000").parse()?;
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    // With connect info: else nobody's address is known, and every request is answered 500.
+    // `PeerIp` needs connect info. Without it every request fails with 500.
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Several windows and a cap: 10 a second and 60 a minute for each API key, and 100 a second for all together. A request
-//! that one of them denies costs nothing in the others.
+//! that one of them denies takes no cells from the others.
 //!
 //! ```sh
 //! cargo run --example windows

@@ -1,4 +1,4 @@
-//! Costs that are known after the work: admissions that are settled, charged and put back; responses that do not count.
+//! Costs that are known after the work: admissions that are settled, charged and refund; responses that do not count.
 
 mod support;
 
@@ -201,7 +201,7 @@ enum Step {
     Ask(u32),
     Settle(usize, u32),
     Charge(usize, u32),
-    PutBack(usize),
+    Refund(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -210,7 +210,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (1..8_u32).prop_map(Step::Ask),
         2 => (any::<usize>(), 0..12_u32).prop_map(|(which, cells)| Step::Settle(which, cells)),
         1 => (any::<usize>(), 0..12_u32).prop_map(|(which, cells)| Step::Charge(which, cells)),
-        1 => any::<usize>().prop_map(Step::PutBack),
+        1 => any::<usize>().prop_map(Step::Refund),
     ];
     prop::collection::vec(step, 1..80)
 }
@@ -218,7 +218,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Whatever is settled, charged and put back, and when: the next decision is the one of an exact model, whose debt is
+    /// Whatever is settled, charged and refund, and when: the next decision is the one of an exact model, whose debt is
     /// one burst at most. So never more is admitted than the quota and what was rightly returned.
     #[test]
     fn admissions_count_as_the_exact_model_does(steps in steps()) {
@@ -258,13 +258,13 @@ proptest! {
                     admissions[which % admissions.len()].charge("tokens", cells).unwrap();
                     model.owed = (model.owed + i128::from(cells) * cell).min(2 * burst * cell).max(model.owed);
                 }
-                Step::PutBack(which) if !admissions.is_empty() => {
+                Step::Refund(which) if !admissions.is_empty() => {
                     let which = which % admissions.len();
                     admissions[which].refund();
                     let Some((at, drawn)) = model.receipts.remove(&which) else { continue };
                     model.owed = (model.owed - (i128::from(drawn) * cell - (model.now - at)).max(0)).max(0);
                 }
-                Step::Settle(..) | Step::Charge(..) | Step::PutBack(_) => {}
+                Step::Settle(..) | Step::Charge(..) | Step::Refund(_) => {}
             }
             let until_full = limiter.peek("tokens", Key::GLOBAL).unwrap().until_full();
             prop_assert_eq!(until_full.as_nanos(), u128::try_from(model.owed).unwrap());

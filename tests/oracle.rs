@@ -1,5 +1,5 @@
 //! The limiter against two others: governor's own, for one policy; and an exact model that shares no code with it, for
-//! several policies with keys, costs, changes of quota, put-backs and sweeping.
+//! several policies with keys, costs, changes of quota, refunds and sweeping.
 
 #[path = "support/exact.rs"]
 mod exact;
@@ -55,7 +55,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0_u64..400_000_000).prop_map(Step::Advance),
         1 => (0_u64..4_000_000_000).prop_map(Step::Advance),
         8 => asked.prop_map(Step::Ask),
-        2 => Just(Step::PutBack),
+        2 => Just(Step::Refund),
         1 => (0_u8..3, 0_u32..9).prop_map(|(user, cells)| Step::Charge { user, cells }),
         1 => Just(Step::Sweep),
     ];

@@ -972,7 +972,7 @@ async fn a_response_that_does_not_count_is_refunded_in_redis() {
             eventually(|| async { ask(limiter, StatusCode::OK).await == StatusCode::OK }).await;
         }
         for round in 0..5 {
-            // What the last one put back may be on its way.
+            // What the last one refund may be on its way.
             let failed =
                 || async { ask(&limiters[round % 2], StatusCode::UNAUTHORIZED).await == StatusCode::UNAUTHORIZED };
             eventually(failed).await;
@@ -983,7 +983,7 @@ async fn a_response_that_does_not_count_is_refunded_in_redis() {
     }
 }
 
-/// A handler knows what a request has cost when it is done: less is put back, more is charged.
+/// A handler knows what a request has cost when it is done: less is refund, more is charged.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_handler_settles_is_settled_in_redis() {
     let server = Server::start(Engine::Redis);
@@ -1027,7 +1027,7 @@ async fn what_a_handler_settles_is_settled_in_redis() {
     let all = connected(builder(&server.url(), OnFailure::Closed).policy(policy(7))).await;
     assert!(admits(&all, "a").await);
     assert!(!admits(&other, "a").await);
-    // What was put back here is not taken for owed here.
+    // What was refund here is not taken for owed here.
     assert_eq!(ask(None).await, StatusCode::TOO_MANY_REQUESTS);
 }
 

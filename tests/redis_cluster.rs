@@ -75,7 +75,7 @@ async fn rds04_each_key_is_asked_where_it_is() {
     }
 }
 
-/// A policy of each key and one of the whole service are at different nodes; what one has granted in vain is put back.
+/// A policy of each key and one of the whole service are at different nodes; what one has granted in vain is refund.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_or_nothing_over_several_nodes() {
     for engine in ENGINES {
@@ -102,7 +102,7 @@ async fn all_or_nothing_over_several_nodes() {
     }
 }
 
-/// Many at once over three nodes never admit more than either policy has, and what was put back is there again.
+/// Many at once over three nodes never admit more than either policy has, and what was refund is there again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crowd_over_several_nodes_gets_no_more_than_the_quota() {
     let (servers, _replica) = Server::cluster(Engine::Redis);

@@ -173,7 +173,7 @@ fn refunds_and_charges_beside_acquisitions_never_admit_more() {
                 });
             }
         });
-        // The clock stands: everything put back came back whole.
+        // The clock stands: everything refund came back whole.
         assert_eq!(kept.into_inner(), 1_000);
         assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().remaining(), 4_000);
     });

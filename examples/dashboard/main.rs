@@ -1,4 +1,4 @@
-//! A server that limits itself, and a page on which its buckets drain and refill.
+//! A server that limits itself, and a page that shows its buckets empty and refill.
 //!
 //! ```sh
 //! cargo run --example dashboard
@@ -8,7 +8,7 @@
 //! curl -i -X PUT 'localhost:3000/quota?rate=5&burst=10' -H 'x-dashboard: yes'
 //! ```
 //!
-//! For one's own machine: whoever reaches the port may change the quota. `PORT` changes the default.
+//! For your own machine only: anyone who reaches the port may change the quota. `PORT` changes the default.
 
 use std::{
     convert::Infallible,
@@ -38,12 +38,12 @@ use tokio::{
 };
 use tower_quota::{Key, Limiter, Policy, Quota, RateLimitLayer, key::Header};
 
-/// The clients that the page sends requests as. A limiter keeps no names: others are shown by their key.
+/// The clients that the page sends requests as. A limiter stores no names: other clients are shown by their key.
 const CLIENTS: [&str; 6] = ["amber", "birch", "cedar", "dune", "ember", "fjord"];
 const POLICY: &str = "client";
-/// As many as one looks at.
+/// The number of clients on the page.
 const SHOWN: usize = 48;
-/// Many owe nothing any more, and have not been swept.
+/// Includes keys whose bucket is full and that are not swept yet.
 const LOOKED_AT: usize = 4_096;
 
 #[derive(Clone)]
@@ -69,7 +69,7 @@ impl Dashboard {
         let Self { limiter, counts } = self;
         let quota = limiter.quota(POLICY).expect("the policy is there");
         let mut keys = limiter.list(POLICY, 0, LOOKED_AT).map(|page| page.keys).unwrap_or_default();
-        // Those that one can press a button for come first, however many others there are.
+        // The clients with a button come first, however many others there are.
         let own = CLIENTS.map(|client| limiter.key_of(client));
         let known = own.iter().filter_map(|key| Some((*key, limiter.peek(POLICY, *key).ok()?)));
         let known: Vec<_> = known.filter(|(_, standing)| standing.remaining() < quota.burst_size()).collect();
@@ -124,7 +124,7 @@ struct Flood {
     clients: u32,
 }
 
-/// One request of each of so many clients, without the sockets that a browser does not have.
+/// One request from each of many clients, without a socket for each.
 async fn flood(State(dashboard): State<Dashboard>, Query(Flood { clients }): Query<Flood>) -> Response {
     if clients > 100_000 {
         return (StatusCode::UNPROCESSABLE_ENTITY, "100,000 clients at most").into_response();
@@ -138,7 +138,7 @@ async fn flood(State(dashboard): State<Dashboard>, Query(Flood { clients }): Que
     StatusCode::NO_CONTENT.into_response()
 }
 
-/// Under no other name: else a page of another site could have this address for its own.
+/// Only under this name: otherwise a page of another site could use this address as its own.
 async fn by_its_name(request: Request, next: Next) -> Response {
     let host = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
     let name = host.map(|host| host.rsplit_once(':').map_or(host, |(name, _)| name));

@@ -7,12 +7,12 @@
 //! ```
 //!
 //! Logs in the common or combined format (Apache, nginx), or a JSON object in each line with `time`, `remote_addr`, `method`,
-//! `path` and, if there are any, `headers`. A line that cannot be read is counted and skipped. Lines stand in the order in which
-//! requests ended; one that is a little early is decided at the time of the one before, and it is told how many are over a minute
-//! early: then files are not in the order of their times, and the rest means nothing.
+//! `path` and, if there are any, `headers`. An invalid line is counted and skipped. Lines are in the order in which
+//! requests ended: one that is a little early is decided at the time of the line before. The report counts lines that are over a
+//! minute early: then the files are not in the order of their times, and the result is meaningless.
 //!
-//! Files may be of any size. Nothing is kept of a line but what the limiter keeps of a key: at most `max-keys` for each policy
-//! (a million unless set), some 50 bytes each, and those of the last minutes in practice.
+//! Files may have any size. Memory use does not grow with the log: a limiter stores at most `max-keys` for each policy (a
+//! million unless set), some 50 bytes each, and in practice those of the last minutes.
 
 mod line;
 mod plot;

@@ -1,4 +1,4 @@
-//! What is told in the end.
+//! The report at the end.
 
 use std::{
     collections::HashMap,
@@ -8,7 +8,7 @@ use std::{
 
 use tower_quota::{Decision, Limiter, Policy, decision::Standing};
 
-/// Counted for each policy at the same time. Who was denied less often than a 1,024th of all may be forgotten, and the counts
+/// Counted for each policy at the same time. A client with less than a 1,024th of all denials may be missing, and the counts
 /// of others are too low by as much at most (Misra and Gries, 1982).
 const COUNTED: usize = 1_024;
 

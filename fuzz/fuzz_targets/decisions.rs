@@ -1,4 +1,4 @@
-//! Decisions over several policies, with put-backs, charges, plans and sweeps: as the exact model decides, to the nanosecond.
+//! Decisions over several policies, with refunds, charges, plans and sweeps: as the exact model decides, to the nanosecond.
 #![no_main]
 
 #[path = "../../tests/support/exact.rs"]
@@ -16,7 +16,7 @@ enum Op {
     Advance(u32),
     AdvanceFar(u32),
     Ask { user: Option<u8>, team: bool, cost: u8, pro: bool, write: bool },
-    PutBack,
+    Refund,
     Charge { user: u8, cells: u8 },
     Sweep,
 }
@@ -30,7 +30,7 @@ impl From<Op> for Step {
                 let user = user.map(|user| user % 3);
                 Self::Ask(Asked { user, team: team.into(), cost: u32::from(cost) % 17, pro, write })
             }
-            Op::PutBack => Self::PutBack,
+            Op::Refund => Self::Refund,
             Op::Charge { user, cells } => Self::Charge { user: user % 3, cells: u32::from(cells) % 17 },
             Op::Sweep => Self::Sweep,
         }

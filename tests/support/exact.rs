@@ -21,7 +21,7 @@ pub(crate) enum Step {
     Advance(u64),
     Ask(Asked),
     /// The last admission is not used after all.
-    PutBack,
+    Refund,
     Charge {
         user: u8,
         cells: u32,
@@ -166,7 +166,7 @@ pub(crate) fn agree(steps: &[Step], slow_plan: bool, sweeping: bool) {
                     (ours, theirs) => panic!("{asked:?}: {ours:?}, and the model {:?}", theirs.err()),
                 }
             }
-            Step::PutBack => {
+            Step::Refund => {
                 if let Some((allowed, receipt)) = last.take() {
                     limiter.refund(allowed);
                     model.refund(&receipt);
