@@ -16,7 +16,7 @@ use std::{
 };
 
 use http::Request;
-use tower_quota::{Limiter, Policy, Quota, clock::ManualClock, key::PeerIp};
+use tower_quota::{Limiter, Policy, Quota, Sweep, clock::ManualClock, key::PeerIp};
 
 /// Panics at every line, and counts them.
 #[derive(Clone, Default)]
@@ -42,7 +42,7 @@ fn swp06_a_listener_that_panics_does_not_end_the_sweeping() {
 
     let clock = ManualClock::new();
     let policy = Policy::per(PeerIp, Quota::per_second(1_000)).max_keys(1);
-    let limiter = Limiter::builder().policy(policy).clock(clock.clone()).build().unwrap();
+    let limiter = Limiter::builder().policy(policy).clock(clock.clone()).sweep(Sweep::Background).build().unwrap();
     let mut request = Request::new(());
     request.extensions_mut().insert(SocketAddr::from(([10, 0, 0, 1], 1)));
     assert!(limiter.decide(&request).is_allowed());

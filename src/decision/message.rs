@@ -10,6 +10,9 @@ use http::StatusCode;
 use super::reason::Reason;
 use crate::policy::Policy;
 
+/// The text around the seconds to retry in.
+pub(crate) const RETRY_IN: [&str; 2] = [" Retry in ", " s."];
+
 /// The text of a denial, in parts.
 pub(crate) struct Message<'a> {
     pub(crate) start: &'static str,
@@ -47,6 +50,7 @@ impl fmt::Display for Message<'_> {
             write!(f, "{preposition}\"{}\"", policy.name())?;
         }
         f.write_str(self.end)?;
-        self.retry_in.map_or(Ok(()), |seconds| write!(f, " Retry in {seconds} s."))
+        let [before, after] = RETRY_IN;
+        self.retry_in.map_or(Ok(()), |seconds| write!(f, "{before}{seconds}{after}"))
     }
 }

@@ -14,7 +14,7 @@ use std::fmt;
 
 pub use self::{denied::Denied, reason::Reason, standing::Standing};
 pub(crate) use self::{
-    message::Message,
+    message::{Message, RETRY_IN},
     receipt::{PolicyOutcome, PolicyOutcomes, Receipt, Receipts},
     standing::Verdict,
 };

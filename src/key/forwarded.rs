@@ -135,15 +135,29 @@ fn for_value(pair: &[u8]) -> Option<&[u8]> {
 }
 
 /// The address of a node (§6). `unknown`, obfuscated identifiers and anything else are no address.
-/// Text that the grammar wants in quotes is also read without them, because it is unambiguous.
+/// Text that the grammar wants in quotes is also read without them, because it is unambiguous, and
+/// so is IPv6 without brackets, as several gateways send it.
 fn node_address(value: &[u8]) -> Option<IpAddr> {
     let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
     let text = str::from_utf8(value).ok()?;
+    if !text.starts_with('[') && text.bytes().filter(|byte| *byte == b':').count() > 1 {
+        return bare_ipv6(text);
+    }
     let (inside, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map(|(inside, port)| (ipv6(inside), port))?,
         None => text.find(':').map_or((ipv4(text), ""), |colon| (ipv4(&text[..colon]), &text[colon..])),
     };
     if port.is_empty() { inside } else { is_node_port(port.strip_prefix(':')?).then_some(inside)? }
+}
+
+/// An IPv6 address without brackets. Text that is an address is read as one, even where its last
+/// group may have been meant as a port: the network that counts is the same. Where the text is no
+/// address, because eight groups precede the port or the port has five digits, the rest is.
+fn bare_ipv6(text: &str) -> Option<IpAddr> {
+    ipv6(text).or_else(|| {
+        let (address, port) = text.rsplit_once(':')?;
+        is_node_port(port).then(|| ipv6(address))?
+    })
 }
 
 fn ipv4(text: &str) -> Option<IpAddr> {

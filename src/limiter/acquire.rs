@@ -69,9 +69,9 @@ impl LocalBuckets {
         }
     }
 
-    /// Decides on a request that does not wait. Separate from [`acquire`](Self::acquire), because the
-    /// receipt of the fast path is built where it is returned: a decision is large, and copying it
-    /// costs a fifth of the whole.
+    /// Decides on a request that does not wait. Separate from [`acquire`](Self::acquire), because
+    /// the receipt of the fast path is built where it is returned: a decision is large, and copying
+    /// it costs a fifth of the whole.
     #[inline(always)]
     pub(super) fn decide<'a>(&self, set: &'a PolicySet, head: RequestHead<'_>) -> Decision<'a> {
         let policies = set.policies();
@@ -91,10 +91,9 @@ impl LocalBuckets {
     }
 
     /// Acquires for a limiter with one policy from a bucket that exists, without the means to lock
-    /// several buckets together. Nearly all requests of such a limiter take this path, and the usual
-    /// path takes twice as long.
-    /// Where more has to be done, the policy is evaluated already, because the user's closures run
-    /// once for each request.
+    /// several buckets together. Nearly all requests of such a limiter take this path, and the
+    /// usual path takes twice as long. Where more has to be done, the policy is evaluated already,
+    /// because the user's closures run once for each request.
     #[inline(always)]
     fn fast_path(&self, set: &PolicySet, head: RequestHead<'_>, patience: Nanos) -> FastOutcome {
         let (Some((policy, live)), [buckets]) = (set.single(), &*self.each) else { return FastOutcome::Several };

@@ -48,9 +48,14 @@ const OUTCOMES: [&str; 6] = ["allowed", "denied", "blocked", "at_capacity", "mis
 const SOURCES: [&str; 5] = ["memory", "redis", "cache", "fallback", "open"];
 #[cfg(feature = "metrics")]
 const MODES: [&str; 2] = ["enforced", "shadow"];
-/// For each policy: the combinations of these, a counter near the limit, and one of the overflow.
+/// The place of a policy's counter near the limit: after those of all combinations of these.
 #[cfg(feature = "metrics")]
-const COUNTERS: usize = OUTCOMES.len() * SOURCES.len() * MODES.len() + 2;
+const NEAR_LIMIT: usize = OUTCOMES.len() * SOURCES.len() * MODES.len();
+#[cfg(feature = "metrics")]
+const OVERFLOW: usize = NEAR_LIMIT + 1;
+/// The number of counters of each policy.
+#[cfg(feature = "metrics")]
+const COUNTERS: usize = OVERFLOW + 1;
 
 /// The counters of a limiter's policies.
 ///
@@ -92,7 +97,7 @@ impl Meters {
             });
             counter.increment(1);
             if near() {
-                let counter = self.counters[(index + 1) * COUNTERS - 2]
+                let counter = self.counters[index * COUNTERS + NEAR_LIMIT]
                     .get_or_init(|| counter!("tower_quota_near_limit_total", "policy" => name.to_owned()));
                 counter.increment(1);
             }
@@ -104,7 +109,7 @@ impl Meters {
     pub(crate) fn overflowed(&self, index: usize, name: &str) {
         #[cfg(feature = "metrics")]
         {
-            let counter = self.counters[(index + 1) * COUNTERS - 1]
+            let counter = self.counters[index * COUNTERS + OVERFLOW]
                 .get_or_init(|| counter!("tower_quota_overflow_total", "policy" => name.to_owned()));
             counter.increment(1);
         }

@@ -1,13 +1,13 @@
 //! Contains the body of a denial: a problem (RFC 9457) in JSON, or plain text.
 //!
-//! The words are those of [`Message`]. This file only formats them.
+//! The text is that of [`Message`]. This file adds the titles of the problem types, and the format.
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
 use crate::{
-    decision::{Denied, Message, Reason},
+    decision::{Denied, Message, RETRY_IN, Reason},
     policy::Policy,
 };
 
@@ -33,7 +33,7 @@ pub(super) fn json(denied: &Denied) -> Content {
     let mut seconds = itoa::Buffer::new();
     let [mut fragments, after] = problem(denied.advertised_reason(), &status, &message, denied.advertised());
     if let Some(retry_in) = message.retry_in {
-        fragments.extend([RETRY_IN, seconds.format(retry_in), SECONDS]);
+        fragments.extend([RETRY_IN[0], seconds.format(retry_in), RETRY_IN[1]]);
     }
     fragments.extend(after);
     Content { content_type: problem_json(), body: fragments.concat().into() }
@@ -83,8 +83,8 @@ impl ProblemTemplate {
         let named = policy.advertised().names_the_policy().then_some(policy);
         let message = Message::of(reason, status, named);
         let [mut before, mut after] = problem(reason, &status, &message, named.into_iter());
-        before.push(RETRY_IN);
-        after.insert(0, SECONDS);
+        before.push(RETRY_IN[0]);
+        after.insert(0, RETRY_IN[1]);
         Self { before: before.concat().into(), after: after.concat().into() }
     }
 
@@ -106,7 +106,7 @@ pub(super) fn plain(denied: &Denied) -> Content {
     }
     fragments.push(end);
     if let Some(retry_in) = retry_in {
-        fragments.extend([RETRY_IN, seconds.format(retry_in), SECONDS]);
+        fragments.extend([RETRY_IN[0], seconds.format(retry_in), RETRY_IN[1]]);
     }
     fragments.push("\n");
     let content_type = const { HeaderValue::from_static("text/plain; charset=utf-8") };
@@ -116,6 +116,3 @@ pub(super) fn plain(denied: &Denied) -> Content {
 fn problem_json() -> HeaderValue {
     const { HeaderValue::from_static("application/problem+json") }
 }
-
-const RETRY_IN: &str = " Retry in ";
-const SECONDS: &str = " s.";
