@@ -16,7 +16,7 @@ use std::{
 };
 
 use http::Request;
-use tower_quota::{Limiter, Policy, Quota, Sweep, clock::ManualClock, key::PeerIp};
+use tower_quota::{Limiter, Policy, Quota, clock::ManualClock, key::PeerIp, limiter::Sweep};
 
 /// Panics at every line, and counts them.
 #[derive(Clone, Default)]
