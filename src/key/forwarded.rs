@@ -150,9 +150,9 @@ fn node_address(value: &[u8]) -> Option<IpAddr> {
     if port.is_empty() { inside } else { is_node_port(port.strip_prefix(':')?).then_some(inside)? }
 }
 
-/// An IPv6 address without brackets. Text that is an address is read as one, even where its last
-/// group may have been meant as a port: the network that counts is the same. Where the text is no
-/// address, because eight groups precede the port or the port has five digits, the rest is.
+/// An IPv6 address without brackets. Text that is an address as a whole is that address: its last
+/// group is not taken for a port, because the two cannot be told apart. Otherwise a port may follow,
+/// after eight groups or with five digits.
 fn bare_ipv6(text: &str) -> Option<IpAddr> {
     ipv6(text).or_else(|| {
         let (address, port) = text.rsplit_once(':')?;
