@@ -151,7 +151,7 @@ fn node_address(value: &[u8]) -> Option<IpAddr> {
 }
 
 /// An IPv6 address without brackets. Text that is an address as a whole is that address: its last
-/// group is not taken for a port, because the two cannot be told apart. Otherwise a port may follow,
+/// group is not taken for a port, because nothing distinguishes them. Otherwise a port may follow,
 /// after eight groups or with five digits.
 fn bare_ipv6(text: &str) -> Option<IpAddr> {
     ipv6(text).or_else(|| {
