@@ -58,7 +58,7 @@ impl KeyHasher {
         }
     }
 
-    /// The key in 128 bits, from which nobody can tell its value.
+    /// The key in 128 bits, which do not reveal its value.
     #[cfg_attr(not(any(feature = "redis", feature = "tracing")), allow(dead_code, reason = "events may be off"))]
     pub(crate) fn opaque(&self, key: Key) -> u128 {
         let mut hasher = self.keyed;
