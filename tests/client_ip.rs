@@ -179,6 +179,8 @@ fn c_fwd_the_forwarded_field_is_read_as_rfc_7239_says() {
         "for =1.2.3.4",
         "for= 1.2.3.4",
         "for=1.2.3.4;for=5.6.7.8",
+        // The last group may be a port, and the network depends on it.
+        "for=\"2001:db8::aaaa:bbbb:cccc:dddd:8080\"",
         "for=2001:db8::1::2",
         "for=2001:db8:1:2:3:4:5:6:7:8",
         "for=2001:db8:1:2:3:4:5:6:99999",

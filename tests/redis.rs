@@ -842,6 +842,18 @@ async fn ops09_a_policy_in_shadow_mode_only_watches() {
     assert_eq!(together.into_iter().sum::<usize>(), 46);
 }
 
+/// A key above its share may be within its limit. A ban for it would outlast the outage.
+#[tokio::test]
+async fn a_denial_of_the_fallback_bans_nobody() {
+    let nowhere = format!("redis://127.0.0.1:{}", free_port());
+    let minute = Duration::from_secs(60);
+    let policy = by_header(Quota::per_hour(8)).ban(Ban::after(1, minute).initial(minute).max(minute));
+    let limiter = builder(&nowhere, OnFailure::Local { share: 0.5 }).policy(policy).build().unwrap();
+    assert_eq!(admitted(&limiter, "a", 10).await, 4);
+    let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
+    assert_ne!(denied.reason(), Reason::Blocked);
+}
+
 #[tokio::test]
 async fn a_cost_that_no_share_can_pay_is_denied_and_not_sold_at_a_discount() {
     let nowhere = format!("redis://127.0.0.1:{}", free_port());

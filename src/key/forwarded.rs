@@ -150,14 +150,19 @@ fn node_address(value: &[u8]) -> Option<IpAddr> {
     if port.is_empty() { inside } else { is_node_port(port.strip_prefix(':')?).then_some(inside)? }
 }
 
-/// An IPv6 address without brackets. Text that is an address as a whole is that address: its last
-/// group is not taken for a port, because nothing distinguishes them. Otherwise a port may follow,
-/// after eight groups or with five digits.
+/// An IPv6 address without brackets. A port may follow where the text shows that it is one: after
+/// eight groups, or with five digits. Where the last group may be a port, and the network depends
+/// on it, the text is no address: a client chooses its port and the end of its address, and must
+/// not choose its network with them.
 fn bare_ipv6(text: &str) -> Option<IpAddr> {
-    ipv6(text).or_else(|| {
-        let (address, port) = text.rsplit_once(':')?;
-        is_node_port(port).then(|| ipv6(address))?
-    })
+    let before_port =
+        text.rsplit_once(':').filter(|(_, port)| is_node_port(port)).and_then(|(address, _)| ipv6(address));
+    match (ipv6(text), before_port) {
+        (Some(IpAddr::V6(whole)), Some(IpAddr::V6(short))) => {
+            (whole.segments()[..4] == short.segments()[..4]).then_some(IpAddr::V6(whole))
+        }
+        (whole, short) => whole.or(short),
+    }
 }
 
 fn ipv4(text: &str) -> Option<IpAddr> {

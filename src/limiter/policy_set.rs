@@ -263,7 +263,10 @@ impl PolicySet {
             if let Some(top_denied) = &self.top_denied {
                 top_denied.count(*policy, *key);
             }
-            let banned = self.penalties(*policy).and_then(|penalties| penalties.strike(*key, now));
+            // A key above its share in an outage may be within its limit: that earns no ban, which
+            // would outlast the outage.
+            let penalties = if matches!(decided_by, DecidedBy::Fallback) { None } else { self.penalties(*policy) };
+            let banned = penalties.and_then(|penalties| penalties.strike(*key, now));
             let outcome = outcomes.iter_mut().find(|outcome| outcome.policy == *policy);
             if let (Some(length), Some(outcome)) = (banned, outcome) {
                 // From here on the wait for cells would be too short.

@@ -23,7 +23,7 @@ use crate::{
 /// passed through unchanged, and the instance that was polled ready is the one that is called.
 ///
 /// In memory there are no extra bounds on the inner service. Over Redis it has to be `Clone`,
-/// `Send` and `'static`, because the request waits for an answer.
+/// because the request waits for an answer.
 ///
 /// # Denials and readiness
 ///

@@ -50,9 +50,12 @@ impl LowerBounds {
     /// to be too long.
     pub(super) fn cached_denial(&self, set: &PolicySet, demands: &Demands) -> Option<Denied> {
         let known = |policy: usize, demand: &Demand| {
-            let now = set.now();
             let key = set.hasher().under_quota(demand.key, demand.quota);
-            let bucket = self.each[policy].store.get(key).map_or_else(Bucket::default, |bucket| *bucket);
+            let entry = self.each[policy].store.get(key);
+            // Read under the lock: a time from before a wait for it would overstate the backlog.
+            let now = set.now();
+            let bucket = entry.as_deref().copied().unwrap_or_default();
+            drop(entry);
             outcome(policy, demand, bucket, now)
         };
         if let Some(denied) = set.blocked(demands, DecidedBy::Cache, known) {
