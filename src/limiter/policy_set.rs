@@ -265,7 +265,7 @@ impl PolicySet {
             }
             // A key above its share in an outage may be within its limit: that earns no ban, which
             // would outlast the outage.
-            let penalties = if matches!(decided_by, DecidedBy::Fallback) { None } else { self.penalties(*policy) };
+            let penalties = if decided_by.is_fallback() { None } else { self.penalties(*policy) };
             let banned = penalties.and_then(|penalties| penalties.strike(*key, now));
             let outcome = outcomes.iter_mut().find(|outcome| outcome.policy == *policy);
             if let (Some(length), Some(outcome)) = (banned, outcome) {

@@ -42,6 +42,19 @@ pub(crate) enum DecidedBy {
     Open,
 }
 
+impl DecidedBy {
+    /// Whether a share of the quota decided, during an outage of Redis.
+    pub(crate) fn is_fallback(self) -> bool {
+        #[cfg(feature = "redis")]
+        return matches!(self, Self::Fallback);
+        #[cfg(not(feature = "redis"))]
+        {
+            let Self::Memory = self;
+            false
+        }
+    }
+}
+
 #[cfg(feature = "metrics")]
 const OUTCOMES: [&str; 6] = ["allowed", "denied", "blocked", "at_capacity", "missing_key", "unavailable"];
 #[cfg(feature = "metrics")]
