@@ -110,7 +110,9 @@ impl Bucket {
         let backlog = Backlog(Cell::new(clamped.backlog(now)));
         // The types are written out, because the default of the last one depends on governor's
         // features.
-        let governor = RateLimiter::<_, _, _, NoOpMiddleware<GovernorNanos>>::new(quota.into(), &backlog, Standstill);
+        let quota_of_governor = governor_quota(quota);
+        let governor =
+            RateLimiter::<_, _, _, NoOpMiddleware<GovernorNanos>>::new(quota_of_governor, &backlog, Standstill);
         // For one cell governor has a shorter path to the same result.
         let verdict = match cells.get() {
             1 => governor.check(),
@@ -184,15 +186,14 @@ fn furthest(quota: Quota, slack: Nanos) -> Nanos {
 /// The longest slack; a burst takes no longer to come back either.
 pub(crate) const MAX_SLACK: Nanos = Nanos::new(1 << 62);
 
-impl From<Quota> for governor::Quota {
-    #[inline(always)]
-    fn from(quota: Quota) -> Self {
-        let burst = NonZeroU32::new(quota.burst_size()).unwrap_or(NonZeroU32::MIN);
-        // Neither fallback is reachable: a `Quota` contains no zero.
-        governor::Quota::with_period(quota.cell_period())
-            .unwrap_or(governor::Quota::per_second(NonZeroU32::MIN))
-            .allow_burst(burst)
-    }
+/// Not `From`, which would make governor a part of the public API.
+#[inline(always)]
+fn governor_quota(quota: Quota) -> governor::Quota {
+    let burst = NonZeroU32::new(quota.burst_size()).unwrap_or(NonZeroU32::MIN);
+    // Neither fallback is reachable: a `Quota` contains no zero.
+    governor::Quota::with_period(quota.cell_period())
+        .unwrap_or(governor::Quota::per_second(NonZeroU32::MIN))
+        .allow_burst(burst)
 }
 
 /// The state that governor decides on: the backlog, at a clock that stands at zero.

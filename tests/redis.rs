@@ -493,6 +493,8 @@ fn the_source_of_each_decision_is_counted() {
         assert_eq!(admitted(&limiter, "a", 8).await, 5);
         assert_eq!(count("share", "allowed", "redis"), 5);
         assert_eq!((count("share", "denied", "redis"), count("share", "denied", "cache")), (0, 3));
+        assert!(!limiter.decide(&Request::new(())).await.is_allowed(), "a request without a key");
+        assert_eq!(count("share", "missing_key", "cache"), 1);
         let other = connected(builder(&server.url(), OnFailure::Closed).policy(policies[0].clone())).await;
         assert!(!admits(&other, "a").await);
         assert_eq!(count("share", "denied", "redis"), 1, "by one that knew nothing");

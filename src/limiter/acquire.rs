@@ -133,7 +133,7 @@ impl LocalBuckets {
             FastOutcome::DoesNotApply => Ok(Grant::at(set.now())),
             FastOutcome::Granted(_, FastPath { now, .. }) => Ok(Grant::at(now)),
             FastOutcome::Evaluated(demand) => self.acquire_all(set, &[(0, demand)], receipts, patience),
-            FastOutcome::MissingKey(status) => Err(set.missing_key(0, status, head)),
+            FastOutcome::MissingKey(status) => Err(set.missing_key(0, status, head, self.decided_by)),
             FastOutcome::Several => self.acquire_several(set, head, receipts, patience),
         }
     }
@@ -146,7 +146,7 @@ impl LocalBuckets {
         patience: Nanos,
     ) -> Result<Grant, Denied> {
         let mut demands = Demands::new();
-        set.evaluate(head, &mut demands)?;
+        set.evaluate(head, &mut demands, self.decided_by)?;
         self.acquire_all(set, &demands, receipts, patience)
     }
 

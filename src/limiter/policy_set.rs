@@ -181,28 +181,40 @@ impl PolicySet {
         found.ok_or_else(|| UnknownPolicy::new(name, self.policies.iter().map(Policy::name)))
     }
 
-    /// Adds what a request asks of each policy that applies.
+    /// Adds what a request asks of each policy that applies. `decided_by` is what would decide, or
+    /// would say without being asked that a key is missing.
     ///
     /// # Errors
     ///
     /// The denial of a request that lacks a key.
     #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
     #[inline(always)]
-    pub(crate) fn evaluate(&self, head: RequestHead<'_>, demands: &mut Demands) -> Result<(), Denied> {
+    pub(crate) fn evaluate(
+        &self,
+        head: RequestHead<'_>,
+        demands: &mut Demands,
+        decided_by: DecidedBy,
+    ) -> Result<(), Denied> {
         for (index, policy) in self.policies.iter().enumerate() {
             match policy.evaluate(head, || self.quota(index)) {
                 Ok(Some(demand)) => demands.push((index, demand)),
                 Ok(None) => {}
-                Err(status) => return Err(self.missing_key(index, status, head)),
+                Err(status) => return Err(self.missing_key(index, status, head, decided_by)),
             }
         }
         Ok(())
     }
 
     #[cold]
-    pub(super) fn missing_key(&self, index: usize, status: StatusCode, head: RequestHead<'_>) -> Denied {
+    pub(super) fn missing_key(
+        &self,
+        index: usize,
+        status: StatusCode,
+        head: RequestHead<'_>,
+        decided_by: DecidedBy,
+    ) -> Denied {
         let policy = &self.policies[index];
-        self.count((index, policy), Outcome::MissingKey, false, DecidedBy::default(), || false);
+        self.count((index, policy), Outcome::MissingKey, false, decided_by, || false);
         events::missing_key(policy.name(), status.as_u16(), policy.remedy(head), &self.missing_keys, self.now());
         Denied::missing_key(Arc::clone(&self.policies), index, status, policy.challenge(head))
     }

@@ -44,6 +44,11 @@ pin_project! {
     ///
     /// Drop it at any time. While the request waits in a delay layer, its place and its cells are
     /// returned.
+    ///
+    /// It is `Send` if the service, its future, the request and the body of a response are. Once
+    /// the service is called, its instance is dropped, as by
+    /// [`oneshot`](https://docs.rs/tower/latest/tower/trait.ServiceExt.html#method.oneshot): what a
+    /// response still needs has to be in its future.
     pub struct DeferredFuture<S, L, R, Q, W, F, B> {
         #[pin]
         step: DeferredStep<S, L, R, Q, W, F, B>,

@@ -1,6 +1,6 @@
 //! Contains every event, and the [`Throttle`] of those that may come often.
 
-#![cfg_attr(not(feature = "tracing"), allow(unused_variables, reason = "nobody reads what is reported"))]
+#![cfg_attr(not(feature = "tracing"), allow(unused_variables, reason = "nothing is reported"))]
 
 use std::{
     fmt, io,

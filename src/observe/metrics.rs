@@ -1,7 +1,7 @@
 //! Contains every metric: the counters of a limiter's decisions ([`Meters`]), of sweeps and of
 //! Redis.
 
-#![cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::unused_self, reason = "nobody reads the counts"))]
+#![cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::unused_self, reason = "nothing is counted"))]
 
 use std::fmt;
 #[cfg(feature = "metrics")]
@@ -25,13 +25,13 @@ pub(crate) enum Outcome {
 }
 
 /// Which buckets decided: the label `source`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum DecidedBy {
-    #[default]
     Memory,
     #[cfg(feature = "redis")]
     Redis,
-    /// A lower bound of a bucket in Redis, which is certain to deny.
+    /// This process, without asking Redis: a lower bound of a bucket there is certain to deny, or
+    /// the request has no key.
     #[cfg(feature = "redis")]
     Cache,
     /// The buckets of this process, without Redis.

@@ -3,8 +3,8 @@
 //!
 //! These are the only files that know those two crates. Without the features of the same names each
 //! function does nothing. This folder must not know any other type of the crate but its times: it
-//! is given names, numbers and hashes that identify nobody, and never a key. No function here is
-//! called while a bucket is locked.
+//! is given names, numbers and keyed hashes, and never a key. No function here is called while a
+//! bucket is locked.
 
 pub(crate) mod events;
 pub(crate) mod metrics;

@@ -21,6 +21,7 @@ use crate::{
     decision::{Allowed, Decision, Denied, Receipts},
     key::RequestHead,
     limiter::{Demands, Grant},
+    observe::metrics::DecidedBy,
 };
 
 /// The result of a call.
@@ -60,7 +61,8 @@ impl RedisLimiter {
     #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
     pub(super) fn evaluate(&self, head: RequestHead<'_>) -> Result<Demands, Denied> {
         let mut demands = Demands::new();
-        self.parts.set.evaluate(head, &mut demands)?;
+        // Redis is not asked about a request without a key.
+        self.parts.set.evaluate(head, &mut demands, DecidedBy::Cache)?;
         Ok(demands)
     }
 
