@@ -71,6 +71,9 @@ pub struct PolicyConfig {
     /// See [`Policy::max_keys`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_keys: Option<usize>,
+    /// See [`Policy::max_keys_per_network`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_keys_per_network: Option<usize>,
     /// See [`Policy::at_cap`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_cap: Option<AtCap>,
@@ -169,6 +172,9 @@ impl TryFrom<PolicyConfig> for Policy {
         }
         if let Some(max_keys) = config.max_keys {
             policy = policy.max_keys(max_keys);
+        }
+        if let Some(max_keys) = config.max_keys_per_network {
+            policy = policy.max_keys_per_network(max_keys);
         }
         if let Some(at_cap) = config.at_cap {
             policy = policy.at_cap(at_cap);

@@ -32,6 +32,7 @@ pub use crate::{key::Missing, store::AtCap};
 use crate::{
     key::{Key, KeyExtractor, RequestHead},
     quota::Quota,
+    store::Cap,
 };
 
 /// A name, a key, a quota, and which requests it applies to.
@@ -51,8 +52,7 @@ pub struct Policy {
     cost_by: Option<Arc<CostBy>>,
     when: Option<Arc<When>>,
     missing: Option<Missing>,
-    max_keys: usize,
-    at_cap: AtCap,
+    cap: Cap,
     advertise: Advertise,
     enforce: Enforce,
     count_if: Option<Arc<CountIf>>,
@@ -184,8 +184,7 @@ impl Policy {
             cost_by: None,
             when: None,
             missing: None,
-            max_keys: 1_000_000,
-            at_cap: AtCap::default(),
+            cap: Cap::new(1_000_000, AtCap::default()),
             advertise: Advertise::default(),
             enforce: Enforce::Always,
             count_if: None,
@@ -209,6 +208,10 @@ impl Policy {
     ///
     /// Decide by what a client cannot choose freely. Otherwise it chooses to be exempt: compare
     /// whole paths, and do not trust header fields.
+    ///
+    /// `head.uri()` is the target that the layer sees. In a router that is nested under `/api`, the
+    /// path of `/api/uploads` is `/uploads`. With the feature `axum`, `head.original_uri()` is what
+    /// the client sent.
     pub fn when(mut self, applies: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.when = Some(Arc::new(applies));
         self
@@ -302,17 +305,30 @@ impl Policy {
     /// take 24 bytes and their share of a hash table. Counting networks takes up to 64 KiB, and the
     /// overflow table up to `max_keys` bytes once it is needed. A global policy ignores it.
     ///
-    /// A 64th of the keys, or 64 if that is more, may belong to one network (IPv4 /16, IPv6 /40).
-    /// [`at_cap`](Self::at_cap) says what happens to further keys.
+    /// A part of them may belong to one network: see
+    /// [`max_keys_per_network`](Self::max_keys_per_network). [`at_cap`](Self::at_cap) says what
+    /// happens to further keys.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
-        self.max_keys = max_keys;
+        self.cap.max_keys = max_keys;
+        self
+    }
+
+    /// Sets how many keys of one network (IPv4 /16, IPv6 /40) may have a bucket at once; a 64th of
+    /// [`max_keys`](Self::max_keys) unless set, or 4,096 if that is more. So one network cannot
+    /// fill the map for all others.
+    ///
+    /// Raise it where many clients come from one network: inside of a company all of 10.1.0.0/16
+    /// is one. With `usize::MAX` a network may fill the map. A global policy ignores it, and so do
+    /// keys without an address.
+    pub fn max_keys_per_network(mut self, max_keys: usize) -> Self {
+        self.cap.per_network = Some(max_keys);
         self
     }
 
     /// Sets what happens to new keys when the map is full. Keys with a backlog are never evicted
     /// for others.
     pub fn at_cap(mut self, at_cap: AtCap) -> Self {
-        self.at_cap = at_cap;
+        self.cap.beyond = at_cap;
         self
     }
 
@@ -369,8 +385,8 @@ impl Policy {
         self.count_if.as_ref().is_none_or(|counts| counts(head))
     }
 
-    pub(crate) fn cap(&self) -> (usize, AtCap) {
-        (self.max_keys, self.at_cap)
+    pub(crate) fn cap(&self) -> Cap {
+        self.cap
     }
 
     pub(crate) fn advertised(&self) -> Advertise {

@@ -254,7 +254,7 @@ mod models {
         bucket::Bucket,
         clock::ManualClock,
         key::Key,
-        store::{AtCap, Store},
+        store::{AtCap, Cap, Store},
     };
 
     const HOUR: Duration = Duration::from_secs(3_600);
@@ -271,7 +271,7 @@ mod models {
 
     /// A store with an idle bucket.
     fn store(clock: &ManualClock) -> Arc<Store> {
-        let store = Arc::new(Store::new(2, AtCap::Overflow, clock.clone().into()));
+        let store = Arc::new(Store::new(Cap::new(2, AtCap::Overflow), clock.clone().into()));
         store.guard(Key::GLOBAL).write(Bucket::from_bits(1));
         clock.advance(Duration::from_nanos(2));
         store

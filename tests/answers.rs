@@ -622,10 +622,77 @@ fn c_grpc1_a_denied_call_gets_trailers_only() {
 fn c_grpc2_grpc_web_is_another_protocol() {
     let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
     ask(&layer);
-    for content_type in ["application/grpc-web", "application/grpc-web+proto", "application/grpcx", "application/json"]
+    for content_type in
+        ["application/grpcx", "application/grpc-webx", "application/grpc-web-textual", "application/json"]
     {
         assert_eq!(grpc(&layer, content_type).status(), StatusCode::TOO_MANY_REQUESTS, "{content_type}");
     }
+    let (web, text) = ("application/grpc-web+proto", "application/grpc-web-text+proto");
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        for (sent, accept, answered) in [
+            ("application/grpc-web", None, web),
+            (web, None, web),
+            ("Application/gRPC-Web; charset=x", Some("*/*"), web),
+            (text, None, text),
+            (web, Some("application/grpc-web-text"), text),
+            (text, Some(web), web),
+        ] {
+            let mut request = with_header("content-type", sent);
+            (*request.method_mut(), *request.version_mut()) = (Method::POST, version);
+            accept.map(|accept| request.headers_mut().insert("accept", accept.parse().unwrap()));
+            let denial = ask_of(&layer, request, &HeaderMap::new());
+            assert_eq!((denial.status(), denial.body().as_str()), (StatusCode::OK, ""), "{sent}");
+            assert_eq!(field(&denial, "content-type").unwrap(), answered, "{sent}, accepts {accept:?}");
+            assert_eq!(field(&denial, "grpc-status").unwrap(), "8", "{sent}");
+            assert!(field(&denial, "retry-after").is_none(), "{denial:?}");
+        }
+    }
+    let mut preflight = with_header("content-type", web);
+    *preflight.method_mut() = Method::OPTIONS;
+    assert_eq!(ask_of(&layer, preflight, &HeaderMap::new()).status(), StatusCode::TOO_MANY_REQUESTS);
+}
+
+/// A translator of gRPC-Web leaves the version as it is, and adds `te: trailers`.
+#[test]
+fn a_call_of_a_translator_is_a_call_over_http1_too() {
+    let (layer, _clock) = on_manual_clock([everyone(Quota::per_hour(1))]);
+    ask(&layer);
+    let mut request = with_header("content-type", "application/grpc");
+    request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+    *request.method_mut() = Method::POST;
+    let denial = ask_of(&layer, request, &HeaderMap::new());
+    assert_eq!(denial.status(), StatusCode::OK);
+    assert_eq!(field(&denial, "grpc-status").unwrap(), "8");
+}
+
+/// Clients fail on larger numbers, or do not wait at all.
+#[test]
+fn no_time_that_clients_learn_has_more_than_31_bits_of_seconds() {
+    const BOUND: u64 = 2_147_483_647;
+    let period = Duration::from_secs(100 * 365 * 86_400);
+    let quota = Quota::every(period);
+    for draft in [Draft::V11, Draft::V7] {
+        let (layer, clock) = on_manual_clock([everyone(quota)]);
+        let layer = layer.draft(draft).legacy(Reset::DeltaSeconds).jitter(Duration::from_secs(3_600));
+        for _ in 0..2 {
+            let response = ask(&layer);
+            // The policy says what it is, not when to come back.
+            let numbers = response.headers().iter().filter(|(name, _)| *name != "ratelimit-policy");
+            for (name, value) in numbers {
+                let digits = value.to_str().unwrap().split(|c: char| !c.is_ascii_digit());
+                assert!(digits.flat_map(str::parse::<u64>).all(|number| number <= BOUND), "{name}: {value:?}");
+            }
+        }
+        assert_eq!(field(&ask(&layer), "retry-after").unwrap(), BOUND.to_string());
+        assert!(ask(&layer).body().contains(&format!("Retry in {BOUND} s")), "nor in the text");
+        // A wait that is shorter is told as it is.
+        clock.advance(period - Duration::from_secs(2_000_000_000));
+        let told: u64 = field(&ask(&layer), "retry-after").unwrap().parse().unwrap();
+        assert!((2_000_000_000..=2_000_003_600).contains(&told), "{told}");
+    }
+    let (limiter, _clock) = support::limiter([everyone(Quota::per_second(1))]);
+    limiter.block("per-ip", 0_u64, Duration::MAX).unwrap();
+    assert_eq!(limiter.decide(&Request::new(())).denied().unwrap().retry_after_seconds(), Some(BOUND));
 }
 
 #[test]
@@ -639,7 +706,7 @@ fn c_grpc3_a_pushback_fits_32_bits() {
 
 #[test]
 fn a_grpc_call_without_a_key_has_the_code_that_says_so() {
-    for (status, code) in [(401, "16"), (403, "7"), (400, "3"), (500, "13"), (503, "14"), (429, "8")] {
+    for (status, code) in [(401, "16"), (403, "7"), (400, "3"), (404, "12"), (500, "13"), (503, "14"), (429, "8")] {
         let missing = Missing::Reject(StatusCode::from_u16(status).unwrap());
         let (layer, _clock) = on_manual_clock([Policy::per(Header::new("k"), FIVE).on_missing(missing)]);
         assert_eq!(field(&grpc(&layer, "application/grpc"), "grpc-status").unwrap(), code);

@@ -299,8 +299,8 @@ fn no_retired_word_is_used() {
     let mut uses = Vec::new();
     for path in &found {
         for (number, line) in fs::read_to_string(path).unwrap().lines().enumerate() {
-            // A method of the standard library's.
-            let line = line.to_lowercase().replace(".front()", "");
+            // A method of the standard library's, and a product.
+            let line = line.to_lowercase().replace(".front()", "").replace("front door", "");
             let words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
             uses.extend(
                 words

@@ -13,8 +13,10 @@ use std::{
     thread,
 };
 
+use axum::{Router, routing::get};
 use example::Example;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, UnixListener};
+use tower_quota::{Limiter, Policy, Quota, RateLimitLayer, clock::ManualClock, key::ClientIp, limiter::Sweep};
 use wire::{Connection, Reply};
 
 /// An nginx of the test's own on a free port, which ends with the test.
@@ -24,7 +26,8 @@ struct Nginx {
 }
 
 impl Nginx {
-    fn before(app: SocketAddr) -> Self {
+    /// Passes requests on to `app`: an address, or `unix:` and the path of a socket.
+    fn before(app: impl std::fmt::Display) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nginx");
         let found =
@@ -126,4 +129,32 @@ fn behind_nginx_each_client_is_itself_whatever_it_says() {
     let around: Vec<u16> =
         (0..5).map(|n| ask(eve, app.address, &[("x-forwarded-for", &format!("8.8.8.{n}"))]).status).collect();
     assert_eq!(around, [200, 200, 200, 429, 429]);
+}
+
+#[test]
+fn behind_nginx_on_a_unix_socket_each_client_is_itself() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (alice, bob) = (Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3));
+    let trusted: [(&str, ClientIp, [u16; 4]); 3] = [
+        ("behind", ClientIp::behind(["unix:"]).unwrap(), [200, 200, 429, 200]),
+        ("hops", ClientIp::hops(1), [200, 200, 429, 200]),
+        ("tcp_only", ClientIp::behind(["127.0.0.1"]).unwrap(), [500; 4]),
+    ];
+    for (name, client, expected) in trusted {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.sock", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let policy = Policy::per(client, Quota::per_hour(2));
+        let limiter = Limiter::builder().policy(policy).clock(ManualClock::new()).sweep(Sweep::Manual).build().unwrap();
+        let app = Router::new().route("/", get(|| async { "" })).layer(RateLimitLayer::new(&limiter));
+        {
+            let _entered = runtime.enter();
+            let listener = UnixListener::bind(&path).unwrap();
+            runtime.spawn(async move { axum::serve(listener, app).await });
+        }
+        let nginx = Nginx::before(format!("unix:{}:", path.display()));
+        let status = |from, forged: &str| ask(from, nginx.address, &[("x-forwarded-for", forged)]).status;
+        let seen = [status(alice, "9.9.9.1"), status(alice, "9.9.9.2"), status(alice, "unknown"), status(bob, "")];
+        assert_eq!(seen, expected, "{name}");
+        let _ = fs::remove_file(&path);
+    }
 }

@@ -69,6 +69,51 @@ fn c_fwd_every_row_of_the_table_of_cases() {
     }
 }
 
+/// Over a Unix socket there is no peer. Only what says so trusts it.
+#[test]
+fn a_connection_without_an_address_is_trusted_where_that_is_written() {
+    let unix = || ClientIp::behind(["unix:", "10.0.0.0/8"]).unwrap();
+    let rows: [(&[&str], Option<&str>); 6] = [
+        (&["203.0.113.7"], Some("203.0.113.7")),
+        (&["6.6.6.6, 203.0.113.7, 10.0.0.2"], Some("203.0.113.7")),
+        (&["10.0.0.2"], Some("10.0.0.2")),
+        (&["6.6.6.6, unknown"], None),
+        (&[], None),
+        (&[""], None),
+    ];
+    for (values, client) in rows {
+        assert_eq!(unix().resolve(None, &lines(XFF, values)), client.map(ip), "{values:?}");
+    }
+    assert_eq!(unix().forwarded().resolve(None, &lines(FORWARDED, &["for=203.0.113.7"])), Some(ip("203.0.113.7")));
+    assert_eq!(
+        unix().header("x-real-ip").resolve(None, &lines("x-real-ip", &["203.0.113.7"])),
+        Some(ip("203.0.113.7"))
+    );
+    assert_eq!(ClientIp::hops(1).resolve(None, &lines(XFF, &["203.0.113.7"])), Some(ip("203.0.113.7")));
+    assert_eq!(behind_ten().resolve(None, &lines(XFF, &["203.0.113.7"])), None);
+    // A peer with an address is trusted by its address alone.
+    let only_unix = ClientIp::behind(["unix:"]).unwrap();
+    assert_eq!(only_unix.resolve(ip("198.51.100.9"), &lines(XFF, &["203.0.113.7"])), Some(ip("198.51.100.9")));
+
+    let status = |client: ClientIp, field: Option<&str>| {
+        let (limiter, _clock) = limiter([Policy::per(client, Quota::per_hour(1))]);
+        let mut request = Request::new(());
+        field.map(|value| request.headers_mut().insert(XFF, value.parse().unwrap()));
+        limiter.decide(&request).denied().map(|denied| denied.status())
+    };
+    assert_eq!(status(unix(), Some("203.0.113.7")), None);
+    assert_eq!(status(unix(), Some("unknown")), Some(StatusCode::BAD_REQUEST));
+    assert_eq!(status(unix(), None), Some(StatusCode::INTERNAL_SERVER_ERROR));
+    assert_eq!(status(ClientIp::hops(1), Some("203.0.113.7")), None);
+    assert_eq!(status(ClientIp::hops(2), Some("203.0.113.7")), Some(StatusCode::BAD_REQUEST));
+    assert_eq!(status(ClientIp::hops(1), None), Some(StatusCode::INTERNAL_SERVER_ERROR));
+    assert_eq!(status(behind_ten(), Some("203.0.113.7")), Some(StatusCode::INTERNAL_SERVER_ERROR));
+    for wrong in ["unix", "unix:/run/app.sock", "UNIX:"] {
+        let message = ClientIp::behind([wrong]).unwrap_err().to_string();
+        assert!(message.contains("`unix:`"), "{message}");
+    }
+}
+
 #[test]
 fn id03_addresses_as_proxies_write_them() {
     let read = |entry: &str| behind_ten().resolve(ip("10.0.0.1"), &lines(XFF, &[entry]));

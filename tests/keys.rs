@@ -16,8 +16,8 @@ use tower_quota::{
     Key, Limiter, Policy, Quota,
     decision::Reason,
     key::{
-        Bearer, Extension, Header, IntoKey, KeyExtractor, KeyHasher, Method, Missing, PeerIp, RequestHead, fallback,
-        key_fn,
+        Bearer, Extension, Header, IntoKey, KeyExtractor, KeyHasher, Method, Missing, PeerAddr, PeerIp, RequestHead,
+        fallback, key_fn,
     },
 };
 
@@ -64,12 +64,107 @@ fn the_whole_loopback_address_counts() {
     assert!(share(PeerIp, &loopback, &loopback));
 }
 
+/// Their /64 is that of a whole link, or of all that a translator serves.
+#[test]
+fn networks_that_are_many_clients_are_not_one() {
+    let peer = |ip: &str| from_ip(ip.parse::<IpAddr>().unwrap());
+    // NAT64: the IPv4 address inside, which is one client however it comes.
+    assert!(!share(PeerIp, &peer("64:ff9b::192.0.2.1"), &peer("64:ff9b::192.0.2.2")));
+    assert!(share(PeerIp, &peer("64:ff9b::192.0.2.1"), &peer("192.0.2.1")));
+    assert!(share(PeerIp.v4_prefix(24), &peer("64:ff9b::192.0.2.1"), &peer("192.0.2.2")));
+    // Not the well-known prefix.
+    assert!(share(PeerIp, &peer("64:ff9b:0:0:1::1"), &peer("64:ff9b:0:0:1::2")));
+    assert!(share(PeerIp, &peer("64:ff9b:1::1"), &peer("64:ff9b:1::2")));
+    // A link.
+    assert!(!share(PeerIp, &peer("fe80::1"), &peer("fe80::2")));
+    assert!(!share(PeerIp, &peer("febf::1"), &peer("febf::2")));
+    assert!(share(PeerIp, &peer("fec0::1"), &peer("fec0::2")));
+    assert!(share(PeerIp, &peer("fe80::1"), &peer("fe80::1")));
+    // 6to4 and Teredo are networks like others.
+    assert!(share(PeerIp, &peer("2002:c000:201::1"), &peer("2002:c000:201::2")));
+    assert!(!share(PeerIp, &peer("2002:c000:201::1"), &peer("2002:c000:201:1::1")));
+    assert!(share(PeerIp, &peer("2001:0:c000:201::1"), &peer("2001:0:c000:201::2")));
+}
+
+/// Wherever an address comes from, one client cannot choose among 2^64 buckets.
+#[test]
+fn an_address_from_anywhere_counts_as_the_peer_does() {
+    let addresses: [(&str, &str, bool); 5] = [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", true),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", false),
+        ("::ffff:192.0.2.1", "192.0.2.1", true),
+        ("64:ff9b::192.0.2.1", "192.0.2.1", true),
+        ("fe80::1", "fe80::2", false),
+    ];
+    let limiter = any_limiter();
+    for (first, second, shared) in addresses {
+        let [first, second] = [first, second].map(|text| text.parse::<IpAddr>().unwrap());
+        let request = |address: IpAddr| {
+            let mut request = Request::new(());
+            request.extensions_mut().insert(address);
+            request.extensions_mut().insert(SocketAddr::new(address, 1));
+            request
+        };
+        let [a, b] = [first, second].map(request);
+        assert_eq!(share(Extension::<IpAddr>::new(), &a, &b), shared);
+        assert_eq!(share(Extension::<SocketAddr>::new(), &a, &b), shared);
+        assert_eq!(share(key_fn(|head| head.extensions().get::<IpAddr>().copied()), &a, &b), shared);
+        assert_eq!(share(key_fn(|head| head.extensions().get::<SocketAddr>().copied()), &a, &b), shared);
+        assert_eq!(share(key_fn(|head| Some(("tenant", *head.extensions().get::<IpAddr>()?))), &a, &b), shared);
+        for address in [first, second] {
+            let by_peer = limiter.key_of(PeerIp.network(address));
+            assert_eq!(limiter.key_of(address), by_peer);
+            assert_eq!(limiter.key_of(SocketAddr::new(address, 7)), by_peer);
+            match address {
+                IpAddr::V4(v4) => assert_eq!(limiter.key_of(v4), by_peer),
+                IpAddr::V6(v6) => assert_eq!(limiter.key_of(v6), by_peer),
+            }
+        }
+        // The whole address, where it is written out.
+        let whole = |address| limiter.key_of(PeerIp.v6_prefix(128).network(address));
+        assert_eq!(whole(first) == whole(second), shared && first.to_canonical().is_ipv4() | second.is_ipv4());
+    }
+}
+
+#[test]
+fn the_host_is_found_wherever_the_version_of_http_puts_it() {
+    let host = || Header::new("host");
+    let field = |value: &str| with_header("host", value);
+    let target = |uri: &str| Request::builder().uri(uri).body(()).unwrap();
+    assert!(share(host(), &field("a.example"), &target("https://a.example/x")), "HTTP/2 has an authority");
+    assert!(share(host(), &field("a.example"), &field("A.Example:8080")), "a client varies case and port");
+    assert!(share(host(), &field("[2001:db8::1]:80"), &target("http://[2001:db8::1]/")));
+    assert!(!share(host(), &field("a.example"), &field("b.example")));
+    let mut both = target("https://a.example/");
+    both.headers_mut().insert("host", "b.example".parse().unwrap());
+    assert!(share(host(), &both, &field("a.example")), "the target takes precedence");
+    let (limiter, _clock) = limiter([Policy::per(host(), ONE)]);
+    assert_eq!(limiter.decide(&Request::new(())).denied().unwrap().status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(limiter.decide(&field("")).denied().unwrap().status(), StatusCode::UNAUTHORIZED);
+}
+
+/// HTTP/2 may split it for compression.
+#[test]
+fn cookies_in_several_fields_are_one_value() {
+    let cookies = |crumbs: &[&str]| {
+        let mut request = Request::new(());
+        for crumb in crumbs {
+            request.headers_mut().append("cookie", crumb.parse().unwrap());
+        }
+        request
+    };
+    let cookie = || Header::new("cookie");
+    assert!(share(cookie(), &cookies(&["a=1", "b=2"]), &cookies(&["a=1; b=2"])));
+    assert!(!share(cookie(), &cookies(&["a=1", "b=2"]), &cookies(&["a=1", "b=3"])));
+    assert!(!share(cookie(), &cookies(&["a=1", "b=2"]), &cookies(&["b=3", "c=4"])), "not one bucket for all");
+}
+
 #[test]
 fn the_port_of_the_peer_does_not_matter() {
     let mut first = Request::new(());
-    first.extensions_mut().insert(SocketAddr::from(([10, 0, 0, 1], 1)));
+    first.extensions_mut().insert(PeerAddr(([10, 0, 0, 1], 1).into()));
     let mut second = Request::new(());
-    second.extensions_mut().insert(SocketAddr::from(([10, 0, 0, 1], 2)));
+    second.extensions_mut().insert(PeerAddr(([10, 0, 0, 1], 2).into()));
     assert!(share(PeerIp, &first, &second));
 }
 
@@ -88,19 +183,22 @@ fn id01_no_header_changes_the_peer() {
 
 #[cfg(feature = "axum")]
 #[test]
-fn axum_tells_the_peer_and_a_plain_address_comes_first() {
+fn the_peer_is_the_most_precise_of_what_is_known() {
     use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
     let address = |last| SocketAddr::from(([10, 0, 0, last], 1));
-    let with = |plain: Option<u8>, served: Option<u8>, mocked: Option<u8>| {
+    // From the one that takes precedence.
+    let with = |[told, served, mocked, bare]: [Option<u8>; 4]| {
         let mut request = Request::new(());
-        plain.map(|last| request.extensions_mut().insert(address(last)));
+        told.map(|last| request.extensions_mut().insert(PeerAddr(address(last))));
         served.map(|last| request.extensions_mut().insert(ConnectInfo(address(last))));
         mocked.map(|last| request.extensions_mut().insert(MockConnectInfo(address(last))));
+        bare.map(|last| request.extensions_mut().insert(address(last)));
         request
     };
-    assert!(share(PeerIp, &with(Some(1), None, None), &with(None, Some(1), None)));
-    assert!(share(PeerIp, &with(None, Some(1), None), &with(None, None, Some(1))));
-    assert!(share(PeerIp, &with(Some(1), Some(2), Some(3)), &with(Some(1), None, None)));
+    for first in 1..=4 {
+        let kinds = [1, 2, 3, 4].map(|nth| (nth >= first).then_some(nth));
+        assert!(share(PeerIp, &with(kinds), &from_ip(Ipv4Addr::new(10, 0, 0, first))));
+    }
 }
 
 #[test]
@@ -389,11 +487,12 @@ proptest! {
     }
 
     #[test]
-    fn addresses_are_stored_exactly(a: [u8; 16], bit in 0_usize..128) {
+    fn whole_addresses_are_stored_exactly(a: [u8; 16], bit in 0_usize..128) {
         let limiter = any_limiter();
         let mut b = a;
         b[bit / 8] ^= 1 << (bit % 8);
-        prop_assert_ne!(limiter.key_of(IpAddr::from(a)), limiter.key_of(IpAddr::from(b)));
-        prop_assert_eq!(limiter.key_of(IpAddr::from(a)), limiter.key_of(IpAddr::from(a)));
+        let whole = |address: [u8; 16]| limiter.key_of(PeerIp.v6_prefix(128).network(address.into()));
+        prop_assert_ne!(whole(a), whole(b));
+        prop_assert_eq!(whole(a), whole(a));
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use http::Request;
 use support::{admits, admitted, from_ip, limiter, with_header};
 use tower_quota::{
-    Decision, Policy, Quota,
+    Decision, Limiter, Policy, Quota,
     decision::Reason,
     key::{Header, PeerIp, key_fn},
     policy::AtCap,
@@ -72,8 +72,7 @@ fn mem01_mem02_a_flood_of_five_million_keys_forgets_no_live_bucket() {
 
 #[test]
 fn one_network_fills_its_share_and_locks_out_no_other() {
-    const CAP: usize = 6_400; // a share of 100 for each network
-    let (limiter, clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(CAP)]);
+    let (limiter, clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(6_400).max_keys_per_network(100)]);
     for host in 0..100 {
         assert!(admits(&limiter, &from_ip(address(0x0a01, host))));
     }
@@ -96,15 +95,35 @@ fn one_network_fills_its_share_and_locks_out_no_other() {
 
 #[test]
 fn a_small_map_serves_the_clients_of_one_network() {
-    let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(100)]);
-    for host in 0..64 {
-        assert_eq!(admitted(&limiter, &from_ip(address(0x0a01, host)), 5), 3);
+    for max_keys in [100, 1_000, 4_096] {
+        let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(max_keys)]);
+        for host in 0..max_keys as u16 {
+            assert_eq!(admitted(&limiter, &from_ip(address(0x0a01, host)), 5), 3, "{host} of {max_keys}");
+        }
     }
 }
 
 #[test]
+fn a_network_may_have_as_many_keys_as_its_policy_says() {
+    let policy = || Policy::per(PeerIp, HOUR).max_keys(10_000);
+    for (policy, share) in [
+        (policy(), 4_096),
+        (policy().max_keys_per_network(9_000), 9_000),
+        (policy().max_keys_per_network(usize::MAX), 10_000),
+    ] {
+        let (limiter, _clock) = limiter([policy]);
+        for host in 0..12_000 {
+            let _ = limiter.decide(&from_ip(address(0x0a01, host)));
+        }
+        assert_eq!(limiter.len(), share);
+    }
+    let refused = Limiter::builder().policy(policy().max_keys_per_network(0)).build().unwrap_err();
+    assert!(refused.to_string().contains("`Policy::max_keys_per_network`"), "{refused}");
+}
+
+#[test]
 fn one_ipv6_network_fills_its_share_and_locks_out_no_other() {
-    let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(6_400)]);
+    let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(6_400).max_keys_per_network(100)]);
     let in_network = |network: u16, subnet: u16| {
         from_ip(Ipv6Addr::new(0x2001, 0xdb8, network << 8, subnet, 0, 0, 0, 1)) // a /40, then /64s in it
     };
@@ -119,7 +138,7 @@ fn one_ipv6_network_fills_its_share_and_locks_out_no_other() {
 #[test]
 fn combinations_with_an_address_are_subject_to_its_share() {
     let by_path = || key_fn(|head| Some(head.uri().path().to_owned()));
-    let (limiter, _clock) = limiter([Policy::per((PeerIp, by_path()), HOUR).named("pairs").max_keys(6_400)]);
+    let (limiter, _clock) = limiter([Policy::per((PeerIp, by_path()), HOUR).named("pairs").max_keys_per_network(100)]);
     for n in 0..1_000 {
         let mut request = from_ip(Ipv4Addr::new(10, 1, 0, 1));
         *request.uri_mut() = format!("/{n}").parse().unwrap();

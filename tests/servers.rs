@@ -30,6 +30,7 @@ use tower_quota::{
     Limiter, Policy, Quota, RateLimitLayer,
     clock::ManualClock,
     key::{MatchedPath, PeerIp},
+    policy::Missing,
     response::Respond,
 };
 use wire::{Connection, statuses};
@@ -202,20 +203,84 @@ fn layers_on_routes_share_what_they_are_given_and_nothing_else() {
 
 #[test]
 fn the_matched_path_is_the_template_and_not_what_the_client_invents() {
-    let (limiter, _clock) =
-        on_manual_clock(Policy::per((PeerIp, MatchedPath), Quota::per_second(3)).named("per-ip-path"));
-    let app = Router::new()
-        .route("/users/{id}", get(|| async { "" }))
-        .route("/other", get(|| async { "" }))
-        .fallback(|| async { "" })
-        .layer(RateLimitLayer::new(&limiter));
-    let server = serve_axum(app);
+    let policy = || Policy::per((PeerIp, MatchedPath), Quota::per_second(3)).named("per-ip-path");
+    let serve = |limiter: &Limiter| {
+        let app = Router::new()
+            .route("/users/{id}", get(|| async { "" }))
+            .route("/other", get(|| async { "" }))
+            .fallback(|| async { "" })
+            .layer(RateLimitLayer::new(limiter));
+        serve_axum(app)
+    };
+    let (limiter, _clock) = on_manual_clock(policy());
+    let server = serve(&limiter);
     let each = |prefix: &str| -> Vec<u16> {
         (0..6).flat_map(|n| statuses(server.address, &format!("{prefix}{n}"), &[], 1)).collect()
     };
     assert_eq!(admitted(&each("/users/")), 3);
     assert_eq!(admitted(&statuses(server.address, "/other", &[], 6)), 3);
-    assert_eq!(admitted(&each("/invented/")), 3, "what matches no route counts as one route");
+    assert_eq!(each("/invented/"), [404; 6], "no route, no key");
+
+    let (limiter, _clock) = on_manual_clock(policy().on_missing(Missing::Share));
+    let server = serve(&limiter);
+    let invented = (0..6).flat_map(|n| statuses(server.address, &format!("/invented/{n}"), &[], 1));
+    assert_eq!(invented.filter(|status| *status == 200).count(), 3, "all that match no route count as one");
+}
+
+/// Where no route is known, no request has a key: not one bucket for all routes.
+#[test]
+fn a_layer_that_no_route_reaches_rejects_every_request() {
+    use tower::{Layer as _, ServiceExt as _};
+    let layer = |missing: Option<Missing>| {
+        let policy = Policy::per(MatchedPath, Quota::per_hour(1));
+        RateLimitLayer::new(match missing {
+            Some(missing) => policy.on_missing(missing),
+            None => policy,
+        })
+    };
+    let routes = || Router::new().route("/a", get(async || ())).route("/b", get(async || ()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let status = |app: Router, path: &str| {
+        let request = Request::get(path).body(axum::body::Body::empty()).unwrap();
+        runtime.block_on(app.oneshot(request)).unwrap().status().as_u16()
+    };
+    for (missing, expected) in [(None, 404), (Some(Missing::Reject(http::StatusCode::INTERNAL_SERVER_ERROR)), 500)] {
+        let around = Router::new().fallback_service(layer(missing).layer(routes()));
+        let nested = Router::new().nest_service("/x", routes()).nest_service("/y", routes()).layer(layer(missing));
+        let inside = routes().layer(layer(missing));
+        assert_eq!(["/a", "/b"].map(|path| status(around.clone(), path)), [expected; 2]);
+        assert_eq!(["/x/a", "/y/b"].map(|path| status(nested.clone(), path)), [expected; 2]);
+        assert_eq!(["/a", "/b", "/a"].map(|path| status(inside.clone(), path)), [200, 200, 429]);
+    }
+}
+
+#[test]
+fn in_a_nested_router_the_original_path_is_there_beside_what_is_left_of_it() {
+    let limited = |condition: fn(tower_quota::key::RequestHead<'_>) -> bool| {
+        let uploads = Policy::global(Quota::per_hour(1)).when(condition);
+        let inner = Router::new().route("/uploads", get(async || ())).layer(RateLimitLayer::new(uploads));
+        let server = serve_axum(Router::new().nest("/api/v1", inner));
+        statuses(server.address, "/api/v1/uploads?a=b", &[], 2)
+    };
+    assert_eq!(limited(|head| head.original_uri().path() == "/api/v1/uploads"), [200, 429]);
+    assert_eq!(limited(|head| head.uri().path() == "/uploads"), [200, 429]);
+    assert_eq!(limited(|head| head.uri().path() == "/api/v1/uploads"), [200, 200]);
+}
+
+/// An address that the application shares with its handlers is not the peer's.
+#[test]
+fn an_address_that_means_something_else_changes_no_client() {
+    use std::net::Ipv4Addr;
+    let upstream = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 80), 5_432));
+    let (limiter, _clock) = on_manual_clock(Policy::per(PeerIp, Quota::per_hour(1)));
+    let app = Router::new()
+        .route("/", get(|| async { "" }))
+        .layer(RateLimitLayer::new(&limiter))
+        .layer(axum::Extension(upstream));
+    let server = serve_axum(app);
+    assert_eq!(statuses(server.address, "/", &[], 2), [200, 429]);
+    assert_eq!(limiter.peek("per-ip", Ipv4Addr::new(127, 0, 0, 1)).unwrap().remaining(), 0);
+    assert_eq!(limiter.peek("per-ip", upstream).unwrap().remaining(), 1);
 }
 
 #[test]
@@ -333,6 +398,43 @@ fn c_grpc1_a_tonic_client_sees_the_code_and_decodes_the_delay() {
         let delay = tonic_types::StatusExt::get_details_retry_info(&status).unwrap().retry_delay;
         assert_eq!(delay, Some(Duration::from_secs(3_600)));
     });
+}
+
+/// Outside and inside of the layer that translates gRPC-Web, over both versions of HTTP.
+#[test]
+fn a_client_of_grpc_web_sees_the_code_and_decodes_the_delay() {
+    fn serve_web(inside: bool, layer: RateLimitLayer) -> Server {
+        serve(move |listener| async move {
+            let (_reporter, health) = tonic_health::server::health_reporter();
+            let incoming = tonic::transport::server::TcpIncoming::from(listener);
+            let server = tonic::transport::Server::builder().accept_http1(true);
+            let web = tonic_web::GrpcWebLayer::new();
+            if inside {
+                server.layer(web).layer(layer).add_service(health).serve_with_incoming(incoming).await.unwrap();
+            } else {
+                server.layer(layer).layer(web).add_service(health).serve_with_incoming(incoming).await.unwrap();
+            }
+        })
+    }
+    for (inside, http2) in [(true, false), (true, true), (false, false), (false, true)] {
+        let (layer, _clock) = two_an_hour();
+        let server = serve_web(inside, layer);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut builder = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
+            let http = builder.http2_only(http2).build_http();
+            let service = ServiceBuilder::new().layer(tonic_web::GrpcWebClientLayer::new()).service(http);
+            let origin = format!("http://{}", server.address).parse().unwrap();
+            let mut client = tonic_health::pb::health_client::HealthClient::with_origin(service, origin);
+            for _ in 0..2 {
+                client.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
+            }
+            let status = client.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap_err();
+            assert_eq!(status.code(), tonic::Code::ResourceExhausted, "inside {inside}, HTTP/2 {http2}: {status}");
+            let delay = tonic_types::StatusExt::get_details_retry_info(&status).unwrap().retry_delay;
+            assert_eq!(delay, Some(Duration::from_secs(3_600)));
+        });
+    }
 }
 
 /// A client whose first request is admitted, and whose second one is denied while it sends more than any buffer holds.

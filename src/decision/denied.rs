@@ -82,6 +82,10 @@ impl Summary {
     }
 }
 
+/// The longest time that clients learn: 31 bits of seconds. All fields of a denial have this bound,
+/// so that none of them contradicts another.
+pub(crate) const LONGEST_ADVERTISED: Duration = Duration::from_secs(i32::MAX as u64);
+
 #[derive(Clone)]
 enum Cause {
     MissingKey {
@@ -155,11 +159,14 @@ impl Denied {
     /// [`retry_after`](Self::retry_after) in whole seconds, rounded up, at least 1, with the
     /// layer's [jitter](crate::RateLimitLayer::jitter). Returns `None` also where a policy that
     /// denied [advertises nothing](crate::policy::Advertise::Nothing).
+    ///
+    /// At most 2,147,483,647 seconds, which are 68 years: many clients read no larger number. Of a
+    /// longer wait (a block without an end, for instance) clients learn this bound.
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u64> {
         // Rounded up here instead of through a duration, because each denial does this.
         let wait = self.summary.wait().filter(|_| !self.is_silent())?;
-        Some(wait.seconds_up().saturating_add(self.jitter).max(1))
+        Some(wait.seconds_up().saturating_add(self.jitter).clamp(1, LONGEST_ADVERTISED.as_secs()))
     }
 
     /// The wait that clients may know: to the nanosecond where every policy that denied names

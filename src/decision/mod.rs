@@ -14,6 +14,7 @@ use std::fmt;
 
 pub use self::{denied::Denied, reason::Reason, standing::Standing};
 pub(crate) use self::{
+    denied::LONGEST_ADVERTISED,
     message::{Message, RETRY_IN},
     receipt::{PolicyOutcome, PolicyOutcomes, Receipt, Receipts},
     standing::Verdict,

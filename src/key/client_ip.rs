@@ -7,17 +7,17 @@ use std::{
     sync::Arc,
 };
 
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use ipnet::IpNet;
 
 use super::{
     extractor::{KeyExtractor, Missing},
-    forwarded::{self, MAX_ENTRIES},
+    forwarded::{self, MAX_ENTRIES, X_FORWARDED_FOR},
     head::RequestHead,
     ip::{self, ClientNetwork, Prefixes},
     key::Key,
 };
-use crate::observe::events;
+use crate::observe::suspicions::{self, Forwarding};
 
 /// Counts by the address of the client behind proxies that you trust.
 ///
@@ -52,6 +52,27 @@ use crate::observe::events;
 /// # Ok::<(), tower_quota::key::TrustError>(())
 /// ```
 ///
+/// # What providers send
+///
+/// Each has its own shape. These are from the documentation of the providers. Verify yours by
+/// looking at a request, for providers change.
+///
+/// | provider | connects from | adds to `X-Forwarded-For`, on the right | use |
+/// |---|---|---|---|
+/// | nginx (`$proxy_add_x_forwarded_for`), HAProxy, Caddy, Traefik | its address | the client | `behind` its network |
+/// | AWS Application Load Balancer | its subnets' addresses | the client (with the port, if `client_port` preservation is on) | `behind` the subnets |
+/// | AWS CloudFront before it | the load balancer's subnets | the client, then CloudFront's edge | `behind` the subnets and CloudFront's published networks |
+/// | Google Cloud external Application Load Balancer | 35.191.0.0/16, 130.211.0.0/22 | the client, then **the balancer's own address** | `behind` these two networks and the balancer's address, or `hops(2)` |
+/// | Azure Application Gateway | its subnet's addresses | the client, with its port | `behind` the subnet |
+/// | Azure Front Door | Azure's published backend networks | the address that connected to it | `behind` them |
+/// | Cloudflare | its published networks | the client | `behind` them; or `.header("cf-connecting-ip")` |
+/// | Fastly | its published networks | the client, and one entry for each further node | `behind` them; or `.header("fastly-client-ip")` if your VCL sets it |
+/// | Fly.io | private addresses | the client, then Fly's proxy | `behind` its networks and `.header("fly-client-ip")` |
+/// | Heroku | private addresses | the client | `behind` 10.0.0.0/8, or `hops(1)` |
+///
+/// Where a balancer appends its own address, and that address is not in the list, the walk ends at
+/// the balancer, and all clients are one. With the feature `tracing`, this is reported once.
+///
 /// # Deployment caveat
 ///
 /// A count of hops becomes wrong silently when the topology changes. With one more proxy, every
@@ -81,6 +102,13 @@ impl ClientIp {
     /// Trusts the proxies in these networks, written as CIDR (`10.0.0.0/8`) or as single addresses,
     /// and reads `X-Forwarded-For` if the connection comes from one of them.
     ///
+    /// The word `unix:` trusts connections without an address, as nginx's `set_real_ip_from` does:
+    /// those of a proxy on a Unix socket. Such a request without the field is rejected with 500,
+    /// and with 400 if there is no address in the field, because there is nothing to count it by.
+    /// Write `unix:` only where each
+    /// TCP connection has an address (see [`PeerIp`](super::PeerIp)): a server that does not
+    /// provide it would trust everyone.
+    ///
     /// # Errors
     ///
     /// When the list is empty, or when an entry is not a network, has bits after its prefix, or
@@ -97,7 +125,12 @@ impl ClientIp {
 
     /// Trusts `n` proxies, including the one that connects, and reads the `n`th entry of
     /// `X-Forwarded-For` from the right. A request with fewer entries, or whose entry is not an
-    /// address, is rejected with 400: it did not come through the proxies.
+    /// address, is rejected with 400: it did not come through the proxies. The connection needs no
+    /// address, so it may come over a Unix socket. (With neither an address nor the field, the
+    /// status is 500.)
+    ///
+    /// A proxy that appends its own address beside the client's counts twice: see
+    /// [the shapes of providers](Self#what-providers-send).
     ///
     /// # Panics
     ///
@@ -164,20 +197,39 @@ impl ClientIp {
 
     /// Returns the client's address for a connection from `peer` with these header fields, for logs
     /// that agree with the limit. Returns `None` where no trusted address is found.
+    ///
+    /// `peer` is an address, or `None` for a connection that has none.
     #[must_use]
-    pub fn resolve(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
-        let peer = peer.to_canonical();
+    pub fn resolve(&self, peer: impl Into<Option<IpAddr>>, headers: &HeaderMap) -> Option<IpAddr> {
+        self.resolve_canonical(peer.into().map(|peer| peer.to_canonical()), headers)
+    }
+
+    fn resolve_canonical(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
         let address = match (&self.trust, &self.field) {
-            (Trust::Proxies(proxies), _) if !trusts(proxies, peer) => Some(peer),
+            (Trust::Proxies(proxies), _) if !trusts(proxies, peer) => peer,
             (Trust::Proxies(_) | Trust::Hops(_), Field::Single(name)) => single(headers, name),
-            (Trust::Proxies(proxies), Field::XForwardedFor) => {
-                Some(walk(proxies, peer, forwarded::x_forwarded_for(headers)))
-            }
-            (Trust::Proxies(proxies), Field::Forwarded) => Some(walk(proxies, peer, forwarded::forwarded(headers))),
+            (Trust::Proxies(proxies), Field::XForwardedFor) => walk(proxies, peer, forwarded::x_forwarded_for(headers)),
+            (Trust::Proxies(proxies), Field::Forwarded) => walk(proxies, peer, forwarded::forwarded(headers)),
             (Trust::Hops(n), Field::XForwardedFor) => forwarded::x_forwarded_for(headers).nth(n - 1)?,
             (Trust::Hops(n), Field::Forwarded) => forwarded::forwarded(headers).nth(n - 1)?,
         };
         address.map(|address| address.to_canonical())
+    }
+
+    fn field_name(&self) -> &HeaderName {
+        match &self.field {
+            Field::Single(name) => name,
+            Field::XForwardedFor => &X_FORWARDED_FOR,
+            Field::Forwarded => &header::FORWARDED,
+        }
+    }
+
+    /// Whether a connection without an address can be a proxy's.
+    fn works_without_peer(&self) -> bool {
+        match &self.trust {
+            Trust::Hops(_) => true,
+            Trust::Proxies(proxies) => trusts(proxies, None),
+        }
     }
 
     /// Returns the part of `address` that counts, to name a client to a limiter.
@@ -186,10 +238,30 @@ impl ClientIp {
         self.prefixes.network(address)
     }
 
-    fn trusts(&self, peer: IpAddr) -> bool {
-        match &self.trust {
-            Trust::Hops(_) => true,
-            Trust::Proxies(proxies) => trusts(proxies, peer),
+    /// What the request shows of proxies that are missing in the list, or that send nothing.
+    #[cold]
+    fn examine(&self, peer: IpAddr, address: Option<IpAddr>, headers: &HeaderMap) -> Forwarding {
+        let Trust::Proxies(proxies) = &self.trust else { return Forwarding::Plain };
+        if !trusts(proxies, Some(peer)) {
+            return ip::examine_peer(peer, headers);
+        }
+        if !headers.contains_key(self.field_name()) {
+            return Forwarding::Absent;
+        }
+        let entries: Vec<_> = match &self.field {
+            Field::Single(_) => Vec::new(),
+            Field::XForwardedFor => forwarded::x_forwarded_for(headers).collect(),
+            Field::Forwarded => forwarded::forwarded(headers).collect(),
+        };
+        // A balancer that appends its own address is the first entry that is not trusted, and its
+        // client is the entry before it.
+        let is_last = |entry: &Option<IpAddr>| entry.is_some_and(|entry| Some(entry.to_canonical()) == address);
+        let before = entries.iter().position(is_last).and_then(|last| *entries.get(last + 1)?);
+        match (address.filter(|address| !trusts(proxies, Some(*address))), before) {
+            (Some(address), Some(client)) => {
+                Forwarding::BeforeLast { address, value: suspicions::value_of(client.to_string().as_bytes()) }
+            }
+            _ => Forwarding::Sent,
         }
     }
 }
@@ -198,14 +270,19 @@ or_method!(ClientIp);
 
 impl KeyExtractor for ClientIp {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        let peer = ip::peer(head.extensions())?;
-        // A proxy that is missing in the list looks like one client.
-        events::ignored_forwarding(
-            || ip::is_private(peer) && !self.trusts(peer),
-            || ip::names_a_client(head.headers()),
-        );
-        match self.resolve(peer, head.headers()) {
+        let peer = ip::peer(head.extensions());
+        if peer.is_none() && !self.works_without_peer() {
+            return Err(ip::NO_PEER);
+        }
+        let address = self.resolve_canonical(peer, head.headers());
+        if let Some(peer) = peer {
+            // A proxy that is missing in the list looks like one client.
+            suspicions::forwarding(|| self.examine(peer, address, head.headers()));
+        }
+        match address {
             Some(address) => Ok(head.key(self.network(address))),
+            // Without both, it is the server that cannot tell its clients apart.
+            None if peer.is_none() && !head.headers().contains_key(self.field_name()) => Err(ip::NO_PEER),
             None => Err(Missing::Reject(StatusCode::BAD_REQUEST)),
         }
     }
@@ -216,20 +293,26 @@ impl KeyExtractor for ClientIp {
 
     fn remedy(&self, head: RequestHead<'_>) -> &'static str {
         match ip::peer(head.extensions()) {
-            Ok(_) => "route requests through the trusted proxies, which add the client's address",
-            Err(_) => ip::REMEDY,
+            None if !self.works_without_peer() => ip::REMEDY,
+            None => "configure the proxy on the Unix socket to send the field with the client's address",
+            Some(_) => "route requests through the trusted proxies, which add the client's address",
         }
     }
 }
 
 /// Walks from the connecting proxy towards the client, to the first address that is not trusted, or
-/// the last trusted one.
-fn walk(proxies: &[Proxies], peer: IpAddr, mut entries: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
+/// the last trusted one. `None` where no address is found: neither the connection has one, nor the
+/// list.
+fn walk(
+    proxies: &[Proxies],
+    peer: Option<IpAddr>,
+    mut entries: impl Iterator<Item = Option<IpAddr>>,
+) -> Option<IpAddr> {
     let mut last = peer;
     // An entry that is not an address ends the walk. Skipping it would trust what the client wrote
     // left of it.
     while let Some(Some(entry)) = entries.next() {
-        last = entry.to_canonical();
+        last = Some(entry.to_canonical());
         if !trusts(proxies, last) {
             break;
         }
@@ -244,21 +327,33 @@ fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
     if values.next().is_some() { None } else { forwarded::address(value.as_bytes()) }
 }
 
-fn trusts(proxies: &[Proxies], address: IpAddr) -> bool {
+/// `None` is the other end of a connection without an address.
+fn trusts(proxies: &[Proxies], address: Option<IpAddr>) -> bool {
     proxies.iter().any(|network| network.contains(address))
 }
 
 /// A network of trusted proxies.
 #[derive(Clone, Copy, Debug)]
 enum Proxies {
-    V4 { network: u32, mask: u32 },
-    V6 { network: u128, mask: u128 },
+    /// Connections without an address.
+    Unix,
+    V4 {
+        network: u32,
+        mask: u32,
+    },
+    V6 {
+        network: u128,
+        mask: u128,
+    },
 }
 
 impl Proxies {
     fn parse(text: &str) -> Result<Self, TrustError> {
         let invalid = |kind| Err(TrustError { network: text.to_owned(), kind });
         let trimmed = text.trim();
+        if trimmed == "unix:" {
+            return Ok(Self::Unix);
+        }
         let Ok(network) = trimmed.parse::<IpNet>().or_else(|_| trimmed.parse::<IpAddr>().map(IpNet::from)) else {
             return invalid(TrustErrorKind::NotANetwork);
         };
@@ -280,11 +375,12 @@ impl Proxies {
         }
     }
 
-    fn contains(self, address: IpAddr) -> bool {
+    fn contains(self, address: Option<IpAddr>) -> bool {
         match (self, address) {
-            (Self::V4 { network, mask }, IpAddr::V4(address)) => address.to_bits() & mask == network,
-            (Self::V6 { network, mask }, IpAddr::V6(address)) => address.to_bits() & mask == network,
-            (Self::V4 { .. }, IpAddr::V6(_)) | (Self::V6 { .. }, IpAddr::V4(_)) => false,
+            (Self::Unix, None) => true,
+            (Self::V4 { network, mask }, Some(IpAddr::V4(address))) => address.to_bits() & mask == network,
+            (Self::V6 { network, mask }, Some(IpAddr::V6(address))) => address.to_bits() & mask == network,
+            _ => false,
         }
     }
 }
@@ -314,7 +410,7 @@ pub enum TrustErrorKind {
     HostBits,
     /// The list is empty.
     Nobody,
-    /// An entry is neither a network nor an address.
+    /// An entry is neither a network nor an address, nor `unix:`.
     NotANetwork,
 }
 
@@ -330,7 +426,10 @@ impl fmt::Display for TrustError {
             }
             TrustErrorKind::Nobody => f.write_str("no proxy is trusted: list at least one, or count by `PeerIp`"),
             TrustErrorKind::NotANetwork => {
-                write!(f, "{network:?} is not a proxy's network: expected CIDR such as `10.0.0.0/8`, or an address")
+                write!(
+                    f,
+                    "{network:?} is not a proxy's network: expected CIDR such as `10.0.0.0/8`, an address, or `unix:`"
+                )
             }
         }
     }

@@ -50,10 +50,19 @@ impl<'a> RequestHead<'a> {
         self.parts.method
     }
 
-    /// Returns the target. Inside a router that nests services, it is what the router left of it.
+    /// Returns the target as the layer sees it: inside a nested router, its path lacks the prefix
+    /// under which the router is nested. See `original_uri` (with the feature `axum`).
     #[must_use]
     pub fn uri(self) -> &'a Uri {
         self.parts.uri
+    }
+
+    /// Returns the target as the client sent it, also inside routers that are nested in others:
+    /// axum keeps it in `OriginalUri`. The same as [`uri`](Self::uri) outside of axum's routers.
+    #[cfg(feature = "axum")]
+    #[must_use]
+    pub fn original_uri(self) -> &'a Uri {
+        self.parts.extensions.get::<axum::extract::OriginalUri>().map_or(self.parts.uri, |original| &original.0)
     }
 
     /// Returns the protocol's version.

@@ -15,7 +15,15 @@ use super::{
 ///
 /// A request without the field, or with an empty one, is rejected with 401. A request with several
 /// such fields is ambiguous, because the inner service may read another one than the limiter. All
-/// such requests share one bucket.
+/// such requests share one bucket. So do not count by a field that may come several times, such as
+/// `Accept` or `X-Forwarded-For`.
+///
+/// Two fields have other shapes in HTTP/2:
+///
+/// - `host` is the authority of the request's target where it has one, as in HTTP/2 (RFC 9113
+///   §8.3.1), and otherwise the field `Host`. The name counts in lower case and without the port,
+///   because a client can vary both.
+/// - `cookie` may come in several fields, which are one value (RFC 9113 §8.2.3).
 ///
 /// Nobody has verified the field. Apply the layer inside of authentication, or add a policy per
 /// address before this one, so that one client with many invented keys is limited as one client.
@@ -48,7 +56,12 @@ or_method!(Header; Bearer);
 impl KeyExtractor for Header {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
         match FieldValue::of(head.headers(), &self.name) {
+            _ if self.name == header::HOST => host(head),
             FieldValue::One(value) => Ok(head.key(value)),
+            FieldValue::Several if self.name == header::COOKIE => {
+                let crumbs: Vec<_> = head.headers().get_all(&self.name).iter().map(HeaderValue::as_bytes).collect();
+                Ok(head.key(crumbs.join(&b"; "[..])))
+            }
             FieldValue::Several => Ok(Key::AMBIGUOUS),
             FieldValue::None => Err(UNAUTHORIZED),
         }
@@ -62,6 +75,28 @@ impl KeyExtractor for Header {
         // No registered scheme describes a bare API key. This name of our own says where it
         // belongs.
         HeaderValue::try_from(format!("ApiKey header=\"{}\"", self.name)).ok()
+    }
+}
+
+/// The name of the host that a request is for.
+fn host(head: RequestHead<'_>) -> Result<Key, Missing> {
+    let name = match (head.uri().host(), FieldValue::of(head.headers(), &header::HOST)) {
+        // It takes precedence over the field (RFC 9112 §3.2.2).
+        (Some(host), _) => host.as_bytes(),
+        (None, FieldValue::One(value)) => without_port(value),
+        (None, FieldValue::Several) => return Ok(Key::AMBIGUOUS),
+        (None, FieldValue::None) => return Err(UNAUTHORIZED),
+    };
+    if name.iter().any(u8::is_ascii_uppercase) { Ok(head.key(name.to_ascii_lowercase())) } else { Ok(head.key(name)) }
+}
+
+/// `host [ ":" port ]` (RFC 9110 §7.2), where an IPv6 address is in brackets.
+fn without_port(value: &[u8]) -> &[u8] {
+    match value.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if value[colon + 1..].iter().all(u8::is_ascii_digit) && !value[colon..].contains(&b']') => {
+            &value[..colon]
+        }
+        _ => value,
     }
 }
 

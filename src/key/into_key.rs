@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     sync::Arc,
 };
 
@@ -15,11 +15,15 @@ use super::{
 
 /// A value that a policy can count by.
 ///
-/// Integers of up to 64 bits and IPv4 addresses are stored exactly (IPv4 addresses also where they
-/// are written as IPv4-mapped IPv6 addresses). Equal integers make equal keys, whatever their
-/// types. Of whole IPv6 addresses the first 40 bits are stored, and the rest is hashed. Text, bytes
-/// and integers of 128 bits are hashed under the limiter's secret, and equal bytes make equal keys,
-/// whatever their types. Tuples combine: two different tuples of one shape never make one key.
+/// Integers of up to 64 bits are stored exactly. Equal integers make equal keys, whatever their
+/// types. Text, bytes and integers of 128 bits are hashed under the limiter's secret, and equal
+/// bytes make equal keys, whatever their types. Tuples combine: two different tuples of one shape
+/// never make one key.
+///
+/// An address counts as [`PeerIp`](super::PeerIp) counts it, wherever it comes from: an IPv6
+/// address by its /64, because one client can choose among all addresses of such a network. The
+/// port of a socket address does not count. To count whole addresses, say so:
+/// `PeerIp.v6_prefix(128).network(address)`.
 ///
 /// Implement the trait for a type of your own by the keys of its parts:
 ///
@@ -70,15 +74,12 @@ into_key! {
     i64: |value, _hasher| signed(*value);
     isize: |value, _hasher| signed(*value as i64);
 
-    IpAddr: |address, hasher| match address {
-        IpAddr::V4(address) => address.key(hasher),
-        IpAddr::V6(address) => address.key(hasher),
-    };
-    Ipv4Addr: |address, _hasher| ipv4_prefix(*address, 32);
-    Ipv6Addr: |address, hasher| match address.to_ipv4_mapped() {
-        Some(mapped) => mapped.key(hasher),
-        None => hasher.ipv6(*address),
-    };
+    IpAddr: |address, hasher| network(*address, V4_PREFIX, V6_PREFIX, hasher);
+    Ipv4Addr: |address, hasher| IpAddr::V4(*address).key(hasher);
+    Ipv6Addr: |address, hasher| IpAddr::V6(*address).key(hasher);
+    SocketAddr: |address, hasher| address.ip().key(hasher);
+    SocketAddrV4: |address, hasher| address.ip().key(hasher);
+    SocketAddrV6: |address, hasher| address.ip().key(hasher);
 
     [u8]: |bytes, hasher| hasher.bytes(bytes);
     str: |text, hasher| hasher.bytes(text.as_bytes());
@@ -171,6 +172,39 @@ fn signed(value: i64) -> Key {
         Ok(value) => unsigned(value),
         Err(_) => Key::exact(Kind::Negative, u128::from(value.unsigned_abs())),
     }
+}
+
+/// How many bits of an address count unless something else is said.
+pub(super) const V4_PREFIX: u8 = 32;
+pub(super) const V6_PREFIX: u8 = 64;
+
+/// The network of `v4` or `v6` bits around an address.
+///
+/// IPv6 addresses that contain an IPv4 address are recognized by their bits, and that address is
+/// taken out of them before anything is masked: masking first would put all of IPv4 into one
+/// bucket.
+#[inline(always)]
+pub(super) fn network(address: IpAddr, v4: u8, v6: u8, hasher: &KeyHasher) -> Key {
+    match address {
+        IpAddr::V4(address) => ipv4_prefix(address, v4),
+        IpAddr::V6(address) => match embedded_ipv4(address) {
+            Some(embedded) => ipv4_prefix(embedded, v4),
+            // A /64 contains all hosts of a link, and that of the loopback other addresses.
+            None if address.is_unicast_link_local() || address.is_loopback() => hasher.ipv6(address),
+            None => ipv6_prefix(address, v6, hasher),
+        },
+    }
+}
+
+/// The IPv4 address in a mapped one (`::ffff:0:0/96`), or in one that a translator has made of it
+/// (NAT64, `64:ff9b::/96`, RFC 6052 §2.1).
+#[inline(always)]
+fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    const MAPPED: u128 = 0xFFFF;
+    const TRANSLATED: u128 = 0x0064_FF9B << 64;
+    let bits = address.to_bits();
+    #[allow(clippy::cast_possible_truncation, reason = "the last 32 bits")]
+    matches!(bits >> 32, MAPPED | TRANSLATED).then(|| Ipv4Addr::from_bits(bits as u32))
 }
 
 /// An IPv4 prefix, exactly.

@@ -16,7 +16,7 @@ use super::{
     into_key::{self, IntoKey},
     key::Key,
 };
-use crate::observe::events;
+use crate::observe::suspicions::{self, Forwarding};
 
 /// Counts by the address of the connection's other end, whatever the request's header fields say.
 ///
@@ -26,13 +26,33 @@ use crate::observe::events;
 /// An IPv4 address counts as it is, also where a dual-stack socket shows it as an IPv4-mapped IPv6
 /// address. Of an IPv6 address the first 64 bits count, because one client can usually choose among
 /// all addresses of such a network. For wider or narrower networks see
-/// [`v6_prefix`](Self::v6_prefix).
+/// [`v6_prefix`](Self::v6_prefix). Some networks are not one client's:
 ///
-/// The address is read from the request's extensions: a [`SocketAddr`] that the server put there;
-/// with the feature `axum`, what `into_make_service_with_connect_info::<SocketAddr>()` puts there;
-/// with the feature `tonic`, what its server puts there for TCP, with and without TLS. A request
-/// without any of these is rejected with 500 and reported as an error, because no client can be
-/// identified.
+/// | IPv6 address | what counts |
+/// |---|---|
+/// | IPv4-mapped, `::ffff:0:0/96` | the IPv4 address inside |
+/// | translated from IPv4 (NAT64), `64:ff9b::/96` (RFC 6052 §2.1) | the IPv4 address inside |
+/// | link-local, `fe80::/10`, and the loopback | the whole address |
+/// | 6to4, `2002::/16`, and Teredo, `2001::/32` | the first 64 bits, as of any other |
+///
+/// A site with 6to4 has a /48, as many others do: see the second tier at
+/// [`v6_prefix`](Self::v6_prefix). All clients of one Teredo server share a /64; Teredo is no
+/// longer in use.
+///
+/// # Where the address comes from
+///
+/// From the request's extensions. The first of these counts:
+///
+/// 1. [`PeerAddr`], which your own code puts there: a server without connect info, or one that
+///    reads the PROXY protocol;
+/// 2. with the feature `axum`, what `into_make_service_with_connect_info::<SocketAddr>()` puts
+///    there, or `MockConnectInfo`;
+/// 3. with the feature `tonic`, what its server puts there for TCP, with and without TLS;
+/// 4. a bare [`SocketAddr`]. Prefer [`PeerAddr`]: a bare address may mean something else.
+///
+/// A request without any of these is rejected with 500 and reported as an error, because no client
+/// can be identified. A connection over a Unix socket has no address: see
+/// [`ClientIp::behind`](super::ClientIp::behind).
 #[derive(Clone, Copy, Debug)]
 pub struct PeerIp;
 
@@ -60,6 +80,8 @@ impl PeerIp {
     ///     Policy::per(PeerIp.v6_prefix(48), Quota::per_second(160)).named("per-site"),
     /// ]);
     /// ```
+    ///
+    /// With 128 the whole address counts.
     ///
     /// # Panics
     ///
@@ -141,36 +163,69 @@ impl KeyExtractor for PeerNetwork {
     }
 }
 
-/// The address of the connection's other end, unmapped.
+/// The address of the connection's other end, as an application tells it. Insert it into the
+/// request's extensions where the server does not provide the address, or where another one is
+/// accurate, for example that of the PROXY protocol. It takes precedence over what a server
+/// provides.
 ///
-/// # Errors
+/// It is a type of its own, because a bare [`SocketAddr`] in the extensions may be any address:
+/// that of a database, or the server's own.
 ///
-/// When the server does not provide it.
+/// ```
+/// use std::net::SocketAddr;
+/// use tower_quota::key::PeerAddr;
+///
+/// # let (stream_peer, mut request): (SocketAddr, _) = (([203, 0, 113, 7], 4711).into(), http::Request::new(()));
+/// request.extensions_mut().insert(PeerAddr(stream_peer));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerAddr(pub SocketAddr);
+
+impl From<SocketAddr> for PeerAddr {
+    fn from(address: SocketAddr) -> Self {
+        Self(address)
+    }
+}
+
+/// The address of the connection's other end, unmapped. `None` when the server does not provide it.
 #[inline(always)]
-pub(super) fn peer(extensions: &Extensions) -> Result<IpAddr, Missing> {
-    let plain = extensions.get::<SocketAddr>().copied();
-    // Read last: a feature may find an address where there was none, and never another one.
+pub(super) fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    let address = extensions.get::<PeerAddr>().map(|address| address.0);
     #[cfg(feature = "axum")]
-    let plain = plain.or_else(|| {
+    let address = address.or_else(|| {
         use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
         let served = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
         served.or_else(|| extensions.get::<MockConnectInfo<SocketAddr>>().map(|info| info.0))
     });
     #[cfg(feature = "tonic")]
-    let plain = plain.or_else(|| extensions.get::<tonic::transport::server::TcpConnectInfo>()?.remote_addr());
-    plain.map(|address| address.ip().to_canonical()).ok_or(Missing::Reject(StatusCode::INTERNAL_SERVER_ERROR))
+    let address = address.or_else(|| extensions.get::<tonic::transport::server::TcpConnectInfo>()?.remote_addr());
+    // Last, because it may be another address than the peer's.
+    let address = address.or_else(|| extensions.get::<SocketAddr>().copied());
+    address.map(|address| address.ip().to_canonical())
 }
 
-pub(super) const REMEDY: &str = "serve with `into_make_service_with_connect_info::<SocketAddr>()` (axum), \
-                                 or insert the peer's `SocketAddr` into the request's extensions";
+/// A connection whose other end is unknown.
+pub(super) const NO_PEER: Missing = Missing::Reject(StatusCode::INTERNAL_SERVER_ERROR);
 
-/// Whether a proxy seems to have added its client's address.
-pub(super) fn names_a_client(headers: &HeaderMap) -> bool {
-    headers.contains_key(&X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED)
+pub(super) const REMEDY: &str = "over TCP, serve with `into_make_service_with_connect_info::<SocketAddr>()` (axum), \
+                                 or insert a `tower_quota::key::PeerAddr` into the request's extensions; \
+                                 behind a proxy on a Unix socket, count by `ClientIp::behind([\"unix:\"])`";
+
+/// What a request from `peer`, whose header fields are ignored, shows of proxies.
+#[cold]
+pub(super) fn examine_peer(peer: IpAddr, headers: &HeaderMap) -> Forwarding {
+    let Some(field) = headers.get(&X_FORWARDED_FOR).or_else(|| headers.get(header::FORWARDED)) else {
+        return Forwarding::Plain;
+    };
+    if is_private(peer) {
+        Forwarding::IgnoredPrivate
+    } else {
+        Forwarding::Ignored { address: peer, value: suspicions::value_of(field.as_bytes()) }
+    }
 }
 
 /// Whether an address is one that a proxy in the same network has.
-pub(super) fn is_private(address: IpAddr) -> bool {
+fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
             // The shared addresses of RFC 6598, 100.64.0.0/10.
@@ -191,7 +246,7 @@ pub(super) struct Prefixes {
 impl Default for Prefixes {
     #[inline]
     fn default() -> Self {
-        Self { v4: 32, v6: 64 }
+        Self { v4: into_key::V4_PREFIX, v6: into_key::V6_PREFIX }
     }
 }
 
@@ -216,8 +271,8 @@ impl Prefixes {
 
     #[inline(always)]
     fn of_peer(self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        let peer = peer(head.extensions())?;
-        events::ignored_forwarding(|| is_private(peer), || names_a_client(head.headers()));
+        let peer = peer(head.extensions()).ok_or(NO_PEER)?;
+        suspicions::forwarding(|| examine_peer(peer, head.headers()));
         Ok(head.key(self.network(peer)))
     }
 }
@@ -231,19 +286,9 @@ pub struct ClientNetwork {
 }
 
 impl IntoKey for ClientNetwork {
-    /// IPv4-mapped addresses are recognized by their bits and unmapped before they are masked:
-    /// masking first would put all of IPv4 into one bucket.
     #[inline(always)]
     fn key(&self, hasher: &KeyHasher) -> Key {
         let Prefixes { v4, v6 } = self.prefixes;
-        match self.address {
-            IpAddr::V4(address) => into_key::ipv4_prefix(address, v4),
-            IpAddr::V6(address) => match address.to_ipv4_mapped() {
-                Some(mapped) => into_key::ipv4_prefix(mapped, v4),
-                // The whole address, because its /64 contains addresses that are not the loopback.
-                None if address.is_loopback() => hasher.ipv6(address),
-                None => into_key::ipv6_prefix(address, v6, hasher),
-            },
-        }
+        into_key::network(self.address, v4, v6, hasher)
     }
 }

@@ -11,7 +11,7 @@
 //! | [`Bearer`] | the token of `Authorization: Bearer` | rejected with 401 |
 //! | [`Extension`] | a value that an outer layer put into the request's extensions | rejected with 500 |
 //! | [`Method`] | the request's method | – |
-//! | `MatchedPath` (feature `axum`) | the route's template | counted as one route, "no route" |
+//! | `MatchedPath` (feature `axum`) | the route's template | rejected with 404 |
 //! | [`key_fn`] | what a closure returns | rejected with 400 |
 //! | a pair or triple of these | every combination | treated as by the first one that is missing |
 //! | [`a.or(b)`](KeyExtractor::or) | `a`, or `b` where there is no `a` | treated as by `b` |
@@ -58,7 +58,7 @@ pub use self::{
     head::RequestHead,
     header::{Bearer, Header},
     into_key::{Fallback, IntoKey, fallback},
-    ip::{ClientNetwork, PeerIp, PeerNetwork},
+    ip::{ClientNetwork, PeerAddr, PeerIp, PeerNetwork},
     key::{Key, ParseKeyError},
     route::Method,
 };

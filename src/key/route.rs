@@ -7,6 +7,8 @@ use super::{
     head::RequestHead,
     key::Key,
 };
+#[cfg(feature = "axum")]
+use crate::observe::suspicions::{self, ROUTE_REMEDY};
 
 /// Counts by the request's method. Use it in combinations: `(PeerIp, Method)`.
 ///
@@ -33,20 +35,33 @@ impl KeyExtractor for Method {
 /// Counts by the template of the route that axum matched (`/users/{id}`), so that a client cannot
 /// invent paths to get fresh buckets. Use it in combinations: `(PeerIp, MatchedPath)`.
 ///
-/// Requests that match no route count as one route.
+/// The route has to be known where the layer is: apply it with `Router::layer`,
+/// `Router::route_layer` or on a route. Around a whole router, outside of `nest_service`, and in
+/// tonic no route is known.
+///
+/// A request whose route is not known is rejected with 404, as a request that matches no route is.
+/// Where the router has a fallback that serves such requests, choose with
+/// [`Policy::on_missing`](crate::Policy::on_missing): [`Missing::Share`] counts them all together.
 #[cfg(feature = "axum")]
 #[derive(Clone, Copy, Debug)]
 pub struct MatchedPath;
 
 #[cfg(feature = "axum")]
+or_method!(MatchedPath);
+
+#[cfg(feature = "axum")]
 impl KeyExtractor for MatchedPath {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        // A template begins with a slash, so no template equals the empty text.
-        let template = head.extensions().get::<axum::extract::MatchedPath>().map_or("", |path| path.as_str());
-        Ok(head.key(template))
+        let path = head.extensions().get::<axum::extract::MatchedPath>();
+        suspicions::route(path.is_some());
+        path.map(|path| head.key(path.as_str())).ok_or(Missing::Reject(http::StatusCode::NOT_FOUND))
     }
 
     fn name(&self) -> Cow<'static, str> {
         "path".into()
+    }
+
+    fn remedy(&self, _head: RequestHead<'_>) -> &'static str {
+        ROUTE_REMEDY
     }
 }

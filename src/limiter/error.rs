@@ -65,7 +65,8 @@ impl fmt::Display for ConfigError {
             ),
             ConfigErrorKind::MaxKeys => write!(
                 f,
-                "the policy {policy:?} has an invalid maximum number of keys: set `Policy::max_keys` from 1 to 2^32 - 1"
+                "the policy {policy:?} has an invalid maximum number of keys: \
+                 set `Policy::max_keys` from 1 to 2^32 - 1, and `Policy::max_keys_per_network` to at least 1"
             ),
             ConfigErrorKind::MissingStatus => write!(
                 f,

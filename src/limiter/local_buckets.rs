@@ -38,8 +38,7 @@ impl LocalBuckets {
             if policy.is_global() {
                 return PolicyBuckets::global(lone);
             }
-            let (max_keys, at_cap) = policy.cap();
-            let store = Arc::new(Store::new(max_keys, at_cap, set.clock().clone()));
+            let store = Arc::new(Store::new(policy.cap(), set.clock().clone()));
             let sweeping = set.swept_as(policy).map(|name| {
                 let name = if suffix.is_empty() { name } else { format!("{name}{suffix}").into() };
                 start_sweeping(name, &store, policy)

@@ -18,7 +18,7 @@ use crate::{
     clock::{Clock, Nanos, Timestamp},
     key::Key,
     policy::Ban,
-    store::{AtCap, Placement, Store, Sweepable},
+    store::{AtCap, Cap, Placement, Store, Sweepable},
     sweeper::{self, Sweeping},
 };
 
@@ -52,7 +52,7 @@ impl Penalties {
         };
         let minute = Duration::from_secs(60);
         let mut ends = |what| {
-            let store = Arc::new(Store::<Timestamp>::new(MAX_KEYS, AtCap::Deny, clock.clone()));
+            let store = Arc::new(Store::<Timestamp>::new(Cap::new(MAX_KEYS, AtCap::Deny), clock.clone()));
             let weak: Weak<Store<Timestamp>> = Arc::downgrade(&store);
             sweep(what, weak, minute);
             store
@@ -60,7 +60,7 @@ impl Penalties {
         let blocks = ends("blocks");
         let bans = rule.map(|rule| (rule, ends("bans"), ends("ban severity")));
         let bans = bans.map(|(rule, blocks, severity)| {
-            let strikes = Arc::new(Store::<Bucket>::new(MAX_KEYS, AtCap::Deny, clock.clone()));
+            let strikes = Arc::new(Store::<Bucket>::new(Cap::new(MAX_KEYS, AtCap::Deny), clock.clone()));
             let weak: Weak<Store> = Arc::downgrade(&strikes);
             sweep("strikes", weak, sweeper::period(rule.strikes.time_to_fill()));
             Bans { rule, blocks, strikes, severity }

@@ -29,6 +29,7 @@ use crate::{
     },
     policy::{Demand, Missing, Policy},
     quota::Quota,
+    store::Cap,
     sweeper::Sweep,
 };
 
@@ -107,6 +108,11 @@ impl PolicySet {
             set.penalties_or_new(index);
         }
         Ok(set)
+    }
+
+    /// A number that tells this set from others, as long as it exists.
+    pub(crate) fn identity(&self) -> usize {
+        Arc::as_ptr(&self.policies).cast::<()>().addr()
     }
 
     #[inline(always)]
@@ -365,8 +371,8 @@ fn check(policies: &[Policy]) -> Result<(), ConfigError> {
                 return invalid(ConfigErrorKind::MissingStatus);
             }
         }
-        let (max_keys, _) = policy.cap();
-        if max_keys == 0 || u32::try_from(max_keys).is_err() {
+        let Cap { max_keys, per_network, .. } = policy.cap();
+        if max_keys == 0 || u32::try_from(max_keys).is_err() || per_network == Some(0) {
             return invalid(ConfigErrorKind::MaxKeys);
         }
     }

@@ -158,6 +158,7 @@ where
 
     fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         let DelayLayer { state, respond, queue } = &self.layer;
+        state.passed_by(&mut request);
         let slot = WaiterSlot::take(queue);
         let patience = if slot.is_some() { queue.max_delay } else { Nanos::ZERO };
         let mut receipts = Receipts::default();

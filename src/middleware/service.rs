@@ -76,6 +76,7 @@ where
 
     fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         let (state, limiter) = (&*self.state, &self.state.limiter);
+        state.passed_by(&mut request);
         let mut receipts = Receipts::default();
         let parts = limiter.set().parts(&request);
         let wants_receipts = state.wants_receipts();

@@ -13,6 +13,7 @@ use crate::{
     decision::{Denied, Receipts},
     key::RequestHead,
     limiter::{Admission, Handle, Settle},
+    observe::suspicions,
     policy::{Policy, ResponseHead},
     response::{
         DenialFields, Respond,
@@ -46,6 +47,12 @@ impl<L: Handle> LayerState<L> {
 
     pub(crate) fn with_admissions(&self) -> Self {
         Self { admissions: true, ..self.clone() }
+    }
+
+    /// Notes that a request passes this layer.
+    #[inline]
+    pub(crate) fn passed_by<Q>(&self, request: &mut Request<Q>) {
+        suspicions::passes(request, self.limiter.policy_set().identity());
     }
 
     /// Whether receipts may be settled after the decision.

@@ -4,7 +4,7 @@
 
 use std::{
     fmt, io,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use crate::clock::{Nanos, Timestamp};
@@ -67,37 +67,6 @@ pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {
 pub(crate) fn banned(policy: &str, length: Nanos) {
     #[cfg(feature = "tracing")]
     tracing::debug!(policy, seconds = length.get() / Nanos::SECOND.get(), "key banned after repeated denials");
-}
-
-/// Reports a proxy whose forwarded addresses are ignored: all its clients are limited as one.
-/// Logged once per process. Only the first requests are examined, so that the check costs the
-/// others nothing.
-#[inline]
-pub(crate) fn ignored_forwarding(from_a_proxy: impl FnOnce() -> bool, names_a_client: impl FnOnce() -> bool) {
-    if cfg!(feature = "tracing") && REQUESTS_TO_EXAMINE.load(Ordering::Relaxed) > 0 {
-        examine_forwarding(from_a_proxy, names_a_client);
-    }
-}
-
-static REQUESTS_TO_EXAMINE: AtomicU32 = AtomicU32::new(1_000);
-
-#[cold]
-fn examine_forwarding(from_a_proxy: impl FnOnce() -> bool, names_a_client: impl FnOnce() -> bool) {
-    if !from_a_proxy() {
-        return;
-    }
-    if !names_a_client() {
-        // Two threads may count one request. Then more are examined.
-        let left = REQUESTS_TO_EXAMINE.load(Ordering::Relaxed);
-        REQUESTS_TO_EXAMINE.store(left.saturating_sub(1), Ordering::Relaxed);
-    } else if REQUESTS_TO_EXAMINE.swap(0, Ordering::Relaxed) > 0 {
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            remedy = "count by `ClientIp::behind([...])` with the proxy's network in the list",
-            "a private address sends X-Forwarded-For or Forwarded and is counted as one client; \
-             it may be a proxy with many clients"
-        );
-    }
 }
 
 /// Reports that two layers advertise policies with one name, which clients cannot tell apart.

@@ -1,5 +1,5 @@
-//! Contains what the crate reports: [`events`] for the `tracing` crate and [`metrics`] for the
-//! `metrics` crate.
+//! Contains what the crate reports: [`events`] and [`suspicions`] for the `tracing` crate and
+//! [`metrics`] for the `metrics` crate.
 //!
 //! These are the only files that know those two crates. Without the features of the same names each
 //! function does nothing. This folder must not know any other type of the crate but its times: it
@@ -8,3 +8,4 @@
 
 pub(crate) mod events;
 pub(crate) mod metrics;
+pub(crate) mod suspicions;

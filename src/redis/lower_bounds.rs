@@ -15,7 +15,7 @@ use crate::{
     limiter::{Demands, Grant, PolicySet, is_near_limit, start_sweeping},
     observe::metrics::{DecidedBy, Outcome},
     policy::Demand,
-    store::{AtCap, Placement, Store},
+    store::{AtCap, Cap, Placement, Store},
     sweeper::Sweeping,
 };
 
@@ -37,9 +37,10 @@ const MAX_GLOBAL_QUOTAS: usize = 1_024;
 impl LowerBounds {
     pub(super) fn new(set: &PolicySet) -> Self {
         let each = set.policies().iter().map(|policy| {
-            let max_keys = if policy.is_global() { MAX_GLOBAL_QUOTAS } else { policy.cap().0 };
+            let max_keys = if policy.is_global() { MAX_GLOBAL_QUOTAS } else { policy.cap().max_keys };
+            let cap = Cap { max_keys, beyond: AtCap::Deny, ..policy.cap() };
             // A key without a place of its own is not cached.
-            let store = Arc::new(Store::new(max_keys, AtCap::Deny, set.clock().clone()));
+            let store = Arc::new(Store::new(cap, set.clock().clone()));
             let sweeping = set.swept_as(policy).map(|name| start_sweeping(name, &store, policy));
             PolicyBounds { store, _sweeping: sweeping }
         });

@@ -33,8 +33,9 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         let state = Arc::clone(&self.state);
+        state.passed_by(&mut request);
         let (limiter, settles) = (state.limiter.clone(), state.settles());
         let demands = limiter.evaluate(state.limiter.parts.set.parts(&request).head());
         let decision = async move {

@@ -1,5 +1,5 @@
-//! Contains a denial as the status of a gRPC call: the trailers-only form (the protocol's
-//! *Responses*), the status and its details.
+//! Contains a denial as the status of a call of gRPC or gRPC-Web: the trailers-only form (the
+//! protocol's *Responses*), the status and its details.
 //!
 //! A plain 429 would be read as `UNAVAILABLE`, which clients retry at once.
 
@@ -10,25 +10,77 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 
 use super::template::MAX_FIELDS;
 use crate::{
-    decision::{Denied, Reason},
+    decision::{Denied, LONGEST_ADVERTISED, Reason},
     key::RequestHead,
 };
 
-/// Whether a request is a call of gRPC, which is a `POST` over HTTP/2 or later. If the
-/// content-type sufficed, any client could have its denial answered with a 200.
-pub(super) fn is_grpc_call(head: RequestHead<'_>) -> bool {
-    head.method() == Method::POST && head.version() >= Version::HTTP_2 && is_grpc(head.headers())
+/// The protocols of gRPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Grpc,
+    Web,
+    /// gRPC-Web in Base64.
+    WebText,
 }
 
-const GRPC: &[u8] = b"application/grpc";
+impl Protocol {
+    /// The protocol of a message with this content-type: `application/grpc` and the like, which
+    /// may be followed by `+` or `;`.
+    fn of(content_type: &HeaderValue) -> Option<Self> {
+        let rest = strip_prefix(content_type.as_bytes(), b"application/grpc")?;
+        let (protocol, rest) = if let Some(rest) = strip_prefix(rest, b"-web-text") {
+            (Self::WebText, rest)
+        } else if let Some(rest) = strip_prefix(rest, b"-web") {
+            (Self::Web, rest)
+        } else {
+            (Self::Grpc, rest)
+        };
+        matches!(rest.first(), None | Some(b'+' | b';' | b' ')).then_some(protocol)
+    }
 
-/// Whether a message belongs to gRPC: its content-type is `application/grpc`, or that followed by
-/// `+` or `;`. `application/grpc-web` is another protocol.
+    /// The protocol of a call, which is a `POST`.
+    ///
+    /// A call of gRPC comes over HTTP/2 or later, or from a translator of gRPC-Web, which adds `te:
+    /// trailers`: if the content-type sufficed, any client could have its denial answered with a
+    /// 200. A call of gRPC-Web comes over any version, and only its content-type tells it.
+    pub(super) fn of_call(head: RequestHead<'_>) -> Option<Self> {
+        let protocol = Self::of(head.headers().get(header::CONTENT_TYPE)?)?;
+        let is_call = head.method() == Method::POST
+            && match protocol {
+                Self::Grpc => {
+                    head.version() >= Version::HTTP_2
+                        || head.headers().get(header::TE).is_some_and(|te| te == "trailers")
+                }
+                Self::Web | Self::WebText => true,
+            };
+        is_call.then(|| protocol.of_response(head.headers().get(header::ACCEPT)))
+    }
+
+    /// gRPC-Web is answered in the encoding that the client accepts.
+    fn of_response(self, accept: Option<&HeaderValue>) -> Self {
+        match (self, accept.and_then(Self::of)) {
+            (Self::Web | Self::WebText, Some(accepted @ (Self::Web | Self::WebText))) => accepted,
+            _ => self,
+        }
+    }
+
+    fn content_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Grpc => "application/grpc",
+            Self::Web => "application/grpc-web+proto",
+            Self::WebText => "application/grpc-web-text+proto",
+        })
+    }
+}
+
+fn strip_prefix<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    let (start, rest) = text.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+/// Whether a response belongs to gRPC or gRPC-Web.
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return false };
-    let content_type = content_type.as_bytes();
-    content_type.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
-        && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
+    headers.get(header::CONTENT_TYPE).and_then(Protocol::of).is_some()
 }
 
 /// The codes of gRPC that a denial can have.
@@ -37,6 +89,7 @@ enum Code {
     InvalidArgument = 3,
     PermissionDenied = 7,
     ResourceExhausted = 8,
+    Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
     Unauthenticated = 16,
@@ -47,6 +100,7 @@ impl Code {
         match (denied.reason(), denied.status()) {
             (Reason::MissingKey, StatusCode::UNAUTHORIZED) => Self::Unauthenticated,
             (Reason::MissingKey, StatusCode::FORBIDDEN) => Self::PermissionDenied,
+            (Reason::MissingKey, StatusCode::NOT_FOUND) => Self::Unimplemented,
             (Reason::MissingKey, StatusCode::TOO_MANY_REQUESTS)
             | (Reason::AtCapacity | Reason::Blocked | Reason::CostAboveBurst | Reason::Exceeded, _) => {
                 Self::ResourceExhausted
@@ -59,13 +113,13 @@ impl Code {
 }
 
 /// The status in the header fields of a 200 with an empty body, whose stream ends with its head.
-pub(super) fn trailers_only(denied: &Denied) -> Response<Bytes> {
+pub(super) fn trailers_only(protocol: Protocol, denied: &Denied) -> Response<Bytes> {
     let code = Code::of(denied) as u8;
     let message = denied.to_string();
     let mut response = Response::new(Bytes::new());
     let fields = response.headers_mut();
     fields.reserve(MAX_FIELDS);
-    fields.insert(header::CONTENT_TYPE, const { HeaderValue::from_static("application/grpc") });
+    fields.insert(header::CONTENT_TYPE, protocol.content_type());
     fields.insert(&GRPC_STATUS, u16::from(code).into());
     // In printable ASCII only the percent sign has to be encoded.
     let encoded = message.replace('%', "%25");
@@ -74,7 +128,7 @@ pub(super) fn trailers_only(denied: &Denied) -> Response<Bytes> {
     }
     match (denied.advertised_wait(), denied.advertised_reason()) {
         (Some(wait), _) => {
-            if let Ok(details) = HeaderValue::try_from(base64(&status(code, &message, wait))) {
+            if let Ok(details) = HeaderValue::try_from(base64(&status(code, &message, wait.min(LONGEST_ADVERTISED)))) {
                 fields.insert(&GRPC_STATUS_DETAILS, details);
             }
             // A signed integer of 32 bits (gRFC A6). A client that cannot parse it does not retry

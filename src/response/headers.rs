@@ -44,7 +44,7 @@ use super::{
 };
 use crate::{
     clock,
-    decision::{Denied, PolicyOutcome, Receipt, Standing},
+    decision::{Denied, LONGEST_ADVERTISED, PolicyOutcome, Receipt, Standing},
     key::entropy,
     observe::events,
     policy::{Advertise, Policy},
@@ -305,7 +305,7 @@ impl FieldWriter {
                 line.number(standing.remaining().into());
                 if let Some(next) = standing.next_cell() {
                     line.put(";t=");
-                    line.number(seconds_up(next).max(1));
+                    line.number(advertised_seconds(next).max(1));
                 }
             }),
             Draft::V7 => {
@@ -316,7 +316,7 @@ impl FieldWriter {
                 line.number(standing.remaining().into());
                 line.put(", reset=");
                 // On a denial the same time as `Retry-After`.
-                line.number(seconds_up(standing.wait().unwrap_or(standing.until_full())));
+                line.number(advertised_seconds(standing.wait().unwrap_or(standing.until_full())));
             }
         })
     }
@@ -324,7 +324,7 @@ impl FieldWriter {
     fn legacy<'a>(&self, listed: impl Iterator<Item = &'a PolicyOutcome>) -> Option<LegacyFields> {
         let reset = self.style.legacy?;
         let standing = tightest(listed)?;
-        let until_full = seconds_up(standing.until_full());
+        let until_full = advertised_seconds(standing.until_full());
         Some(LegacyFields {
             limit: number(standing.limit().into()),
             remaining: number(standing.remaining().into()),
@@ -427,6 +427,8 @@ fn tightest<'a>(outcomes: impl Iterator<Item = &'a PolicyOutcome>) -> Option<Sta
     })
 }
 
-fn seconds_up(duration: Duration) -> u64 {
+/// Whole seconds, rounded up, with the bound of all times that clients learn.
+fn advertised_seconds(duration: Duration) -> u64 {
+    let duration = duration.min(LONGEST_ADVERTISED);
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Response, header};
 
 use super::{
     body::{DenialBody, ResponseBody},
-    grpc,
+    grpc::{self, Protocol},
     headers::{FieldStyle, FieldWriter},
     problem::{self, Content, ProblemTemplate},
 };
@@ -84,8 +84,8 @@ impl<B: DenialBody> Respond<B> for Standard {
     type Body = B;
 
     fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<B> {
-        if grpc::is_grpc_call(head) {
-            return grpc::trailers_only(denied).map(B::from_bytes);
+        if let Some(protocol) = Protocol::of_call(head) {
+            return grpc::trailers_only(protocol, denied).map(B::from_bytes);
         }
         let Content { content_type, body } = if self.plain { problem::plain(denied) } else { problem::json(denied) };
         response(denied, head, HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]), body)
@@ -93,8 +93,8 @@ impl<B: DenialBody> Respond<B> for Standard {
 
     /// Clones fields and bodies that are rendered already, instead of completing a response.
     fn respond_complete(&self, denied: &Denied, head: RequestHead<'_>, fields: &DenialFields) -> Response<B> {
-        if grpc::is_grpc_call(head) {
-            let mut response = grpc::trailers_only(denied);
+        if let Some(protocol) = Protocol::of_call(head) {
+            let mut response = grpc::trailers_only(protocol, denied);
             fields.complete(denied, response.headers_mut());
             return response.map(B::from_bytes);
         }

@@ -6,9 +6,10 @@
 //! A bucket with a backlog is never evicted: forgetting it would give its client a fresh burst. So
 //! a full store takes no new keys until time has emptied some. An attacker must not be able to fill
 //! it by itself. Therefore one coarse network (IPv4 /16, IPv6 /40) may have at most 1/64 of the
-//! cap, or 64 keys if that is more. New keys beyond that, and all new keys at the cap, share the
-//! slots of a fixed table: one for each network, or for each hash where a key contains no address.
-//! A flood from one network uses that network's slot and no other.
+//! cap, or 4,096 keys if that is more, unless its policy says otherwise. New keys beyond that, and
+//! all new keys at the cap, share the slots of a fixed table: one for each network, or for each
+//! hash where a key contains no address. A flood from one network uses that network's slot and no
+//! other.
 
 use std::{
     hash::{BuildHasher, Hash},
@@ -42,6 +43,28 @@ pub enum AtCap {
     Overflow,
 }
 
+/// How many keys a store may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cap {
+    pub(crate) max_keys: usize,
+    /// `None` for the default.
+    pub(crate) per_network: Option<usize>,
+    pub(crate) beyond: AtCap,
+}
+
+impl Cap {
+    pub(crate) fn new(max_keys: usize, beyond: AtCap) -> Self {
+        Self { max_keys, per_network: None, beyond }
+    }
+
+    /// The number of keys that one coarse network may have: unless set, a 64th, and at least 4,096,
+    /// so that a small map serves all clients of one network.
+    fn share(self) -> u32 {
+        let share = self.per_network.unwrap_or((self.max_keys / 64).max(4_096));
+        u32::try_from(share).unwrap_or(u32::MAX)
+    }
+}
+
 pub(crate) struct Capacity {
     max: usize,
     /// The number of keys that one coarse network may have.
@@ -53,11 +76,12 @@ pub(crate) struct Capacity {
 }
 
 impl Capacity {
-    pub(super) fn new(max: usize) -> Self {
+    pub(super) fn new(cap: Cap) -> Self {
+        let max = cap.max_keys;
         let networks = max.clamp(64, 16_384).next_power_of_two();
         Self {
             max,
-            share: share(max),
+            share: cap.share(),
             live: AtomicUsize::new(0),
             networks: (0..networks).map(|_| AtomicU32::new(0)).collect(),
         }
@@ -110,11 +134,6 @@ impl Capacity {
     }
 }
 
-/// A 64th, and at least 64, so that a small map serves the clients of one network.
-fn share(max: usize) -> u32 {
-    u32::try_from(max / 64).unwrap_or(u32::MAX).max(64)
-}
-
 /// The numbers that keys without a place of their own share. They are allocated in chunks when
 /// first needed, because other threads may wait for the allocation.
 pub(super) struct Overflow<V> {
@@ -165,7 +184,7 @@ mod tests {
     #[test]
     fn every_reservation_is_released_completely() {
         let (hasher, keys) = (RandomState::new(), KeyHasher::random());
-        let capacity = Capacity::new(1_000);
+        let capacity = Capacity::new(Cap { per_network: Some(64), ..Cap::new(1_000, AtCap::Deny) });
         let key = |network: u32, host: u32| Ipv4Addr::from_bits(network << 16 | host).key(&keys);
         for _round in 0..3 {
             let mut reserved = Vec::new();
@@ -192,7 +211,7 @@ mod tests {
     fn over_80_percent_is_near_the_cap_even_of_a_small_map() {
         let (hasher, keys) = (RandomState::new(), KeyHasher::random());
         for (max, near) in [(1, 1), (4, 4), (5, 5), (10, 9), (100, 81)] {
-            let capacity = Capacity::new(max);
+            let capacity = Capacity::new(Cap::new(max, AtCap::Deny));
             let taken = (0..max as u64).take_while(|n| !capacity.is_near() && capacity.reserve(&hasher, n.key(&keys)));
             assert_eq!(taken.count(), near, "of {max}");
         }
@@ -209,7 +228,9 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_a_64th_and_at_least_64() {
-        assert_eq!([1, 100, 4_096, 1_000_000].map(share), [64, 64, 64, 15_625]);
+    fn a_share_is_a_64th_and_at_least_4_096_unless_set() {
+        let share = |max| Cap::new(max, AtCap::Deny).share();
+        assert_eq!([1, 4_096, 1_000_000].map(share), [4_096, 4_096, 15_625]);
+        assert_eq!(Cap { per_network: Some(7), ..Cap::new(1_000_000, AtCap::Deny) }.share(), 7);
     }
 }

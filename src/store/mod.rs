@@ -28,6 +28,7 @@ use dashmap::{
 use foldhash::{SharedSeed, fast::SeedableRandomState};
 
 pub use self::capacity::AtCap;
+pub(crate) use self::capacity::Cap;
 #[cfg(tower_quota_loom)]
 use self::model::{DashMap, Entry, RefMut, VacantEntry};
 pub(crate) use self::sweep::Sweepable;
@@ -51,11 +52,12 @@ pub(crate) struct Store<V = Bucket> {
 }
 
 impl<V: Expiring> Store<V> {
-    pub(crate) fn new(max_keys: usize, at_cap: AtCap, clock: Clock) -> Self {
+    pub(crate) fn new(cap: Cap, clock: Clock) -> Self {
+        let Cap { max_keys, beyond: at_cap, .. } = cap;
         let hasher = SeedableRandomState::with_seed(entropy(), SharedSeed::global_random());
         Self {
             map: DashMap::with_hasher_and_shard_amount(hasher, shards(max_keys)),
-            capacity: Capacity::new(max_keys),
+            capacity: Capacity::new(cap),
             overflow: Overflow::new(max_keys),
             at_cap,
             clock,
@@ -231,7 +233,7 @@ mod tests {
 
     #[test]
     fn it_is_near_its_cap_above_four_fifths() {
-        let store = Store::new(10, AtCap::Deny, ManualClock::new().into());
+        let store = Store::new(Cap::new(10, AtCap::Deny), ManualClock::new().into());
         for key in 0..9_u64 {
             assert!(!store.is_near_cap(), "{key}");
             store.guard(key.key(&KeyHasher::random())).write(Bucket::from_bits(7));
@@ -242,7 +244,7 @@ mod tests {
     /// What a thread sees whose lookup came before the insertion by another thread.
     #[test]
     fn a_key_that_another_thread_has_inserted_first_keeps_its_place() {
-        let store = Store::new(1, AtCap::Deny, ManualClock::new().into());
+        let store = Store::new(Cap::new(1, AtCap::Deny), ManualClock::new().into());
         let key = 1_u64.key(&KeyHasher::random());
         store.guard(key).write(Bucket::from_bits(7));
         let late = store.guard_new(key);

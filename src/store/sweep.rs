@@ -58,13 +58,13 @@ mod tests {
         bucket::Bucket,
         clock::{ManualClock, Timestamp},
         key::{IntoKey as _, KeyHasher},
-        store::{AtCap, shards},
+        store::{AtCap, Cap, shards},
     };
 
     #[test]
     fn mem05_memory_is_returned_after_a_flood() {
         let clock = ManualClock::new();
-        let store = Store::new(1_000_000, AtCap::Overflow, clock.clone().into());
+        let store = Store::new(Cap::new(1_000_000, AtCap::Overflow), clock.clone().into());
         let keys = KeyHasher::random();
         for n in 0..200_000_u64 {
             store.guard(n.key(&keys)).write(Bucket::from_bits(if n < 100 { u64::MAX } else { 1 }));
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn memory_that_is_mostly_used_stays() {
         let clock = ManualClock::new();
-        let store = Store::new(100_000, AtCap::Overflow, clock.clone().into());
+        let store = Store::new(Cap::new(100_000, AtCap::Overflow), clock.clone().into());
         let keys = KeyHasher::random();
         for n in 0..8_000_u64 {
             store.guard(n.key(&keys)).write(Bucket::from_bits(if n < 5_000 { u64::MAX } else { 1 }));
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn the_ends_of_blocks_are_removed_when_they_are_over() {
         let clock = ManualClock::new();
-        let store = Store::new(100, AtCap::Deny, clock.clone().into());
+        let store = Store::new(Cap::new(100, AtCap::Deny), clock.clone().into());
         let keys = KeyHasher::random();
         for second in 1..=3_u64 {
             store.guard(second.key(&keys)).write(Timestamp::from_nanos(second * 1_000_000_000));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::Request;
-use tower_quota::{Limiter, Policy, clock::ManualClock, limiter::Sweep};
+use tower_quota::{Limiter, Policy, clock::ManualClock, key::PeerAddr, limiter::Sweep};
 
 /// A limiter that neither time nor the sweeper touches unless the test says so.
 pub(crate) fn limiter(policies: impl IntoIterator<Item = Policy>) -> (Limiter, ManualClock) {
@@ -21,7 +21,7 @@ pub(crate) fn limiter(policies: impl IntoIterator<Item = Policy>) -> (Limiter, M
 /// A request whose connection comes from `ip`.
 pub(crate) fn from_ip(ip: impl Into<IpAddr>) -> Request<()> {
     let mut request = Request::new(());
-    request.extensions_mut().insert(SocketAddr::new(ip.into(), 4_711));
+    request.extensions_mut().insert(PeerAddr(SocketAddr::new(ip.into(), 4_711)));
     request
 }
 
