@@ -95,9 +95,9 @@ fn one_network_fills_its_share_and_locks_out_no_other() {
 
 #[test]
 fn a_small_map_serves_the_clients_of_one_network() {
-    for max_keys in [100, 1_000, 4_096] {
-        let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(max_keys)]);
-        for host in 0..max_keys as u16 {
+    for max_keys in [100, 1_000, 4_096_u16] {
+        let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(max_keys.into())]);
+        for host in 0..max_keys {
             assert_eq!(admitted(&limiter, &from_ip(address(0x0a01, host)), 5), 3, "{host} of {max_keys}");
         }
     }

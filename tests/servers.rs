@@ -279,7 +279,7 @@ fn an_address_that_means_something_else_changes_no_client() {
         .layer(axum::Extension(upstream));
     let server = serve_axum(app);
     assert_eq!(statuses(server.address, "/", &[], 2), [200, 429]);
-    assert_eq!(limiter.peek("per-ip", Ipv4Addr::new(127, 0, 0, 1)).unwrap().remaining(), 0);
+    assert_eq!(limiter.peek("per-ip", Ipv4Addr::LOCALHOST).unwrap().remaining(), 0);
     assert_eq!(limiter.peek("per-ip", upstream).unwrap().remaining(), 1);
 }
 

@@ -54,21 +54,21 @@ use crate::observe::suspicions::{self, Forwarding};
 ///
 /// # What providers send
 ///
-/// Each has its own shape. These are from the documentation of the providers. Verify yours by
-/// looking at a request, for providers change.
+/// Each has its own shape. This table repeats what their documentation says. Verify it by looking
+/// at a request, because providers and their options change.
 ///
-/// | provider | connects from | adds to `X-Forwarded-For`, on the right | use |
-/// |---|---|---|---|
-/// | nginx (`$proxy_add_x_forwarded_for`), HAProxy, Caddy, Traefik | its address | the client | `behind` its network |
-/// | AWS Application Load Balancer | its subnets' addresses | the client (with the port, if `client_port` preservation is on) | `behind` the subnets |
-/// | AWS CloudFront before it | the load balancer's subnets | the client, then CloudFront's edge | `behind` the subnets and CloudFront's published networks |
-/// | Google Cloud external Application Load Balancer | 35.191.0.0/16, 130.211.0.0/22 | the client, then **the balancer's own address** | `behind` these two networks and the balancer's address, or `hops(2)` |
-/// | Azure Application Gateway | its subnet's addresses | the client, with its port | `behind` the subnet |
-/// | Azure Front Door | Azure's published backend networks | the address that connected to it | `behind` them |
-/// | Cloudflare | its published networks | the client | `behind` them; or `.header("cf-connecting-ip")` |
-/// | Fastly | its published networks | the client, and one entry for each further node | `behind` them; or `.header("fastly-client-ip")` if your VCL sets it |
-/// | Fly.io | private addresses | the client, then Fly's proxy | `behind` its networks and `.header("fly-client-ip")` |
-/// | Heroku | private addresses | the client | `behind` 10.0.0.0/8, or `hops(1)` |
+/// | provider | the end of `X-Forwarded-For` | use |
+/// |---|---|---|
+/// | nginx with `$proxy_add_x_forwarded_for` | the client | `behind` its address, or `unix:` |
+/// | [AWS Application Load Balancer](https://docs.aws.amazon.com/elasticloadbalancing/latest/application/x-forwarded-headers.html), in its mode `append` | the client, with its port if so configured | `behind` the balancer's subnets |
+/// | AWS CloudFront before such a balancer | the client, then CloudFront's edge | `behind` the subnets and CloudFront's published networks |
+/// | [Google Cloud external Application Load Balancer](https://cloud.google.com/load-balancing/docs/https) (global) | the client, then **the balancer's own address** | `behind` 35.191.0.0/16, 130.211.0.0/22 and the balancer's address; or `hops(2)` |
+/// | Google Cloud regional balancers, which connect from your proxy-only subnet | the same | `behind` that subnet and the balancer's address; or `hops(2)` |
+/// | [Azure Application Gateway](https://learn.microsoft.com/azure/application-gateway/how-application-gateway-works) | the client, with its port | `behind` its subnet |
+/// | [Azure Front Door](https://learn.microsoft.com/azure/frontdoor/front-door-http-headers-protocol) | what connected to it; also in `X-Azure-SocketIP`. A client can write `X-Azure-ClientIP` | `behind` its published networks |
+/// | [Cloudflare](https://developers.cloudflare.com/fundamentals/reference/http-headers/) | what connected to it; also in `CF-Connecting-IP` | `behind` its published networks |
+/// | [Fastly](https://www.fastly.com/documentation/reference/http/http-headers/X-Forwarded-For/) | over TLS the client, and with shielding then an edge | `behind` its published networks. A client can write `Fastly-Client-IP`, unless your VCL sets it |
+/// | [Fly.io](https://fly.io/docs/networking/request-headers/) | …, then **an address of your own app** | `behind` what connects, and `.header("fly-client-ip")` |
 ///
 /// Where a balancer appends its own address, and that address is not in the list, the walk ends at
 /// the balancer, and all clients are one. With the feature `tracing`, this is reported once.

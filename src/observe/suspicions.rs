@@ -12,7 +12,7 @@ use std::{
     net::IpAddr,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
 };
 
@@ -42,6 +42,7 @@ const VALUES: u32 = 5;
 const WITHOUT_FIELD: u32 = 10;
 
 /// How many requests have no route before the layer seems to be in the wrong place.
+#[cfg(feature = "axum")]
 const WITHOUT_ROUTE: u32 = 10;
 
 static TO_EXAMINE: AtomicU32 = AtomicU32::new(1_000);
@@ -185,13 +186,15 @@ fn add_forwarding(forwarding: Forwarding) {
     }
 }
 
+#[cfg(feature = "axum")]
 pub(crate) const ROUTE_REMEDY: &str = "apply the layer with `Router::layer` or `route_layer` of the router that has the \
                                        routes; for a fallback, set `Policy::on_missing`";
 
 /// Counts requests by whether the route of axum is known. Around a router it never is.
+#[cfg(feature = "axum")]
 #[inline]
 pub(crate) fn route(known: bool) {
-    static KNOWN: AtomicBool = AtomicBool::new(false);
+    static KNOWN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
     static UNKNOWN: AtomicU32 = AtomicU32::new(0);
     if cfg!(not(feature = "tracing")) || KNOWN.load(Ordering::Relaxed) {
         return;
