@@ -10,6 +10,17 @@
 //! governor decides on the backlog: for each evaluation a `RateLimiter` is built on the stack, over
 //! a state that contains the backlog, with a clock that stands at zero. So any quota can be applied
 //! to any bucket at any time, and governor never sees an absolute time.
+//!
+//! # A change of quota keeps the count
+//!
+//! A backlog is time, and so many cells of the quota that the bucket was last decided by. A decision
+//! by another quota first [converts](Bucket::converted) it: the same cells, in the time of the other
+//! quota.
+//!
+//! - A conversion never cuts. What is used stays used, in whatever way quotas alternate.
+//! - A slower quota that denies leaves the bucket as it is, to its faster quota: otherwise the
+//!   denial would make the wait longer.
+//! - A faster quota takes over also when it denies, so that its wait is accurate.
 
 #![deny(clippy::arithmetic_side_effects)]
 
@@ -41,7 +52,7 @@ pub(crate) struct Bucket(Timestamp);
 pub(crate) struct Evaluation {
     /// The bucket after the cells are acquired, where they are granted.
     pub(crate) after: Bucket,
-    /// The bucket without the cells, and without what exceeds the clamp.
+    /// The bucket without the cells, and without what exceeds the horizon.
     pub(crate) clamped: Bucket,
     /// The time until the cells are there: [`Self::NOW`], [`Self::NEVER`], or between.
     pub(crate) wait: Nanos,
@@ -70,6 +81,18 @@ impl Evaluation {
     }
 }
 
+/// What acquiring cells would do by a quota other than the one that the bucket was last decided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConvertedEvaluation {
+    /// In the time of the quota that is asked. Only the wait of a denial is in that of the faster of
+    /// the two.
+    pub(crate) evaluation: Evaluation,
+    /// Whether a denial converts the bucket.
+    pub(crate) takes_over: bool,
+    /// The time until the cells are there, once the bucket is converted.
+    pub(crate) wait_converted: Nanos,
+}
+
 impl Bucket {
     /// Whether the bucket equals no bucket at all, now and at any later time.
     #[inline(always)]
@@ -89,18 +112,59 @@ impl Bucket {
         Self(now.saturating_add(backlog))
     }
 
-    /// The bucket as `quota` allows it to stand: never further ahead than one burst and a debt of
-    /// one burst, or one burst and `slack` where requests may wait for so long. This cuts what a
-    /// larger quota or a faulty clock left behind, so that no change locks a client out for longer.
+    /// The bucket, never further ahead than this. It cuts what a faulty clock left
+    /// behind, so that it locks no client out for longer.
     #[inline(always)]
-    pub(crate) fn clamped(self, now: Timestamp, quota: Quota, slack: Nanos) -> Self {
-        Self(self.0.min(now.saturating_add(furthest(quota, slack))))
+    pub(crate) fn clamped(self, now: Timestamp, horizon: Nanos) -> Self {
+        Self(self.0.min(now.saturating_add(horizon)))
+    }
+
+    /// The bucket with as many cells of `to` as it has of `from`, both given by the time of a cell.
+    /// A part of a cell is rounded up.
+    #[cold]
+    #[allow(clippy::arithmetic_side_effects, reason = "products of 64 bits in 128; no cell takes no time")]
+    pub(crate) fn converted(self, now: Timestamp, from: Nanos, to: Nanos) -> Self {
+        let [backlog, from, to] = [self.backlog(now), from, to].map(|nanos| u128::from(nanos.get()));
+        let from = from.max(1);
+        let converted = backlog / from * to + (backlog % from * to).div_ceil(from);
+        // The bound is more than any burst.
+        let converted = u64::try_from(converted).unwrap_or(u64::MAX).min(MAX_HORIZON);
+        Self(now.saturating_add(Nanos::new(converted)))
+    }
+
+    /// Evaluates acquiring `cells` from a bucket that was last decided by a quota whose cells take
+    /// `from`.
+    pub(crate) fn evaluate_converted(
+        self,
+        now: Timestamp,
+        from: Nanos,
+        quota: Quota,
+        cells: u32,
+        horizon: Nanos,
+    ) -> ConvertedEvaluation {
+        let clamped = self.clamped(now, horizon);
+        let mut evaluation = clamped.converted(now, from, quota.cell_nanos()).decide(now, quota, cells);
+        let wait_converted = evaluation.wait;
+        let denied = !evaluation.is_granted() && evaluation.wait != Evaluation::NEVER;
+        let slower = quota.cell_nanos() > from;
+        if denied && slower {
+            // When so much of the burst is left as is asked for, in cells of the faster quota.
+            let enough = from.saturating_mul(quota.burst_size().saturating_sub(cells).into());
+            evaluation.wait = clamped.backlog(now).saturating_sub(enough).max(Nanos::new(1));
+        }
+        ConvertedEvaluation { evaluation, takes_over: denied && !slower, wait_converted }
     }
 
     /// Evaluates acquiring `cells`. Zero cells are always granted.
     #[inline(always)]
-    pub(crate) fn evaluate(self, now: Timestamp, quota: Quota, cells: u32, slack: Nanos) -> Evaluation {
-        let clamped = self.clamped(now, quota, slack);
+    pub(crate) fn evaluate(self, now: Timestamp, quota: Quota, cells: u32, horizon: Nanos) -> Evaluation {
+        self.clamped(now, horizon).decide(now, quota, cells)
+    }
+
+    /// Evaluates acquiring `cells` from a bucket within the horizon.
+    #[inline(always)]
+    fn decide(self, now: Timestamp, quota: Quota, cells: u32) -> Evaluation {
+        let clamped = self;
         let Some(cells) = NonZeroU32::new(cells) else { return Evaluation::granted_for_free(clamped) };
         // Checked before governor is asked, whose product of cells and period wraps in a release
         // build.
@@ -132,17 +196,17 @@ impl Bucket {
     }
 
     /// The bucket after `cells` are acquired that will be there later, for a request that waits for
-    /// them. `None` where the bucket would be further ahead than the clamp.
+    /// them. `None` where the bucket would be further ahead than `quota` allows.
     pub(crate) fn reserve(self, now: Timestamp, quota: Quota, cells: u32, slack: Nanos) -> Option<Self> {
         let ahead = self.backlog(now).saturating_add(quota.cost(cells));
         let after = now.checked_add(ahead)?;
-        (ahead <= furthest(quota, slack)).then_some(Self(after))
+        (ahead <= furthest(quota.burst_nanos(), slack)).then_some(Self(after))
     }
 
-    /// Charges `cells` whether or not they are there. Missing cells become debt, up to the clamp. A
-    /// backlog that is longer already, under a slower quota, stays as it is.
-    pub(crate) fn charge(self, now: Timestamp, quota: Quota, cells: u32, slack: Nanos) -> Self {
-        let charged = Self(self.0.max(now).saturating_add(quota.cost(cells))).clamped(now, quota, slack);
+    /// Charges cells that cost so much whether or not they are there. Missing cells become debt, up to
+    /// `furthest` ahead. A backlog that is longer already stays as it is.
+    pub(crate) fn charge(self, now: Timestamp, cost: Nanos, furthest: Nanos) -> Self {
+        let charged = Self(self.0.max(now).saturating_add(cost)).clamped(now, furthest);
         Self(self.0.max(charged.0))
     }
 
@@ -177,11 +241,22 @@ pub(crate) fn requests_left(burst: Nanos, backlog: Nanos, cost: Nanos) -> Option
     burst.saturating_sub(backlog).get().checked_div(cost.get())
 }
 
-/// How far a bucket may be ahead: at most 2⁶³ nanoseconds, see [`Quota`] and [`MAX_SLACK`].
+/// How far a bucket may be ahead under a quota whose burst takes `burst` to come back: one burst and
+/// a debt of one burst, or one burst and `slack` where requests may wait for so long. At most
+/// [`MAX_HORIZON`]. The horizon of buckets that several quotas decide is that of the longest burst.
 #[inline(always)]
-fn furthest(quota: Quota, slack: Nanos) -> Nanos {
-    quota.burst_nanos().saturating_add(quota.burst_nanos().max(slack))
+pub(crate) fn furthest(burst: Nanos, slack: Nanos) -> Nanos {
+    burst.saturating_add(burst.max(slack))
 }
+
+/// How far a bucket may be ahead that only `quota` decides, and that no request waits for.
+#[inline(always)]
+pub(crate) fn horizon(quota: Quota) -> Nanos {
+    furthest(quota.burst_nanos(), Nanos::ZERO)
+}
+
+/// See [`Quota`] and [`MAX_SLACK`].
+const MAX_HORIZON: u64 = 1 << 63;
 
 /// The longest slack; a burst takes no longer to come back either.
 pub(crate) const MAX_SLACK: Nanos = Nanos::new(1 << 62);
@@ -249,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_refund_returns_what_time_has_not_returned_already() {
-        let Evaluation { after, .. } = Bucket::default().evaluate(START, Q, 3, Nanos::ZERO);
+        let Evaluation { after, .. } = Bucket::default().evaluate(START, Q, 3, horizon(Q));
         let added = ms(300);
         assert_eq!(after, ahead(added));
         assert_eq!(after.refund(added, Nanos::ZERO), ahead(Nanos::ZERO));
@@ -259,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_charge_goes_one_burst_into_debt_and_no_further() {
-        let charge = |bucket: Bucket, cells| bucket.charge(START, Q, cells, Nanos::ZERO);
+        let charge = |bucket: Bucket, cells| bucket.charge(START, Q.cost(cells), horizon(Q));
         let bucket = charge(Bucket::default(), 5);
         assert_eq!(bucket, ahead(ms(500)));
         assert_eq!(charge(bucket, 3), ahead(ms(800)));
@@ -268,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_charge_never_lessens_the_backlog_of_a_slower_quota() {
-        assert_eq!(ahead(ms(60_000)).charge(START, Q, 1, Nanos::ZERO), ahead(ms(60_000)));
+        assert_eq!(ahead(ms(60_000)).charge(START, Q.cost(1), horizon(Q)), ahead(ms(60_000)));
     }
 
     #[test]
@@ -283,7 +358,7 @@ mod tests {
     #[test]
     fn a_far_future_bucket_heals_within_two_bursts() {
         let now = Timestamp::from_nanos(7);
-        let Evaluation { clamped, wait, .. } = Bucket::from_bits(u64::MAX).evaluate(now, Q, 1, Nanos::ZERO);
+        let Evaluation { clamped, wait, .. } = Bucket::from_bits(u64::MAX).evaluate(now, Q, 1, horizon(Q));
         assert_eq!(clamped, Bucket::with_backlog(now, ms(1_000)));
         assert_eq!(wait, ms(600)); // until the backlog is 400 ms
     }
@@ -292,7 +367,7 @@ mod tests {
     fn denies_and_does_not_wrap_at_the_end_of_the_clock() {
         for left in (0..1_000).map(ms) {
             let now = Timestamp::from_nanos(u64::MAX).saturating_sub(left);
-            let evaluation = Bucket::default().evaluate(now, Q, 5, Nanos::ZERO);
+            let evaluation = Bucket::default().evaluate(now, Q, 5, horizon(Q));
             assert_eq!(evaluation.is_granted(), left >= ms(500), "{left:?} before the end");
         }
     }
@@ -362,7 +437,7 @@ mod tests {
             let ahead = if near { ahead % (2 * quota.burst_nanos().get() + 2) } else { ahead };
             let bucket = now.saturating_add(ahead);
             let evaluation =
-                Bucket::from_bits(bucket).evaluate(Timestamp::from_nanos(now), quota, cells, Nanos::new(slack));
+                Bucket::from_bits(bucket).evaluate(Timestamp::from_nanos(now), quota, cells, furthest(quota.burst_nanos(), Nanos::new(slack)));
             prop_assert_eq!(evaluation, model(bucket, now, quota, cells, slack));
         }
     }

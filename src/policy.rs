@@ -223,10 +223,13 @@ impl Policy {
         self
     }
 
-    /// Chooses the quota of each request; `None` selects the policy's own.
+    /// Chooses the quota of each request. `None` says nothing: the quota is then the one that was
+    /// last chosen for the key, as long as something of it is used, and otherwise the policy's own.
     ///
-    /// The bucket stays the same: the backlog under one quota stays, as time, under the next, up to
-    /// two bursts of it. So a change of plan neither locks a client out nor gives it a fresh burst.
+    /// A change of quota keeps the count: of 100 cells that were used of 1,000, 100 are used of
+    /// 100,000. So nobody who has cells left is denied for a change of plan, and nobody gets a
+    /// fresh burst by it. A client that has used more than the burst of a smaller plan is denied
+    /// until enough has come back, at the rate of the larger one.
     ///
     /// The choice must not depend on anything that a client can vary from request to request. That
     /// belongs into the key.
@@ -385,6 +388,11 @@ impl Policy {
         self.count_if.as_ref().is_none_or(|counts| counts(head))
     }
 
+    /// Whether requests may have quotas of their own.
+    pub(crate) fn has_plans(&self) -> bool {
+        self.quota_by.is_some()
+    }
+
     pub(crate) fn cap(&self) -> Cap {
         self.cap
     }
@@ -428,14 +436,15 @@ impl Policy {
                 Missing::Skip => return Ok(None),
             },
         };
-        let quota = self.quota_by.as_ref().and_then(|choose| choose(head)).unwrap_or_else(base);
+        let plan = self.quota_by.as_ref().and_then(|choose| choose(head));
+        let basis = Basis { quota: plan.unwrap_or_else(base), planned: plan.is_some() };
         let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
         let shadow = match self.enforce {
             Enforce::Always => false,
             Enforce::Never => true,
             Enforce::Below(share) => key.spread() >= share,
         };
-        Ok(Some(Demand { key, quota, cells, shadow }))
+        Ok(Some(Demand { key, basis, cells, shadow }))
     }
 }
 
@@ -455,11 +464,19 @@ impl fmt::Debug for Policy {
     }
 }
 
+/// The quota that a bucket is decided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Basis {
+    pub(crate) quota: Quota,
+    /// Whether [`Policy::quota_by`] chose it. Otherwise it is the policy's own.
+    pub(crate) planned: bool,
+}
+
 /// What one request asks of one policy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Demand {
     pub(crate) key: Key,
-    pub(crate) quota: Quota,
+    pub(crate) basis: Basis,
     pub(crate) cells: u32,
     pub(crate) shadow: bool,
 }

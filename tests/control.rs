@@ -24,6 +24,7 @@ use tower_quota::{
     policy::Ban,
 };
 
+const DAY: Duration = Duration::from_secs(86_400);
 const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
 
@@ -32,24 +33,111 @@ fn key(limiter: &Limiter, address: Ipv4Addr) -> Key {
 }
 
 #[test]
-fn ops08_a_new_quota_applies_from_the_next_decision_on_and_keeps_the_backlog() {
+fn ops08_a_new_quota_applies_from_the_next_decision_on_and_keeps_the_count() {
     let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_minute(5))]);
     let request = from_ip(A);
     assert_eq!(admitted(&limiter, &request, 9), 5);
     limiter.set_quota("per-ip", Quota::per_second(100)).unwrap();
     assert_eq!(limiter.quota("per-ip").unwrap(), Quota::per_second(100));
-    assert!(!admits(&limiter, &request), "not a fresh burst at once");
-    clock.advance(Duration::from_millis(1_010));
-    assert!(admits(&limiter, &request), "and not after a minute");
+    assert_eq!(limiter.peek("per-ip", A).unwrap().remaining(), 95, "as a decision would count");
+    assert_eq!(admitted(&limiter, &request, 200), 95, "five are used of a hundred");
     clock.advance(Duration::from_secs(2));
     assert_eq!(admitted(&limiter, &request, 200), 100);
     limiter.set_quota("per-ip", Quota::per_hour(1)).unwrap();
-    assert_eq!(
-        wait(&limiter, &request),
-        Some(Duration::from_secs(1)),
-        "the second that was drawn is owed under any quota"
-    );
-    assert!(!admits(&limiter, &request));
+    // At the former rate, which was faster: the denial itself makes nothing longer.
+    for _ in 0..2 {
+        assert_eq!(wait(&limiter, &request), Some(Duration::from_secs(1)));
+    }
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(admitted(&limiter, &request, 9), 1);
+    assert_eq!(wait(&limiter, &request), Some(Duration::from_secs(3_600)), "from here on at the new one");
+}
+
+/// A plan, from the request.
+fn by_plan(own: Quota) -> Policy {
+    Policy::per(PeerIp, own).named("plan").quota_by(|head| head.extensions().get::<Quota>().copied())
+}
+
+fn with_plan(quota: Quota) -> Request<()> {
+    let mut request = from_ip(A);
+    request.extensions_mut().insert(quota);
+    request
+}
+
+#[test]
+fn a_bigger_plan_denies_nobody_who_has_cells_left() {
+    let [free, pro] = [Quota::per(1_000, 30 * DAY), Quota::per(100_000, DAY)];
+    let (limiter, _clock) = limiter([by_plan(free)]);
+    assert_eq!(admitted(&limiter, &with_plan(free), 100), 100);
+    let standing = match limiter.decide(&with_plan(pro)) {
+        Decision::Allow(allowed) => allowed.standings().next().unwrap().remaining(),
+        Decision::Deny(denied) => panic!("{denied}"),
+    };
+    assert_eq!(standing, 99_899);
+    // And back: 101 of 1,000.
+    assert!(admits(&limiter, &with_plan(free)));
+    assert_eq!(limiter.peek("plan", A).unwrap().remaining(), 898);
+}
+
+/// What is used stays used, in whatever way plans alternate.
+#[test]
+fn plans_to_and_fro_admit_the_largest_burst_once() {
+    let plans = [Quota::per(1_000, 30 * DAY), Quota::per(100, 30 * DAY).burst(1), Quota::per(700, 30 * DAY).burst(40)];
+    let (limiter, _clock) = limiter([by_plan(plans[0])]);
+    let admitted = (0..9_000).filter(|n| admits(&limiter, &with_plan(plans[n % 3]))).count();
+    assert_eq!(admitted, 1_000);
+}
+
+#[test]
+fn who_says_no_plan_has_the_one_that_the_bucket_remembers() {
+    let [own, pro] = [Quota::per_hour(2), Quota::per_hour(100)];
+    let (limiter, clock) = limiter([by_plan(own)]);
+    assert_eq!(limiter.peek("plan", A).unwrap().quota(), own);
+    assert_eq!(admitted(&limiter, &with_plan(pro), 10), 10);
+    assert_eq!(limiter.peek("plan", A).unwrap().quota(), pro);
+    assert_eq!(admitted(&limiter, &from_ip(A), 5), 5, "beyond the policy's own");
+    assert_eq!(limiter.charge("plan", A, 5).unwrap().remaining(), 80);
+    assert_eq!(limiter.list("plan", 0, 9).unwrap().keys[0].1.remaining(), 80);
+    // A change of the policy's own quota does not take the plan away.
+    limiter.set_quota("plan", Quota::per_hour(1)).unwrap();
+    assert_eq!(limiter.peek("plan", A).unwrap().remaining(), 80);
+    // When nothing is used any more, there is nothing to remember.
+    clock.advance(Duration::from_secs(3_600));
+    assert_eq!(limiter.peek("plan", A).unwrap().quota(), Quota::per_hour(1));
+    assert_eq!(admitted(&limiter, &from_ip(A), 5), 1);
+    // The policy's own quota is not a plan: a change of it is a change for all who have none.
+    limiter.set_quota("plan", Quota::per_hour(50)).unwrap();
+    assert_eq!(admitted(&limiter, &from_ip(A), 90), 49);
+}
+
+/// A refund is in cells of its own quota: after a conversion there are none of them.
+#[test]
+fn a_refund_from_before_a_change_of_plan_returns_nothing() {
+    let [free, pro] = [Quota::per_hour(10), Quota::per_hour(1_000)];
+    let (limiter, _clock) = limiter([by_plan(free)]);
+    let Decision::Allow(before) = limiter.decide(&with_plan(free)) else { panic!() };
+    let Decision::Allow(converting) = limiter.decide(&with_plan(pro)) else { panic!() };
+    limiter.refund(before);
+    assert_eq!(limiter.peek("plan", A).unwrap().remaining(), 998);
+    limiter.refund(converting);
+    assert_eq!(limiter.peek("plan", A).unwrap().remaining(), 999, "that of the request that has converted it");
+}
+
+/// Many quotas, of an application that computes one for each request.
+#[test]
+fn thousands_of_plans_keep_the_count() {
+    let (limiter, clock) = limiter([by_plan(Quota::per_hour(1))]);
+    for n in 0..100_000_u32 {
+        assert!(admits(&limiter, &with_plan(Quota::per_hour(200_000 + n))), "{n}");
+        if n % 10_000 == 0 {
+            limiter.sweep();
+        }
+    }
+    let remaining = limiter.peek("plan", A).unwrap().remaining();
+    // A part of a cell is rounded up in each conversion.
+    assert!((199_990..=200_000).contains(&remaining), "{remaining}");
+    clock.advance(Duration::from_secs(3_600));
+    assert_eq!(limiter.peek("plan", A).unwrap().remaining(), 1);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod support;
 
 use std::{num::NonZeroU32, time::Duration};
 
-use exact::{Asked, Step, agree};
+use exact::{Asked, Step, agree, agree_on_one};
 use governor::{RateLimiter, clock::FakeRelativeClock};
 use http::Request;
 use proptest::prelude::*;
@@ -49,14 +49,15 @@ proptest! {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let asked = (prop::option::of(0_u8..3), 0_u8..2, 0_u32..6, any::<bool>(), any::<bool>())
-        .prop_map(|(user, team, cost, pro, write)| Asked { user, team, cost, pro, write });
+    let asked = (prop::option::of(0_u8..3), 0_u8..2, 0_u32..6, 0_u8..4, any::<bool>())
+        .prop_map(|(user, team, cost, plan, write)| Asked { user, team, cost, plan, write });
     let step = prop_oneof![
         3 => (0_u64..400_000_000).prop_map(Step::Advance),
         1 => (0_u64..4_000_000_000).prop_map(Step::Advance),
         8 => asked.prop_map(Step::Ask),
         2 => Just(Step::Refund),
         1 => (0_u8..3, 0_u32..9).prop_map(|(user, cells)| Step::Charge { user, cells }),
+        1 => any::<bool>().prop_map(Step::SetQuotas),
         1 => Just(Step::Sweep),
     ];
     prop::collection::vec(step, 1..120)
@@ -66,12 +67,19 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     #[test]
-    fn several_policies_decide_as_the_exact_model_does(steps in steps(), slow_plan: bool) {
-        agree(&steps, slow_plan, false);
+    fn several_policies_decide_as_the_exact_model_does(steps in steps(), second: bool) {
+        agree(&steps, second, false);
     }
 
     #[test]
-    fn m3_sweeping_changes_no_decision(steps in steps(), slow_plan: bool) {
-        agree(&steps, slow_plan, true);
+    fn m3_sweeping_changes_no_decision(steps in steps(), second: bool) {
+        agree(&steps, second, true);
+    }
+
+    #[test]
+    fn a_single_global_policy_decides_as_the_exact_model_does_through_changes_of_quota(
+        steps in prop::collection::vec((0_u64..400_000_000, 0_u32..9, 0_u8..8), 1..120),
+    ) {
+        agree_on_one(&steps);
     }
 }

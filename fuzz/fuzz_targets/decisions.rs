@@ -15,9 +15,10 @@ use libfuzzer_sys::{
 enum Op {
     Advance(u32),
     AdvanceFar(u32),
-    Ask { user: Option<u8>, team: bool, cost: u8, pro: bool, write: bool },
+    Ask { user: Option<u8>, team: bool, cost: u8, plan: u8, write: bool },
     Refund,
     Charge { user: u8, cells: u8 },
+    SetQuotas(bool),
     Sweep,
 }
 
@@ -26,19 +27,20 @@ impl From<Op> for Step {
         match op {
             Op::Advance(nanos) => Self::Advance(u64::from(nanos) % 400_000_000),
             Op::AdvanceFar(nanos) => Self::Advance(u64::from(nanos) * 5),
-            Op::Ask { user, team, cost, pro, write } => {
+            Op::Ask { user, team, cost, plan, write } => {
                 let user = user.map(|user| user % 3);
-                Self::Ask(Asked { user, team: team.into(), cost: u32::from(cost) % 17, pro, write })
+                Self::Ask(Asked { user, team: team.into(), cost: u32::from(cost) % 17, plan: plan % 4, write })
             }
             Op::Refund => Self::Refund,
             Op::Charge { user, cells } => Self::Charge { user: user % 3, cells: u32::from(cells) % 17 },
+            Op::SetQuotas(second) => Self::SetQuotas(second),
             Op::Sweep => Self::Sweep,
         }
     }
 }
 
 fuzz_target!(|input: (Vec<Op>, bool, bool)| {
-    let (steps, slow_plan, sweeping) = input;
+    let (steps, second, sweeping) = input;
     let steps: Vec<Step> = steps.into_iter().take(256).map(Step::from).collect();
-    agree(&steps, slow_plan, sweeping);
+    agree(&steps, second, sweeping);
 });

@@ -96,7 +96,10 @@ impl<'a> Standing<'a> {
     pub fn next_cell(&self) -> Option<Duration> {
         let remaining = self.remaining();
         let missing = self.limit().checked_sub(remaining)?.checked_sub(1)?;
-        Some(self.backlog.saturating_sub(self.quota.cost(missing)).into())
+        let next = self.backlog.saturating_sub(self.quota.cost(missing));
+        // After a change to a slower quota, cells come back faster until the request is allowed.
+        let wait = if let Verdict::Wait(wait) = self.verdict { wait } else { Nanos::MAX };
+        Some(next.min(wait).into())
     }
 
     /// Returns the time until the bucket is full.

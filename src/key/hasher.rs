@@ -91,12 +91,12 @@ impl KeyHasher {
         within(Network::V6(address.to_bits() >> (128 - 40)), digest)
     }
 
-    /// 120 bits.
+    /// 104 bits.
     fn digest(&self, kind: Kind, write: impl FnOnce(&mut SipHasher13)) -> u128 {
         let mut hasher = self.keyed;
         hasher.write_u8(kind as u8);
         write(&mut hasher);
-        hasher.finish128().as_u128() >> 8
+        hasher.finish128().as_u128() >> 24
     }
 }
 
@@ -105,7 +105,7 @@ fn within(network: Network, digest: u128) -> Key {
         Network::V4(network) => (Kind::WithIpv4, network),
         Network::V6(network) => (Kind::WithIpv6, network),
     };
-    Key::exact(kind, network << 80 | digest >> 40)
+    Key::exact(kind, network << 64 | digest >> 40)
 }
 
 /// 64 bits that an outsider cannot know: the output of the standard library's randomly keyed

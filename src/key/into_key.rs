@@ -214,11 +214,11 @@ pub(super) fn ipv4_prefix(address: Ipv4Addr, length: u8) -> Key {
     Key::exact(Kind::Ipv4, u128::from(prefix) << 8 | u128::from(length))
 }
 
-/// An IPv6 prefix, exactly if it has up to 112 bits.
+/// An IPv6 prefix, exactly if it has up to 96 bits.
 pub(super) fn ipv6_prefix(address: Ipv6Addr, length: u8, hasher: &KeyHasher) -> Key {
     let prefix = address.to_bits() & u128::MAX << (128 - u32::from(length));
-    if length <= 112 {
-        Key::exact(Kind::Ipv6, prefix >> 16 << 8 | u128::from(length))
+    if length <= 96 {
+        Key::exact(Kind::Ipv6, prefix >> 32 << 8 | u128::from(length))
     } else {
         hasher.ipv6(Ipv6Addr::from_bits(prefix))
     }

@@ -1,4 +1,4 @@
-//! Contains [`Key`], what a policy counts by, in 16 bytes.
+//! Contains [`Key`], what a policy counts by, in 14 bytes of content.
 //!
 //! This file must not know where a key comes from.
 
@@ -11,7 +11,7 @@ use std::{
 
 /// What a policy counts by, in 16 bytes.
 ///
-/// IPv4 addresses, IPv6 prefixes and integers of up to 64 bits are stored exactly. Anything else
+/// IPv4 addresses, IPv6 prefixes of up to 96 bits and integers of up to 64 bits are stored exactly. Anything else
 /// (strings, header values, combinations, whole IPv6 addresses) is stored as a SipHash under a
 /// secret that is random for each limiter. So a flood of long header values cannot grow
 /// memory, no API key is stored, and an outsider cannot compute which values share a bucket.
@@ -23,8 +23,9 @@ use std::{
 /// value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key {
-    // Two words instead of one of 128 bits, so that a key with its bucket takes 24 bytes. A key
-    // must be computed in registers: loads of a key that was written byte by byte stall.
+    // Two words, because a key must be computed in registers: loads of a key that was written byte
+    // by byte stall. The upper 16 bits are zero. A map leaves them out, so that a key with its
+    // bucket and the number of a quota takes 24 bytes there.
     low: u64,
     high: u64,
 }
@@ -47,10 +48,10 @@ impl Key {
         Self::exact(Kind::Fallback, nth as u128)
     }
 
-    /// `kind`, and a value of up to 120 bits exactly as given.
+    /// `kind`, and a value of up to 104 bits exactly as given.
     #[allow(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
     pub(super) const fn exact(kind: Kind, value: u128) -> Self {
-        debug_assert!(value >> 120 == 0);
+        debug_assert!(value >> 104 == 0);
         let bits = value << 8 | kind as u128;
         Self { low: bits as u64, high: (bits >> 64) as u64 }
     }
@@ -72,13 +73,32 @@ impl Key {
         let value = self.bits() >> 16;
         match self.kind() {
             V4 => u32::try_from(value).ok().map(|bits| Ipv4Addr::from_bits(bits).into()),
-            V6 => Some(Ipv6Addr::from_bits(value << 16).into()),
+            V6 => Some(Ipv6Addr::from_bits(value << 32).into()),
             _ => None,
         }
     }
 
     pub(super) fn bits(self) -> u128 {
         u128::from(self.high) << 64 | u128::from(self.low)
+    }
+
+    /// Selects one of `len` things, evenly over the keys. `len` is a power of two up to 256.
+    #[inline(always)]
+    pub(crate) fn select(self, len: usize) -> usize {
+        let mixed = (self.low ^ self.high).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        usize::from(mixed.to_be_bytes()[0]) & (len - 1)
+    }
+
+    /// The key in two words. The upper 16 bits of the second are zero.
+    #[inline(always)]
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        [self.low, self.high]
+    }
+
+    /// The key that [`to_words`](Self::to_words) took apart.
+    #[inline(always)]
+    pub(crate) fn from_words([low, high]: [u64; 2]) -> Self {
+        Self { low, high }
     }
 
     fn kind(self) -> u8 {
@@ -95,9 +115,9 @@ impl Key {
         match self.kind() {
             // The length of the prefix is below the address.
             V4 => Some(Network::V4(value >> (8 + 16))),
-            WITH_V4 => Some(Network::V4(value >> 80)),
-            // The first 40 bits of 120, in both.
-            V6 | WITH_V6 => Some(Network::V6(value >> 80)),
+            WITH_V4 => Some(Network::V4(value >> 64)),
+            // The first 40 bits of 104, in both.
+            V6 | WITH_V6 => Some(Network::V6(value >> 64)),
             _ => None,
         }
     }
@@ -148,6 +168,9 @@ impl FromStr for Key {
             return Err(ParseKeyError);
         }
         let bits = u128::from_str_radix(text, 16).map_err(|_| ParseKeyError)?;
+        if bits >> 112 != 0 {
+            return Err(ParseKeyError);
+        }
         Ok(Self { low: bits as u64, high: (bits >> 64) as u64 })
     }
 }
@@ -175,15 +198,15 @@ pub(super) enum Kind {
     Negative,
     /// The address, then 8 bits for the length of the prefix.
     Ipv4,
-    /// The first 112 bits of the address, then 8 bits for the length of the prefix.
+    /// The first 96 bits of the address, then 8 bits for the length of the prefix.
     Ipv6,
-    /// 120 bits of hash.
+    /// 104 bits of hash.
     Bytes,
-    /// 120 bits of hash.
+    /// 104 bits of hash.
     Composite,
-    /// 40 bits for the network, of which 16 are used, then 80 bits of hash.
+    /// 40 bits for the network, of which 16 are used, then 64 bits of hash.
     WithIpv4,
-    /// 40 bits of network, then 80 bits of hash.
+    /// 40 bits of network, then 64 bits of hash.
     WithIpv6,
 }
 

@@ -10,12 +10,10 @@ use super::{
     local_buckets::PolicyBuckets,
 };
 use crate::{
-    bucket::Bucket,
     decision::{Allowed, Standing},
     key::{IntoKey, Key},
     policy::Policy,
     quota::Quota,
-    store::Store,
     sweeper,
 };
 
@@ -41,8 +39,8 @@ impl Limiter {
     /// Returns how `key` stands under the policy of this name, and acquires nothing. The key of a
     /// global policy is [`Key::GLOBAL`].
     ///
-    /// The standing is by the policy's own quota, because it is not known which one
-    /// [`quota_by`](Policy::quota_by) would choose. A blocked key shows its bucket, see
+    /// The standing is by the quota that [`quota_by`](Policy::quota_by) chose last for the key, as
+    /// long as something of it is used, and otherwise by the policy's own. A blocked key shows its bucket, see
     /// [`blocked_for`](Self::blocked_for). A key that shares an overflow bucket shows a full bucket
     /// of its own.
     ///
@@ -51,9 +49,8 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn peek(&self, policy: &str, key: impl IntoKey) -> Result<Standing<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
-        let (bucket, now) = buckets.peek(self.key_of(key), self.set().clock());
-        let (quota, slack) = (self.set().quota(index), buckets.slack());
-        Ok(Standing::of(policy.name(), quota, bucket.clamped(now, quota, slack).backlog(now)))
+        let (quota, backlog) = buckets.peek(self.key_of(key), self.set().quota(index), self.set().clock());
+        Ok(Standing::of(policy.name(), quota, backlog))
     }
 
     /// Charges `cells` whether or not they are there, and returns how `key` stands afterwards.
@@ -65,17 +62,16 @@ impl Limiter {
     /// ([`AtCap::Deny`](crate::policy::AtCap::Deny), [`AtCap::Allow`](crate::policy::AtCap::Allow))
     /// is not charged.
     ///
-    /// Cells are those of the policy's own quota, because it is not known which one
-    /// [`quota_by`](Policy::quota_by) would choose.
+    /// The quota is as in [`peek`](Self::peek).
     ///
     /// # Errors
     ///
     /// When there is no policy of this name.
     pub fn charge(&self, policy: &str, key: impl IntoKey, cells: u32) -> Result<Standing<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
-        let quota = self.set().quota(index);
-        let (after, now) = buckets.charge(self.key_of(key), quota, cells, self.set().clock());
-        Ok(Standing::of(policy.name(), quota, after.clamped(now, quota, buckets.slack()).backlog(now)))
+        let own = self.set().quota(index);
+        let (quota, backlog) = buckets.charge(self.key_of(key), cells, own, self.set().clock());
+        Ok(Standing::of(policy.name(), quota, backlog))
     }
 
     /// Fills the bucket of `key` under the policy of this name, and ends its blocks. Earlier
@@ -87,7 +83,7 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn reset(&self, policy: &str, key: impl IntoKey) -> Result<bool, UnknownPolicy> {
         let ((index, _, buckets), key) = (self.find(policy)?, self.key_of(key));
-        let was_used = buckets.reset(key, self.set().clock());
+        let was_used = buckets.reset(key, self.set().quota(index), self.set().clock());
         let was_blocked = self.set().penalties(index).is_some_and(|penalties| penalties.forget(key, self.set().now()));
         Ok(was_used || was_blocked)
     }
@@ -135,9 +131,9 @@ impl Limiter {
         Ok(self.set().quota(index))
     }
 
-    /// Sets the quota of the policy of this name, for every later decision. Its buckets stay: the
-    /// backlog under one quota stays, as time, under the next, up to two bursts of it (or one, and
-    /// the longest wait, where a [delay layer](crate::RateLimitLayer::max_delay) uses the limiter).
+    /// Sets the quota of the policy of this name, for every later decision. A change keeps the count:
+    /// of 100 cells that were used of 1,000, 100 are used of 10,000. Under a smaller quota than what
+    /// is used, a key is denied until enough has come back, at the former rate if that was faster.
     /// Requests for which [`quota_by`](Policy::quota_by) chooses a quota are not affected.
     ///
     /// A decision on another thread at the same time may use the former quota.
@@ -146,7 +142,8 @@ impl Limiter {
     ///
     /// When there is no policy of this name.
     pub fn set_quota(&self, policy: &str, quota: Quota) -> Result<(), UnknownPolicy> {
-        let (index, ..) = self.find(policy)?;
+        let (index, _, buckets) = self.find(policy)?;
+        buckets.allow_quota(quota);
         self.set().set_quota(index, quota);
         Ok(())
     }
@@ -161,6 +158,7 @@ impl Limiter {
         let found = quotas.into_iter().map(|(name, quota)| Ok((self.find(name.as_ref())?.0, quota)));
         let found = found.collect::<Result<Vec<_>, UnknownPolicy>>()?;
         for (index, quota) in found {
+            self.parts.buckets.each[index].allow_quota(quota);
             self.set().set_quota(index, quota);
         }
         Ok(())
@@ -184,19 +182,20 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn list(&self, policy: &str, from: usize, limit: usize) -> Result<Page<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
-        let (quota, now) = (self.set().quota(index), self.set().now());
-        let Some(store) = buckets.store() else { return Ok(Page { keys: Vec::new(), next: None }) };
+        let own = self.set().quota(index);
+        let Some(keyed) = buckets.keyed() else { return Ok(Page { keys: Vec::new(), next: None }) };
         if limit == 0 {
             return Ok(Page { keys: Vec::new(), next: None });
         }
         // One more, to know whether there is another page.
-        let mut found = store.list(from, limit.saturating_add(1));
+        let mut found = keyed.list(from, limit.saturating_add(1));
         let next = (found.len() > limit).then(|| from + limit);
         found.truncate(limit);
-        let slack = buckets.slack();
-        let standing =
-            |bucket: Bucket| Standing::of(policy.name(), quota, bucket.clamped(now, quota, slack).backlog(now));
-        Ok(Page { keys: found.into_iter().map(|(key, bucket)| (key, standing(bucket))).collect(), next })
+        let standing = |key| {
+            let (quota, backlog) = buckets.peek(key, own, self.set().clock());
+            (key, Standing::of(policy.name(), quota, backlog))
+        };
+        Ok(Page { keys: found.into_iter().map(standing).collect(), next })
     }
 
     /// Returns the keys that were denied most since the limiter was built, for lack of cells or
@@ -217,7 +216,7 @@ impl Limiter {
     /// already.
     ///
     /// So the sooner, the more is refunded, and no schedule admits more than the quota. After a
-    /// bucket was cut to a smaller quota, nothing is refunded to its policy. Nothing is refunded to
+    /// bucket was converted to another quota, nothing is refunded to it. Nothing is refunded to
     /// a limiter other than the one that allowed the request.
     #[expect(clippy::needless_pass_by_value, reason = "consumed, so that nothing is refunded twice")]
     pub fn refund(&self, allowed: Allowed<'_>) {
@@ -230,7 +229,7 @@ impl Limiter {
     /// Returns how many keys have a bucket, over all keyed policies.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.parts.buckets.each.iter().filter_map(PolicyBuckets::store).map(Store::len).sum()
+        self.parts.buckets.each.iter().filter_map(PolicyBuckets::keyed).map(|keyed| keyed.store().len()).sum()
     }
 
     /// Whether no key has a bucket.
@@ -253,7 +252,7 @@ impl Limiter {
             if let Some(penalties) = self.set().penalties(index) {
                 penalties.sweep();
             }
-            buckets.store().map_or(0, |store| sweeper::sweep_now(policy.name(), store))
+            buckets.keyed().map_or(0, |keyed| sweeper::sweep_now(policy.name(), keyed))
         });
         removed.sum()
     }

@@ -5,16 +5,20 @@
 
 use std::sync::{Arc, PoisonError, Weak};
 
-use super::policy_set::PolicySet;
+use super::{
+    atomic_bucket::AtomicBucket,
+    keyed_buckets::{KeyedBuckets, KeyedGuard},
+    policy_set::PolicySet,
+};
 use crate::{
-    bucket::{Bucket, Evaluation, MAX_SLACK},
+    bucket::{Bucket, Evaluation, MAX_SLACK, furthest},
     clock::{Clock, Nanos, Timestamp},
     decision::Receipt,
     key::Key,
     observe::metrics::DecidedBy,
-    policy::{Demand, Policy},
+    policy::{Basis, Demand, Policy},
     quota::Quota,
-    store::{Placement, Store, StoreGuard},
+    store::{Placement, Sweepable},
     sweeper::{self, Sweeping},
     sync::{
         Mutex, MutexGuard,
@@ -36,14 +40,14 @@ impl LocalBuckets {
         let lone = set.policies().iter().filter(|policy| policy.is_global()).count() == 1;
         let each = set.policies().iter().map(|policy| {
             if policy.is_global() {
-                return PolicyBuckets::global(lone);
+                return PolicyBuckets::global(policy.quota(), lone && !policy.has_plans());
             }
-            let store = Arc::new(Store::new(policy.cap(), set.clock().clone()));
+            let buckets = KeyedBuckets::new(policy.cap(), set.clock().clone());
             let sweeping = set.swept_as(policy).map(|name| {
                 let name = if suffix.is_empty() { name } else { format!("{name}{suffix}").into() };
-                start_sweeping(name, &store, policy)
+                start_sweeping(name, &buckets, policy)
             });
-            PolicyBuckets::new(Storage::Keyed { store, sweeping })
+            PolicyBuckets::new(policy.quota(), Storage::Keyed { buckets, sweeping })
         });
         Self { each: each.collect(), decided_by }
     }
@@ -65,9 +69,9 @@ impl LocalBuckets {
 }
 
 /// Sweeps the buckets of a policy in the background.
-pub(crate) fn start_sweeping(name: Arc<str>, store: &Arc<Store>, policy: &Policy) -> Sweeping {
-    let store: Weak<Store> = Arc::downgrade(store);
-    Sweeping::start(name, store, sweeper::period(policy.quota().time_to_fill()))
+pub(crate) fn start_sweeping<S: Sweepable + 'static>(name: Arc<str>, buckets: &Arc<S>, policy: &Policy) -> Sweeping {
+    let buckets: Weak<S> = Arc::downgrade(buckets);
+    Sweeping::start(name, buckets, sweeper::period(policy.quota().time_to_fill()))
 }
 
 /// The buckets of one policy.
@@ -75,21 +79,33 @@ pub(super) struct PolicyBuckets {
     storage: Storage,
     /// How long requests may wait.
     slack: AtomicU64,
-    /// Advanced when a backlog is cut, which neither time nor a receipt accounts for. Receipts of
-    /// an earlier generation are void.
-    generation: AtomicU64,
+    /// The time that the longest burst of all quotas so far takes to come back.
+    longest_burst: AtomicU64,
+    /// Advanced when a backlog is converted, cut or reset, which neither time nor a receipt accounts
+    /// for: then receipts of an earlier generation are void. Keys share them, so that a change for
+    /// one client makes few receipts of others void.
+    generations: Box<[AtomicU64]>,
 }
 
 enum Storage {
-    /// The bucket of the only global policy. It changes by compare-exchange, so that the one bucket
-    /// that all requests share is never locked.
-    Atomic(AtomicU64),
+    /// The bucket of the only global policy, if its quota does not depend on the request.
+    Atomic(AtomicBucket),
     Keyed {
-        store: Arc<Store>,
+        buckets: Arc<KeyedBuckets>,
         sweeping: Option<Sweeping>,
     },
-    /// The bucket of one of several global policies.
-    Locked(Mutex<Bucket>),
+    /// The bucket of a global policy, with the quota by which it was last decided.
+    Locked(Mutex<(Bucket, Basis)>),
+}
+
+/// A bucket, and what it was last decided by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FoundBucket {
+    pub(super) bucket: Bucket,
+    /// The time of a cell of its quota; of the request's, where none is known.
+    pub(super) cell: Nanos,
+    /// The quota, if it was chosen for the key.
+    pub(super) plan: Option<Quota>,
 }
 
 /// What the fast path found.
@@ -100,18 +116,30 @@ pub(super) struct FastPath {
     pub(super) generation: u64,
 }
 
+/// How many generations the keys of a policy share.
+const GENERATIONS: usize = if cfg!(tower_quota_loom) { 2 } else { 256 };
+
 impl PolicyBuckets {
-    /// `lone` says whether there is no other global policy.
-    fn global(lone: bool) -> Self {
-        Self::new(if lone {
-            Storage::Atomic(AtomicU64::new(0))
-        } else {
-            Storage::Locked(Mutex::new(Bucket::default()))
-        })
+    /// `atomic` says whether there is no other global policy, and one quota for all requests.
+    fn global(quota: Quota, atomic: bool) -> Self {
+        Self::new(
+            quota,
+            if atomic {
+                Storage::Atomic(AtomicBucket::new(quota.cell_nanos()))
+            } else {
+                Storage::Locked(Mutex::new((Bucket::default(), Basis { quota, planned: false })))
+            },
+        )
     }
 
-    fn new(storage: Storage) -> Self {
-        Self { storage, slack: AtomicU64::new(0), generation: AtomicU64::new(0) }
+    fn new(quota: Quota, storage: Storage) -> Self {
+        let generations = if matches!(storage, Storage::Keyed { .. }) { GENERATIONS } else { 1 };
+        Self {
+            storage,
+            slack: AtomicU64::new(0),
+            longest_burst: AtomicU64::new(quota.burst_nanos().get()),
+            generations: (0..generations).map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
     #[inline(always)]
@@ -119,42 +147,61 @@ impl PolicyBuckets {
         Nanos::new(self.slack.load(Ordering::Relaxed))
     }
 
+    /// How far a bucket may be ahead.
+    #[inline(always)]
+    pub(super) fn horizon(&self) -> Nanos {
+        furthest(Nanos::new(self.longest_burst.load(Ordering::Relaxed)), self.slack())
+    }
+
     /// The slack never shrinks, so that what is reserved stays reserved.
     fn allow_slack(&self, slack: Nanos) {
         self.slack.fetch_max(slack.min(MAX_SLACK).get(), Ordering::Relaxed);
+    }
+
+    /// Prepares for decisions by this quota. The horizon never shrinks, because what was used under
+    /// a longer burst stays used.
+    pub(super) fn allow_quota(&self, quota: Quota) {
+        let burst = quota.burst_nanos().get();
+        if self.longest_burst.load(Ordering::Relaxed) < burst {
+            self.longest_burst.fetch_max(burst, Ordering::Relaxed);
+        }
     }
 
     #[inline(always)]
     pub(super) fn guard(&self, key: Key) -> BucketGuard<'_> {
         match &self.storage {
             Storage::Atomic(bucket) => BucketGuard::Atomic(bucket),
-            Storage::Keyed { store, .. } => BucketGuard::Keyed(store.guard(key)),
+            Storage::Keyed { buckets, .. } => BucketGuard::Keyed(buckets.guard(key)),
             Storage::Locked(bucket) => BucketGuard::Locked(lock(bucket)),
         }
     }
 
-    /// Acquires from a bucket that exists, where nothing but the cells has to be written. Nearly
-    /// all requests of a limiter with one policy take this path, which does not need the means to
-    /// lock several buckets. `None` leaves everything as it is.
+    /// Acquires from a bucket that exists and was last decided by the same quota, where nothing but
+    /// the cells has to be written. Nearly all requests of a limiter with one policy take this path,
+    /// which does not need the means to lock several buckets. `None` leaves everything as it is.
     #[inline(always)]
     pub(super) fn fast_path(&self, demand: &Demand, clock: &Clock) -> Option<FastPath> {
         match &self.storage {
-            Storage::Keyed { store, .. } => {
-                let mut bucket = store.get(demand.key)?;
-                let found = self.evaluate(*bucket, demand, clock)?;
+            Storage::Keyed { buckets, .. } => {
+                let mut entry = buckets.store().get(demand.key)?;
+                let numbered = *entry;
+                if buckets.quotas().get(numbered.quota()) != Some(demand.basis) {
+                    return None;
+                }
+                let found = self.evaluate(numbered.bucket(), demand, clock)?;
                 if found.evaluation.is_granted() {
-                    *bucket = found.evaluation.after;
+                    *entry = numbered.with_bucket(found.evaluation.after);
                 }
                 Some(found)
             }
-            Storage::Atomic(bucket) => loop {
+            Storage::Atomic(atomic) => loop {
                 // Read before the clock, and exchanged only if it has not changed since.
-                let bits = bucket.load(Ordering::Acquire);
-                let found = self.evaluate(Bucket::from_bits(bits), demand, clock)?;
-                let after = found.evaluation.after.to_bits();
-                if !found.evaluation.is_granted()
-                    || bucket.compare_exchange(bits, after, Ordering::AcqRel, Ordering::Acquire).is_ok()
-                {
+                let (bucket, cell) = atomic.try_read()?;
+                if cell != demand.basis.quota.cell_nanos() {
+                    return None;
+                }
+                let found = self.evaluate(bucket, demand, clock)?;
+                if !found.evaluation.is_granted() || atomic.exchange(bucket, found.evaluation.after) {
                     return Some(found);
                 }
             },
@@ -164,28 +211,37 @@ impl PolicyBuckets {
 
     #[inline(always)]
     fn evaluate(&self, bucket: Bucket, demand: &Demand, clock: &Clock) -> Option<FastPath> {
-        let generation = self.generation();
+        let generation = self.generation(demand.key);
         let now = clock.now();
-        let evaluation = bucket.evaluate(now, demand.quota, demand.cells, self.slack());
+        let evaluation = bucket.evaluate(now, demand.basis.quota, demand.cells, self.horizon());
         (evaluation.clamped == bucket).then_some(FastPath { evaluation, now, generation })
     }
 
-    /// The bucket of `key` as it is; an empty one where there is none.
-    pub(super) fn peek(&self, key: Key, clock: &Clock) -> (Bucket, Timestamp) {
+    /// How the bucket of `key` stands, by the quota that was chosen for the key, or else by `own`,
+    /// the policy's own; a full one where there is none. Writes nothing.
+    pub(super) fn peek(&self, key: Key, own: Quota, clock: &Clock) -> (Quota, Nanos) {
+        let found = match &self.storage {
+            // Without a guard, which would reserve a place for a key that has none.
+            Storage::Keyed { buckets, .. } => buckets.store().get(key).map(|numbered| {
+                let remembered = buckets.quotas().get(numbered.quota());
+                FoundBucket::of(numbered.bucket(), remembered, own)
+            }),
+            Storage::Atomic(_) | Storage::Locked(_) => Some(self.guard(key).read(own)),
+        };
+        let now = clock.now();
+        let Some(found) = found else { return (own, Nanos::ZERO) };
+        let found = FoundBucket { bucket: found.bucket.clamped(now, self.horizon()), ..found };
+        let Basis { quota, .. } = found.basis(now, own);
+        (quota, found.converted(now, quota).backlog(now))
+    }
+
+    /// The guard of the bucket that a receipt is for.
+    fn guard_of(&self, receipt: &Receipt) -> BucketGuard<'_> {
         match &self.storage {
-            Storage::Atomic(bucket) => {
-                let bucket = bucket.load(Ordering::Acquire);
-                (Bucket::from_bits(bucket), clock.now())
+            Storage::Keyed { buckets, .. } if receipt.from_overflow => {
+                BucketGuard::Keyed(KeyedGuard::overflow(buckets, receipt.key))
             }
-            Storage::Keyed { store, .. } => {
-                let bucket = store.get(key);
-                let now = clock.now();
-                (bucket.map_or_else(Bucket::default, |bucket| *bucket), now)
-            }
-            Storage::Locked(bucket) => {
-                let bucket = lock(bucket);
-                (*bucket, clock.now())
-            }
+            _ => self.guard(receipt.key),
         }
     }
 
@@ -193,92 +249,118 @@ impl PolicyBuckets {
     /// line, only the last one is refunded: the requests behind another one keep their times, and a
     /// new request would be served at the same time as the last one.
     pub(super) fn refund(&self, receipt: &Receipt, at: Timestamp, clock: &Clock) {
-        let refund = |bucket: &mut Bucket| {
+        let quota = receipt.outcome.quota;
+        let mut guard = self.guard_of(receipt);
+        loop {
+            let found = guard.read(quota);
             // Both are read under the lock: a receipt that is void stays void.
             let now = clock.now();
-            let no_line = self.slack().is_zero() || bucket.backlog(now) <= receipt.outcome.quota.burst_nanos();
-            if (no_line || *bucket == receipt.after) && self.generation() == receipt.generation {
-                *bucket = bucket.refund(receipt.added, now.since(at));
-            }
-        };
-        match &self.storage {
-            Storage::Atomic(bucket) => {
-                // The closure never returns `None`, so this cannot fail.
-                let _ = bucket.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
-                    let mut bucket = Bucket::from_bits(bits);
-                    refund(&mut bucket);
-                    Some(bucket.to_bits())
-                });
-            }
-            Storage::Keyed { store, .. } if receipt.from_overflow => refund(&mut store.overflow_slot(receipt.key)),
+            let valid = self.generation(receipt.key) == receipt.generation && found.cell == quota.cell_nanos();
+            let no_line = self.slack().is_zero() || found.bucket.backlog(now) <= quota.burst_nanos();
             // A bucket that was swept is full.
-            Storage::Keyed { store, .. } => {
-                if let Some(mut bucket) = store.get(receipt.key) {
-                    refund(&mut bucket);
-                }
+            if !valid || !(no_line || found.bucket == receipt.after) || found.bucket.is_idle(now) {
+                return;
             }
-            Storage::Locked(bucket) => refund(&mut lock(bucket)),
+            if guard.write(&found, found.bucket.refund(receipt.added, now.since(at)), None) {
+                return;
+            }
         }
     }
 
     /// Charges what a request has cost beyond its receipt, to the same bucket.
     fn charge_beyond(&self, receipt: &Receipt, cells: u32, clock: &Clock) {
         let quota = receipt.outcome.quota;
-        match &self.storage {
-            Storage::Keyed { store, .. } if receipt.from_overflow => {
-                let mut bucket = store.overflow_slot(receipt.key);
-                *bucket = bucket.charge(clock.now(), quota, cells, self.slack());
+        let basis = |found: &FoundBucket, _| Basis { quota, planned: found.plan == Some(quota) };
+        self.charge_guarded(self.guard_of(receipt), receipt.key, cells, clock, basis, quota);
+    }
+
+    /// Charges `cells` whether or not they are there, and returns how the bucket stands afterwards.
+    /// The quota is as in [`peek`](Self::peek).
+    pub(super) fn charge(&self, key: Key, cells: u32, own: Quota, clock: &Clock) -> (Quota, Nanos) {
+        let guard = self.guard(key);
+        let tracked = !matches!(guard.placement(), Placement::Full | Placement::Untracked);
+        let basis = |found: &FoundBucket, now| found.basis(now, own);
+        let (quota, backlog) = self.charge_guarded(guard, key, cells, clock, basis, own);
+        (quota, if tracked { backlog } else { Nanos::ZERO })
+    }
+
+    fn charge_guarded(
+        &self,
+        mut guard: BucketGuard<'_>,
+        key: Key,
+        cells: u32,
+        clock: &Clock,
+        basis: impl Fn(&FoundBucket, Timestamp) -> Basis,
+        own: Quota,
+    ) -> (Quota, Nanos) {
+        loop {
+            let found = guard.read(own);
+            let now = clock.now();
+            let basis = basis(&found, now);
+            let quota = basis.quota;
+            self.allow_quota(quota);
+            // A slower quota charges cells of the faster one, and does not take over: a charge is no
+            // reason for cells to take longer.
+            let keeps = quota.cell_nanos() > found.cell && !found.bucket.is_idle(now);
+            let (bucket, cell, basis) = if keeps {
+                (found.bucket, found.cell, None)
+            } else {
+                (found.converted(now, quota), quota.cell_nanos(), Some(basis))
+            };
+            let [cost, burst] = [cells, quota.burst_size()].map(|cells| cell.saturating_mul(cells.into()));
+            let after = bucket.charge(now, cost, furthest(burst, self.slack()));
+            let backlog = FoundBucket { bucket: after, cell, plan: None }.converted(now, quota).backlog(now);
+            // A full bucket needs no place.
+            if after.is_idle(now) {
+                return (quota, backlog);
             }
-            _ => drop(self.charge(receipt.key, quota, cells, clock)),
+            if cell != found.cell {
+                self.advance_generation(key);
+            }
+            if guard.write(&found, after, basis) {
+                return (quota, backlog);
+            }
         }
     }
 
-    /// Charges `cells` whether or not they are there. Returns the bucket afterwards, and when that
-    /// was.
-    pub(super) fn charge(&self, key: Key, quota: Quota, cells: u32, clock: &Clock) -> (Bucket, Timestamp) {
+    /// Fills the bucket of `key`, and makes the receipts of its generation void. True if it was not
+    /// full.
+    pub(super) fn reset(&self, key: Key, own: Quota, clock: &Clock) -> bool {
+        if let Storage::Keyed { buckets, .. } = &self.storage {
+            // Without a guard, which would reserve a place for a key that has none.
+            return buckets.store().get(key).is_some_and(|mut entry| {
+                self.advance_generation(key);
+                let numbered = *entry;
+                *entry = numbered.with_bucket(Bucket::default());
+                !numbered.bucket().is_idle(clock.now())
+            });
+        }
         let mut guard = self.guard(key);
-        let tracked = !matches!(guard.placement(), Placement::Full | Placement::Untracked);
-        let (after, now) = loop {
-            let found = guard.bucket();
-            let now = clock.now();
-            let after = found.charge(now, quota, cells, self.slack());
-            // A full bucket needs no place.
-            if after.is_idle(now) || guard.write(found, after) {
-                break (after, now);
-            }
-        };
-        (if tracked { after } else { Bucket::default() }, now)
-    }
-
-    /// Fills the bucket of `key`, and makes the policy's receipts void. True if it was not full.
-    pub(super) fn reset(&self, key: Key, clock: &Clock) -> bool {
-        let empty = |bucket: &mut Bucket| {
+        loop {
+            let found = guard.read(own);
             // Under the lock: a later request has the new generation and a bucket that is not reset
             // again.
-            self.advance_generation();
-            !std::mem::take(bucket).is_idle(clock.now())
-        };
-        match &self.storage {
-            Storage::Atomic(bucket) => loop {
-                let bits = bucket.load(Ordering::Acquire);
-                let was_used = empty(&mut Bucket::from_bits(bits));
-                if bucket.compare_exchange(bits, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                    break was_used;
-                }
-            },
-            Storage::Keyed { store, .. } => store.get(key).is_some_and(|mut bucket| empty(&mut bucket)),
-            Storage::Locked(bucket) => empty(&mut lock(bucket)),
+            self.advance_generation(key);
+            if guard.write(&found, Bucket::default(), None) {
+                return !found.bucket.is_idle(clock.now());
+            }
         }
     }
 
     #[inline(always)]
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    fn generation_of(&self, key: Key) -> &AtomicU64 {
+        &self.generations[key.select(self.generations.len())]
     }
 
-    /// Called under the lock of the bucket that is cut, or before it is exchanged.
-    pub(super) fn advance_generation(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+    #[inline(always)]
+    pub(super) fn generation(&self, key: Key) -> u64 {
+        self.generation_of(key).load(Ordering::Acquire)
+    }
+
+    /// Returns the new generation. Called under the lock of the bucket that is changed, or before it
+    /// is exchanged.
+    pub(super) fn advance_generation(&self, key: Key) -> u64 {
+        self.generation_of(key).fetch_add(1, Ordering::AcqRel).wrapping_add(1)
     }
 
     /// Requests an early sweep of a full map.
@@ -288,31 +370,63 @@ impl PolicyBuckets {
         }
     }
 
-    pub(super) fn store(&self) -> Option<&Store> {
+    pub(super) fn keyed(&self) -> Option<&KeyedBuckets> {
         match &self.storage {
-            Storage::Keyed { store, .. } => Some(store),
+            Storage::Keyed { buckets, .. } => Some(buckets),
             Storage::Atomic(_) | Storage::Locked(_) => None,
         }
     }
 }
 
+impl FoundBucket {
+    /// `quota` is the one of the request.
+    #[inline(always)]
+    fn of(bucket: Bucket, remembered: Option<Basis>, quota: Quota) -> Self {
+        let cell = remembered.map_or(quota, |basis| basis.quota).cell_nanos();
+        let plan = remembered.filter(|basis| basis.planned).map(|basis| basis.quota);
+        Self { bucket, cell, plan }
+    }
+
+    /// The quota for who says none: the one that was chosen for the key, as long as something of it
+    /// is used, or else the policy's own.
+    pub(super) fn basis(&self, now: Timestamp, own: Quota) -> Basis {
+        let plan = self.plan.filter(|_| !self.bucket.is_idle(now));
+        Basis { quota: plan.unwrap_or(own), planned: plan.is_some() }
+    }
+
+    /// The bucket with the same cells of `quota`.
+    #[inline(always)]
+    pub(super) fn converted(&self, now: Timestamp, quota: Quota) -> Bucket {
+        let cell = quota.cell_nanos();
+        if self.cell == cell { self.bucket } else { self.bucket.converted(now, self.cell, cell) }
+    }
+}
+
 /// One bucket, locked, unless it is the atomic one.
 pub(super) enum BucketGuard<'a> {
-    Atomic(&'a AtomicU64),
-    Keyed(StoreGuard<'a>),
-    Locked(MutexGuard<'a, Bucket>),
+    Atomic(&'a AtomicBucket),
+    Keyed(KeyedGuard<'a>),
+    Locked(MutexGuard<'a, (Bucket, Basis)>),
     /// No bucket, for a request that cannot have one.
     Nothing,
 }
 
 impl BucketGuard<'_> {
+    /// The bucket as it is. `quota` is the one of the request, by which a bucket counts that
+    /// remembers none.
     #[inline(always)]
-    pub(super) fn bucket(&self) -> Bucket {
+    pub(super) fn read(&self, quota: Quota) -> FoundBucket {
         match self {
-            Self::Atomic(bucket) => Bucket::from_bits(bucket.load(Ordering::Acquire)),
-            Self::Keyed(guard) => guard.value(),
-            Self::Locked(bucket) => **bucket,
-            Self::Nothing => Bucket::default(),
+            Self::Atomic(atomic) => {
+                let (bucket, cell) = atomic.read();
+                FoundBucket { bucket, cell, plan: None }
+            }
+            Self::Keyed(guard) => {
+                let (bucket, remembered) = guard.read();
+                FoundBucket::of(bucket, remembered, quota)
+            }
+            Self::Locked(locked) => FoundBucket::of(locked.0, Some(locked.1), quota),
+            Self::Nothing => FoundBucket::of(Bucket::default(), None, quota),
         }
     }
 
@@ -324,25 +438,29 @@ impl BucketGuard<'_> {
         }
     }
 
-    /// Writes, unless the bucket is atomic and no longer as it was `found`. True where it was
-    /// written.
+    /// Writes a bucket that `basis` has decided, unless it is atomic and no longer as it was
+    /// `found`. True where it was written. `None` leaves what the bucket remembers.
     #[inline(always)]
-    pub(super) fn write(&mut self, found: Bucket, bucket: Bucket) -> bool {
+    pub(super) fn write(&mut self, found: &FoundBucket, bucket: Bucket, basis: Option<Basis>) -> bool {
         match self {
             Self::Atomic(atomic) => {
-                let (found, bucket) = (found.to_bits(), bucket.to_bits());
-                return atomic.compare_exchange(found, bucket, Ordering::AcqRel, Ordering::Acquire).is_ok();
+                return match basis {
+                    Some(Basis { quota, .. }) if quota.cell_nanos() != found.cell => {
+                        atomic.convert(found.bucket, bucket, quota)
+                    }
+                    _ => atomic.exchange(found.bucket, bucket),
+                };
             }
-            Self::Keyed(guard) => guard.write(bucket),
-            Self::Locked(locked) => **locked = bucket,
+            Self::Keyed(guard) => guard.write(bucket, basis),
+            Self::Locked(locked) => **locked = (bucket, basis.unwrap_or(locked.1)),
             Self::Nothing => {}
         }
         true
     }
 }
 
-/// No panic can leave a bucket half-written, because it is one number.
-fn lock(bucket: &Mutex<Bucket>) -> MutexGuard<'_, Bucket> {
+/// No panic can leave a bucket half-written, because nothing panics while it is locked.
+fn lock(bucket: &Mutex<(Bucket, Basis)>) -> MutexGuard<'_, (Bucket, Basis)> {
     bucket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -357,8 +475,9 @@ mod models {
 
     fn lone(burst: u32) -> (Arc<PolicyBuckets>, Clock, Demand) {
         let quota = Quota::per_hour(1).burst(burst);
-        let demand = Demand { key: Key::GLOBAL, quota, cells: 1, shadow: false };
-        (Arc::new(PolicyBuckets::global(true)), ManualClock::new().into(), demand)
+        let basis = Basis { quota, planned: false };
+        let demand = Demand { key: Key::GLOBAL, basis, cells: 1, shadow: false };
+        (Arc::new(PolicyBuckets::global(quota, true)), ManualClock::new().into(), demand)
     }
 
     fn acquire(buckets: &PolicyBuckets, demand: &Demand, clock: &Clock) -> Option<Receipt> {
@@ -367,7 +486,7 @@ mod models {
             outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),
             key: demand.key,
             cells: demand.cells,
-            added: demand.quota.cell_nanos(),
+            added: demand.basis.quota.cell_nanos(),
             generation,
             after: evaluation.after,
             from_overflow: false,
@@ -405,12 +524,16 @@ mod models {
             let receipt = acquire(&buckets, &demand, &clock).unwrap();
             acquire(&buckets, &demand, &clock).unwrap();
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
-            on_two_threads(move || other.refund(&receipt, START, &its_clock), || buckets.reset(Key::GLOBAL, &clock));
+            on_two_threads(
+                move || other.refund(&receipt, START, &its_clock),
+                || buckets.reset(Key::GLOBAL, demand.basis.quota, &clock),
+            );
             // Before the reset or after it: the bucket is full, and not fuller.
-            assert_eq!(buckets.peek(Key::GLOBAL, &clock).0, Bucket::default());
+            assert_eq!(buckets.peek(Key::GLOBAL, demand.basis.quota, &clock).1, Nanos::ZERO);
             let later = acquire(&buckets, &demand, &clock).unwrap();
             buckets.refund(&receipt, START, &clock);
-            assert_eq!(buckets.peek(Key::GLOBAL, &clock).0, later.after, "a receipt from before the reset is void");
+            let backlog = buckets.peek(Key::GLOBAL, demand.basis.quota, &clock).1;
+            assert_eq!(backlog, later.after.backlog(START), "a receipt from before the reset is void");
         });
     }
 
@@ -422,12 +545,12 @@ mod models {
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
             let (receipt, _) = on_two_threads(
                 move || acquire(&other, &demand, &its_clock).unwrap(),
-                || buckets.reset(Key::GLOBAL, &clock),
+                || buckets.reset(Key::GLOBAL, demand.basis.quota, &clock),
             );
-            let before = buckets.peek(Key::GLOBAL, &clock).0;
+            let before = buckets.peek(Key::GLOBAL, demand.basis.quota, &clock).1;
             let later = acquire(&buckets, &demand, &clock).unwrap();
             buckets.refund(&receipt, START, &clock);
-            let backlog = buckets.peek(Key::GLOBAL, &clock).0.backlog(START);
+            let backlog = buckets.peek(Key::GLOBAL, demand.basis.quota, &clock).1;
             // At least the later cells, which nobody has refunded.
             assert!(backlog >= later.added, "a backlog of {backlog:?} after {before:?}");
         });

@@ -25,16 +25,19 @@
 mod acquire;
 mod admin;
 mod admission;
+mod atomic_bucket;
 mod attempt;
 mod builder;
 mod error;
 mod into_limiter;
+mod keyed_buckets;
 mod live_quota;
 mod local_buckets;
 #[cfg(all(test, tower_quota_loom))]
 mod loom;
 mod penalties;
 mod policy_set;
+mod quota_table;
 mod top_denied;
 
 use std::{fmt, sync::Arc};

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    bucket::Bucket,
+    bucket::{self, Bucket},
     clock::{Clock, Nanos, Timestamp},
     key::Key,
     policy::Ban,
@@ -38,8 +38,9 @@ struct Bans {
     severity: Arc<Store<Timestamp>>,
 }
 
-/// The number of keys that can be blocked. Further keys are limited all the same.
-const MAX_KEYS: usize = 65_536;
+/// How many keys can be blocked, and how many of one network. Further keys are limited all the
+/// same.
+const CAP: Cap = Cap { max_keys: 65_536, per_network: Some(1_024), beyond: AtCap::Deny };
 
 impl Penalties {
     /// Swept under the name `swept_as`, if it is given.
@@ -52,7 +53,7 @@ impl Penalties {
         };
         let minute = Duration::from_secs(60);
         let mut ends = |what| {
-            let store = Arc::new(Store::<Timestamp>::new(Cap::new(MAX_KEYS, AtCap::Deny), clock.clone()));
+            let store = Arc::new(Store::<Timestamp>::new(CAP, clock.clone()));
             let weak: Weak<Store<Timestamp>> = Arc::downgrade(&store);
             sweep(what, weak, minute);
             store
@@ -60,7 +61,7 @@ impl Penalties {
         let blocks = ends("blocks");
         let bans = rule.map(|rule| (rule, ends("bans"), ends("ban severity")));
         let bans = bans.map(|(rule, blocks, severity)| {
-            let strikes = Arc::new(Store::<Bucket>::new(Cap::new(MAX_KEYS, AtCap::Deny), clock.clone()));
+            let strikes = Arc::new(Store::<Bucket>::new(CAP, clock.clone()));
             let weak: Weak<Store> = Arc::downgrade(&strikes);
             sweep("strikes", weak, sweeper::period(rule.strikes.time_to_fill()));
             Bans { rule, blocks, strikes, severity }
@@ -95,7 +96,7 @@ impl Penalties {
         let Bans { rule, blocks, strikes, severity } = self.bans.as_ref()?;
         {
             let mut guard = strikes.guard(key);
-            let evaluation = guard.value().evaluate(now, rule.strikes, 1, Nanos::ZERO);
+            let evaluation = guard.value().evaluate(now, rule.strikes, 1, bucket::horizon(rule.strikes));
             let all_but_one = rule.strikes.burst_nanos().saturating_sub(rule.strikes.cell_nanos());
             if evaluation.is_granted() && evaluation.after.backlog(now) <= all_but_one {
                 guard.write(evaluation.after);

@@ -64,6 +64,16 @@ pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {
     tracing::warn!(policy, keys, max_keys, "the policy stores over 80 % of its maximum number of keys");
 }
 
+/// Reported once for each policy.
+pub(crate) fn too_many_quotas() {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        remedy = "choose among fewer quotas in `Policy::quota_by`",
+        "over 65,535 quotas are in use under one policy; \
+         some buckets do not remember theirs, and a change of quota keeps their time instead of their count"
+    );
+}
+
 pub(crate) fn banned(policy: &str, length: Nanos) {
     #[cfg(feature = "tracing")]
     tracing::debug!(policy, seconds = length.get() / Nanos::SECOND.get(), "key banned after repeated denials");

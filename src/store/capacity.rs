@@ -156,6 +156,13 @@ impl<V: Expiring> Overflow<V> {
         // No panic can leave a number half-written.
         chunk[index % CHUNK].lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Shows every number to `see`, under its lock.
+    pub(super) fn see_all(&self, mut see: impl FnMut(V)) {
+        for slot in self.chunks.iter().filter_map(OnceLock::get).flatten() {
+            see(*slot.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
 }
 
 type Chunk<V> = OnceLock<Box<[Mutex<V>]>>;

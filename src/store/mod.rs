@@ -15,6 +15,7 @@ mod capacity;
 mod expiring;
 #[cfg(tower_quota_loom)]
 mod model;
+mod packed_key;
 mod sweep;
 
 #[cfg(not(tower_quota_loom))]
@@ -28,14 +29,11 @@ use dashmap::{
 use foldhash::{SharedSeed, fast::SeedableRandomState};
 
 pub use self::capacity::AtCap;
-pub(crate) use self::capacity::Cap;
+pub(crate) use self::capacity::{Cap, Capacity};
 #[cfg(tower_quota_loom)]
 use self::model::{DashMap, Entry, RefMut, VacantEntry};
-pub(crate) use self::sweep::Sweepable;
-use self::{
-    capacity::{Capacity, Overflow},
-    expiring::Expiring,
-};
+use self::{capacity::Overflow, packed_key::PackedKey};
+pub(crate) use self::{expiring::Expiring, sweep::Sweepable};
 use crate::{
     bucket::Bucket,
     clock::Clock,
@@ -44,7 +42,7 @@ use crate::{
 };
 
 pub(crate) struct Store<V = Bucket> {
-    map: DashMap<Key, V, SeedableRandomState>,
+    map: DashMap<PackedKey, V, SeedableRandomState>,
     capacity: Capacity,
     overflow: Overflow<V>,
     at_cap: AtCap,
@@ -70,7 +68,7 @@ impl<V: Expiring> Store<V> {
     pub(crate) fn guard(&self, key: Key) -> StoreGuard<'_, V> {
         // Rejected: asking for the map's entry at once, which is three times as large as a
         // reference.
-        match self.map.get_mut(&key) {
+        match self.map.get_mut(&key.into()) {
             Some(value) => StoreGuard::Own(value),
             None => self.guard_new(key),
         }
@@ -78,7 +76,7 @@ impl<V: Expiring> Store<V> {
 
     #[inline(never)]
     fn guard_new(&self, key: Key) -> StoreGuard<'_, V> {
-        match self.map.entry(key) {
+        match self.map.entry(key.into()) {
             // Another thread has inserted the key since.
             Entry::Occupied(entry) => return StoreGuard::Own(entry.into_ref()),
             // Under the shard's lock, so that one key never competes with itself for a place.
@@ -98,8 +96,8 @@ impl<V: Expiring> Store<V> {
 
     /// Locks the number of `key` if there is one.
     #[inline(always)]
-    pub(crate) fn get(&self, key: Key) -> Option<RefMut<'_, Key, V>> {
-        self.map.get_mut(&key)
+    pub(crate) fn get(&self, key: Key) -> Option<RefMut<'_, PackedKey, V>> {
+        self.map.get_mut(&key.into())
     }
 
     /// Locks the slot of the overflow table that `key` uses.
@@ -109,7 +107,14 @@ impl<V: Expiring> Store<V> {
 
     /// Lists `limit` keys from position `from` on, shard by shard.
     pub(crate) fn list(&self, from: usize, limit: usize) -> Vec<(Key, V)> {
-        self.map.iter().skip(from).take(limit).map(|entry| (*entry.key(), *entry.value())).collect()
+        self.map.iter().skip(from).take(limit).map(|entry| ((*entry.key()).into(), *entry.value())).collect()
+    }
+
+    /// Shows every number to `see`, also those in the overflow table. Locks one shard, or one slot, at
+    /// a time.
+    pub(crate) fn see_all(&self, mut see: impl FnMut(V)) {
+        self.map.iter().for_each(|entry| see(*entry.value()));
+        self.overflow.see_all(see);
     }
 
     /// The number of keys in the map.
@@ -127,7 +132,7 @@ pub(crate) enum StoreGuard<'a, V: Expiring = Bucket> {
     /// The key shares a slot of the overflow table.
     Overflow(MutexGuard<'a, V>),
     /// The key's own number.
-    Own(RefMut<'a, Key, V>),
+    Own(RefMut<'a, PackedKey, V>),
     /// The map is full, and the policy lets new keys pass uncounted.
     Untracked,
 }
@@ -182,7 +187,7 @@ pub(crate) struct NewEntry<'a, V: Expiring> {
     // never below the size of the map.
     reservation: Reservation<'a, V>,
     /// `None` after the insertion.
-    entry: Option<VacantEntry<'a, Key, V>>,
+    entry: Option<VacantEntry<'a, PackedKey, V>>,
 }
 
 impl<V: Expiring> NewEntry<'_, V> {

@@ -34,7 +34,7 @@ impl<V: Expiring + Send + Sync> Sweepable for Store<V> {
             let over = value.is_over(now);
             if over {
                 removed += 1;
-                self.capacity.release(self.map.hasher(), *key);
+                self.capacity.release(self.map.hasher(), (*key).into());
             }
             !over
         });

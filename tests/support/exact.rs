@@ -1,5 +1,5 @@
-//! An exact model of several policies, which shares no code with the limiter, and the comparison of the two. For the tests of
-//! properties and for the fuzz target `decisions`.
+//! An exact model of several policies in 128 bits, which shares no code with the limiter, and the comparison of the two.
+//! For the tests of properties and for the fuzz target `decisions`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,7 +12,8 @@ pub(crate) struct Asked {
     pub(crate) user: Option<u8>,
     pub(crate) team: u8,
     pub(crate) cost: u32,
-    pub(crate) pro: bool,
+    /// Zero says nothing; otherwise one of the [`PLANS`].
+    pub(crate) plan: u8,
     pub(crate) write: bool,
 }
 
@@ -26,126 +27,208 @@ pub(crate) enum Step {
         user: u8,
         cells: u32,
     },
+    /// The policies' own quotas change, to one of two sets.
+    SetQuotas(bool),
     Sweep,
 }
 
-const PRO: Quota = Quota::per_second(20).burst(8);
+/// Faster and slower ones than the policy's own quota, of large bursts and of small ones.
+const PLANS: [Quota; 3] = [
+    Quota::per_second(20).burst(8),
+    Quota::per(1, Duration::from_secs(3)).burst(20),
+    Quota::per(7, Duration::from_millis(1_100)).burst(3),
+];
 
-/// The plan is faster than the policy's own quota, or slower.
-fn build(slow_plan: bool) -> (Limiter, ManualClock, [Quota; 4]) {
-    let quotas = [
-        if slow_plan { Quota::per_second(90).burst(3) } else { Quota::per_second(3).burst(4) },
+/// The policies' own quotas: user, team, cap, writes.
+const OWN: [[Quota; 4]; 2] = [
+    [
+        Quota::per_second(3).burst(4),
         Quota::per(7, Duration::from_secs(5)),
         Quota::per_second(9).burst(12),
         Quota::per_second(30).burst(15),
-    ];
+    ],
+    [
+        Quota::per_second(90).burst(3),
+        Quota::per(2, Duration::from_secs(5)).burst(9),
+        Quota::per_second(5).burst(30),
+        Quota::per_second(31).burst(2),
+    ],
+];
+
+const NAMES: [&str; 4] = ["user", "team", "cap", "writes"];
+
+fn build(own: [Quota; 4]) -> (Limiter, ManualClock) {
     let asked = |head: tower_quota::key::RequestHead<'_>| head.extensions().get::<Asked>().cloned().unwrap();
     let clock = ManualClock::new();
     let policies = [
-        Policy::per(key_fn(move |head| asked(head).user), quotas[0])
+        Policy::per(key_fn(move |head| asked(head).user), own[0])
             .named("user")
-            .quota_by(move |head| asked(head).pro.then_some(PRO))
+            .quota_by(move |head| plan(&asked(head)))
             .cost_by(move |head| asked(head).cost)
             .on_missing(Missing::Skip),
-        Policy::global(quotas[2]).named("cap"),
-        Policy::per(key_fn(move |head| Some((asked(head).team, "team"))), quotas[1]).named("team"),
-        Policy::global(quotas[3])
+        Policy::global(own[2]).named("cap"),
+        Policy::per(key_fn(move |head| Some((asked(head).team, "team"))), own[1]).named("team"),
+        Policy::global(own[3])
             .named("writes")
             .when(move |head| asked(head).write)
             .cost_by(move |head| asked(head).cost),
     ];
     let builder = Limiter::builder().policies(policies).clock(clock.clone()).sweep(Sweep::Manual);
-    (builder.build().unwrap(), clock, quotas)
+    (builder.build().unwrap(), clock)
 }
 
-/// Levels of owed time, drained by hand: not an arrival time in sight.
-#[derive(Default)]
-struct Model {
-    levels: HashMap<(usize, u16), i128>,
-    generations: [u64; 4],
-    now: i128,
+fn plan(asked: &Asked) -> Option<Quota> {
+    PLANS.get(usize::from(asked.plan).checked_sub(1)?).copied()
 }
 
-struct Receipt {
-    at: i128,
-    draws: Vec<((usize, u16), i128, u64)>,
+/// A level of owed time, drained by hand: not an arrival time in sight. It is of the quota that decided it last.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Level {
+    owed: i128,
+    /// The time of a cell. Zero before the first decision.
+    cell: i128,
+    plan: Option<Quota>,
+    generation: u64,
+}
+
+/// What a request would do to a level.
+struct Answer {
+    quota: Quota,
+    plan: Option<Quota>,
+    /// The level in the time of the quota.
+    owed: i128,
+    /// Without one, no wait helps.
+    wait: Option<i128>,
+    /// Whether a denial changes the level to the quota.
+    takes_over: bool,
 }
 
 fn cell(quota: Quota) -> i128 {
     i128::try_from(quota.cell_period().as_nanos()).unwrap()
 }
 
+impl Level {
+    pub(crate) fn drain(&mut self, by: i128) {
+        self.owed = (self.owed - by).max(0);
+    }
+
+    /// The owed cells in the time of another quota. A part of a cell counts as more of it, never as less.
+    fn converted(&self, quota: Quota) -> i128 {
+        let (from, to) = (self.cell, cell(quota));
+        if from == 0 || from == to {
+            return self.owed;
+        }
+        self.owed / from * to + (self.owed % from * to + from - 1) / from
+    }
+
+    /// The quota for who says none.
+    fn remembered(&self, own: Quota) -> (Quota, Option<Quota>) {
+        let plan = self.plan.filter(|_| self.owed > 0);
+        (plan.unwrap_or(own), plan)
+    }
+
+    fn ask(&self, plan: Option<Quota>, own: Quota, cost: u32) -> Answer {
+        let (quota, plan) = plan.map_or_else(|| self.remembered(own), |plan| (plan, Some(plan)));
+        let (owed, burst, cost) = (self.converted(quota), i128::from(quota.burst_size()), i128::from(cost));
+        let t = cell(quota);
+        let lacking = owed + cost * t - burst * t;
+        let slower = self.cell != 0 && t > self.cell;
+        let (wait, takes_over) = match () {
+            () if cost == 0 => (Some(0), false),
+            () if cost > burst => (None, false),
+            () if lacking <= 0 => (Some(0), false),
+            () if slower => (Some(self.owed - (burst - cost) * self.cell), false),
+            () => (Some(lacking), self.cell != 0 && t < self.cell),
+        };
+        Answer { quota, plan, owed, wait, takes_over }
+    }
+
+    fn become_that_of(&mut self, quota: Quota, plan: Option<Quota>, owed: i128) {
+        if self.cell != 0 && self.cell != cell(quota) {
+            self.generation += 1;
+        }
+        *self = Self { owed, cell: cell(quota), plan, ..*self };
+    }
+
+    /// Returns what is owed afterwards, by the quota that is shown.
+    fn charge(&mut self, own: Quota, cells: u32) -> i128 {
+        let (quota, plan) = self.remembered(own);
+        let keeps = self.owed > 0 && cell(quota) > self.cell;
+        let (owed, t) = if keeps { (self.owed, self.cell) } else { (self.converted(quota), cell(quota)) };
+        let charged = owed.max((owed + t * i128::from(cells)).min(2 * t * i128::from(quota.burst_size())));
+        if keeps {
+            self.owed = charged;
+        } else if charged > 0 {
+            self.become_that_of(quota, plan, charged);
+        }
+        self.converted(quota)
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    levels: HashMap<(usize, u16), Level>,
+    now: i128,
+}
+
+struct Receipt {
+    at: i128,
+    /// The level, what was added to it, in which generation, and in the time of which cell.
+    added: Vec<((usize, u16), i128, u64, i128)>,
+}
+
 impl Model {
     fn advance(&mut self, by: i128) {
         self.now += by;
-        self.levels.values_mut().for_each(|level| *level = (*level - by).max(0));
-    }
-
-    /// Cuts a level to two bursts.
-    fn settle(&mut self, bucket: (usize, u16), quota: Quota) -> i128 {
-        let furthest = 2 * cell(quota) * i128::from(quota.burst_size());
-        let level = self.levels.entry(bucket).or_default();
-        if *level > furthest {
-            *level = furthest;
-            self.generations[bucket.0] += 1;
-        }
-        *level
+        self.levels.values_mut().for_each(|level| level.drain(by));
     }
 
     /// The longest wait, or none where no wait helps.
-    fn ask(&mut self, asked: &Asked, quotas: [Quota; 4]) -> Result<Receipt, Option<i128>> {
+    fn ask(&mut self, asked: &Asked, own: [Quota; 4]) -> Result<Receipt, Option<i128>> {
         let mut charges = Vec::new();
         if let Some(user) = asked.user {
-            charges.push(((0, u16::from(user)), if asked.pro { PRO } else { quotas[0] }, asked.cost));
+            charges.push(((0, u16::from(user)), plan(asked), asked.cost));
         }
-        charges.push(((1, u16::from(asked.team)), quotas[1], 1));
-        charges.push(((2, 0), quotas[2], 1));
+        charges.push(((1, u16::from(asked.team)), None, 1));
+        charges.push(((2, 0), None, 1));
         if asked.write {
-            charges.push(((3, 0), quotas[3], asked.cost));
+            charges.push(((3, 0), None, asked.cost));
         }
         let mut longest = Some(0);
-        for (bucket, quota, cost) in &charges {
-            let level = self.settle(*bucket, *quota);
-            let full = cell(*quota) * i128::from(quota.burst_size());
-            let wait = level + cell(*quota) * i128::from(*cost) - full;
-            if cost > &quota.burst_size() {
-                longest = None;
-            } else if *cost > 0 {
-                longest = longest.map(|longest: i128| longest.max(wait));
+        let mut answers = Vec::new();
+        for (bucket, plan, cost) in charges {
+            let answer = self.levels.entry(bucket).or_default().ask(plan, own[bucket.0], cost);
+            longest = longest.zip(answer.wait).map(|(longest, wait): (i128, i128)| longest.max(wait));
+            answers.push((bucket, cost, answer));
+        }
+        let mut added = Vec::new();
+        for (bucket, cost, Answer { quota, plan, owed, takes_over, .. }) in answers {
+            let level = self.levels.get_mut(&bucket).unwrap();
+            let more = cell(quota) * i128::from(cost);
+            if longest == Some(0) && cost > 0 {
+                level.become_that_of(quota, plan, owed + more);
+                added.push((bucket, more, level.generation, level.cell));
+            } else if longest != Some(0) && takes_over {
+                level.become_that_of(quota, plan, owed);
             }
         }
-        if longest != Some(0) {
-            return Err(longest);
-        }
-        let mut draws = Vec::new();
-        for (bucket, quota, cost) in charges {
-            let added = cell(quota) * i128::from(cost);
-            *self.levels.entry(bucket).or_default() += added;
-            draws.push((bucket, added, self.generations[bucket.0]));
-        }
-        Ok(Receipt { at: self.now, draws })
+        if longest == Some(0) { Ok(Receipt { at: self.now, added }) } else { Err(longest) }
     }
 
     fn refund(&mut self, receipt: &Receipt) {
-        for (bucket, added, generation) in &receipt.draws {
-            if self.generations[bucket.0] == *generation {
-                let left = (added - (self.now - receipt.at)).max(0);
-                let level = self.levels.entry(*bucket).or_default();
-                *level = (*level - left).max(0);
+        for (bucket, added, generation, cell) in &receipt.added {
+            let level = self.levels.get_mut(bucket).unwrap();
+            if (level.generation, level.cell) == (*generation, *cell) {
+                level.drain((added - (self.now - receipt.at)).max(0));
             }
         }
-    }
-
-    fn charge(&mut self, bucket: (usize, u16), quota: Quota, cells: u32) {
-        let furthest = 2 * cell(quota) * i128::from(quota.burst_size());
-        let level = self.levels.entry(bucket).or_default();
-        *level = (*level).max((*level + cell(quota) * i128::from(cells)).min(furthest));
     }
 }
 
 /// Runs the steps on the limiter and on the model, and compares every decision to the nanosecond.
-pub(crate) fn agree(steps: &[Step], slow_plan: bool, sweeping: bool) {
-    let (limiter, clock, quotas) = build(slow_plan);
+pub(crate) fn agree(steps: &[Step], second: bool, sweeping: bool) {
+    let mut own = OWN[usize::from(second)];
+    let (limiter, clock) = build(own);
     let mut model = Model::default();
     let mut last = None;
     for step in steps {
@@ -157,11 +240,15 @@ pub(crate) fn agree(steps: &[Step], slow_plan: bool, sweeping: bool) {
             Step::Ask(asked) => {
                 let mut request = Request::new(());
                 request.extensions_mut().insert(asked.clone());
-                match (limiter.decide(&request), model.ask(asked, quotas)) {
+                match (limiter.decide(&request), model.ask(asked, own)) {
                     (Decision::Allow(allowed), Ok(receipt)) => last = Some((allowed, receipt)),
                     (Decision::Deny(denied), Err(wait)) => {
                         let ours = denied.retry_after().map(|wait| i128::try_from(wait.as_nanos()).unwrap());
                         assert_eq!(ours, wait, "{asked:?}");
+                        for standing in denied.violated() {
+                            let wait = standing.wait();
+                            assert!(wait.is_none() || standing.next_cell() <= wait, "{standing:?}");
+                        }
                     }
                     (ours, theirs) => panic!("{asked:?}: {ours:?}, and the model {:?}", theirs.err()),
                 }
@@ -174,11 +261,14 @@ pub(crate) fn agree(steps: &[Step], slow_plan: bool, sweeping: bool) {
             }
             Step::Charge { user, cells } => {
                 let standing = limiter.charge("user", limiter.key_of(*user), *cells).unwrap();
-                model.charge((0, u16::from(*user)), quotas[0], *cells);
-                // What a slower plan owes beyond two bursts of the policy's own is cut in the answer alone.
-                let after = model.levels[&(0, u16::from(*user))]
-                    .min(2 * i128::try_from(quotas[0].time_to_fill().as_nanos()).unwrap());
+                let after = model.levels.entry((0, u16::from(*user))).or_default().charge(own[0], *cells);
                 assert_eq!(i128::try_from(standing.until_full().as_nanos()).unwrap(), after);
+                let peeked = limiter.peek("user", limiter.key_of(*user)).unwrap();
+                assert_eq!(peeked.until_full(), standing.until_full());
+            }
+            Step::SetQuotas(second) => {
+                own = OWN[usize::from(*second)];
+                limiter.set_quotas(NAMES.into_iter().zip(own)).unwrap();
             }
             Step::Sweep => {
                 if sweeping {
@@ -186,5 +276,53 @@ pub(crate) fn agree(steps: &[Step], slow_plan: bool, sweeping: bool) {
                 }
             }
         }
+    }
+}
+
+/// The same for a single global policy, whose bucket is an atomic: requests by cost, changes of quota, time, and refunds
+/// (a cost of zero).
+pub(crate) fn agree_on_one(steps: &[(u64, u32, u8)]) {
+    let clock = ManualClock::new();
+    let cost = |head: tower_quota::key::RequestHead<'_>| *head.extensions().get::<u32>().unwrap();
+    let policy = Policy::global(PLANS[0]).cost_by(cost);
+    let limiter = Limiter::builder().policy(policy).clock(clock.clone()).build().unwrap();
+    let (mut level, mut own, mut now) = (Level { cell: cell(PLANS[0]), ..Level::default() }, PLANS[0], 0);
+    let mut last = None;
+    for (by, cost, quota) in steps {
+        clock.advance(Duration::from_nanos(*by));
+        level.drain(i128::from(*by));
+        now += i128::from(*by);
+        if let Some(quota) = PLANS.get(usize::from(*quota)) {
+            own = *quota;
+            limiter.set_quota("global", own).unwrap();
+        }
+        if *cost == 0 {
+            if let Some((allowed, at, added, generation)) = last.take() {
+                limiter.refund(allowed);
+                if generation == level.generation {
+                    level.drain(i128::max(added - (now - at), 0));
+                }
+            }
+            continue;
+        }
+        let mut request = Request::new(());
+        request.extensions_mut().insert(*cost);
+        let Answer { quota, owed, wait, takes_over, .. } = level.ask(None, own, *cost);
+        match limiter.decide(&request) {
+            Decision::Allow(allowed) => {
+                assert_eq!(wait, Some(0));
+                let added = cell(quota) * i128::from(*cost);
+                level.become_that_of(quota, None, owed + added);
+                last = Some((allowed, now, added, level.generation));
+            }
+            Decision::Deny(denied) => {
+                assert_eq!(denied.retry_after().map(|wait| i128::try_from(wait.as_nanos()).unwrap()), wait);
+                if takes_over {
+                    level.become_that_of(quota, None, owed);
+                }
+            }
+        }
+        let peeked = limiter.peek("global", tower_quota::Key::GLOBAL).unwrap();
+        assert_eq!(i128::try_from(peeked.until_full().as_nanos()).unwrap(), level.converted(own));
     }
 }

@@ -1,0 +1,121 @@
+//! Contains [`AtomicBucket`], the bucket of the only global policy. It changes by compare-exchange,
+//! so that the one bucket that all requests share is never locked.
+//!
+//! This file must not know of decisions over several policies.
+
+use std::sync::PoisonError;
+
+use crate::{
+    bucket::Bucket,
+    clock::Nanos,
+    quota::Quota,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// A bucket, and the time of a cell of the quota that it was last decided by.
+///
+/// The two are read one after the other, and belong together if the bucket has not changed when it
+/// is exchanged: who changes the time of a cell closes the bucket meanwhile, and leaves it
+/// different.
+pub(super) struct AtomicBucket {
+    bits: AtomicU64,
+    cell: AtomicU64,
+    /// Held while the bucket is closed.
+    converting: Mutex<()>,
+}
+
+/// In place of a bucket that is being converted. No bucket is as far ahead.
+const CLOSED: u64 = u64::MAX;
+
+impl AtomicBucket {
+    /// An empty bucket, of a quota whose cells take `cell`.
+    pub(super) fn new(cell: Nanos) -> Self {
+        Self { bits: AtomicU64::new(0), cell: AtomicU64::new(cell.get()), converting: Mutex::new(()) }
+    }
+
+    /// The bucket and the time of a cell, unless it is being converted.
+    #[inline(always)]
+    pub(super) fn try_read(&self) -> Option<(Bucket, Nanos)> {
+        let bits = self.bits.load(Ordering::Acquire);
+        // Acquire: a later change of the time of a cell comes with a later change of the bucket.
+        let cell = self.cell.load(Ordering::Acquire);
+        (bits != CLOSED).then(|| (Bucket::from_bits(bits), Nanos::new(cell)))
+    }
+
+    /// The bucket, and the time of a cell.
+    pub(super) fn read(&self) -> (Bucket, Nanos) {
+        loop {
+            if let Some(found) = self.try_read() {
+                return found;
+            }
+            // Until it is converted.
+            drop(self.converting.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Exchanges the bucket if it is still as it was `found`. True where it was.
+    #[inline(always)]
+    pub(super) fn exchange(&self, found: Bucket, after: Bucket) -> bool {
+        let (found, after) = (found.to_bits(), after.to_bits().min(CLOSED - 1));
+        self.bits.compare_exchange(found, after, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Exchanges the bucket for one that `quota` has decided, if it is still as it was `found`. True
+    /// where it was.
+    #[cold]
+    pub(super) fn convert(&self, found: Bucket, after: Bucket, quota: Quota) -> bool {
+        let _closed = self.converting.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = found.to_bits();
+        if self.bits.compare_exchange(found, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        self.cell.store(quota.cell_nanos().get(), Ordering::Release);
+        // Different, so that no thread that has read the time of a cell before exchanges it.
+        let after = after.to_bits().min(CLOSED - 1);
+        self.bits.store(if after == found { after + 1 } else { after }, Ordering::Release);
+        true
+    }
+}
+
+#[cfg(all(test, tower_quota_loom))]
+mod models {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::clock::Timestamp;
+
+    /// Two threads acquire by one quota while a third converts to another one: what is in the bucket
+    /// afterwards are as many cells as were acquired, whatever the order.
+    #[test]
+    fn loom_no_cell_is_added_in_the_time_of_the_wrong_quota() {
+        const NOW: Timestamp = Timestamp::ORIGIN;
+        fn acquire(bucket: &AtomicBucket, quota: Quota) {
+            loop {
+                let (found, cell) = bucket.read();
+                let (from, to) = (cell, quota.cell_nanos());
+                let converted = if from == to { found } else { found.converted(NOW, from, to) };
+                let after = Bucket::with_backlog(NOW, converted.backlog(NOW).saturating_add(to));
+                if if from == to { bucket.exchange(found, after) } else { bucket.convert(found, after, quota) } {
+                    return;
+                }
+            }
+        }
+        loom::model(|| {
+            let [old, new] = [Quota::per_hour(10), Quota::per_hour(1_000)];
+            let bucket = Arc::new(AtomicBucket::new(old.cell_nanos()));
+            acquire(&bucket, old);
+            let threads = [old, new].map(|quota| {
+                let bucket = Arc::clone(&bucket);
+                thread::spawn(move || acquire(&bucket, quota))
+            });
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            let (found, cell) = bucket.read();
+            assert_eq!(found.backlog(NOW).get(), 3 * cell.get());
+        });
+    }
+}
