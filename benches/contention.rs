@@ -13,7 +13,11 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion};
 use http::Request;
-use tower_quota::{Limiter, Policy, Quota, key::PeerIp, limiter::Sweep};
+use tower_quota::{
+    Limiter, Policy, Quota,
+    key::{PeerAddr, PeerIp},
+    limiter::Sweep,
+};
 
 const MANY: Quota = Quota::per_second(100_000_000).burst(100_000_000);
 
@@ -31,14 +35,14 @@ fn together(limiter: &Limiter, threads: u32, times: u64, addresses: u32) -> Dura
                 let start = &start;
                 scope.spawn(move || {
                     let mut request = Request::new(());
-                    request.extensions_mut().insert(SocketAddr::from(([0, 0, 0, 0], 4_711)));
+                    request.extensions_mut().insert(PeerAddr(SocketAddr::from(([0, 0, 0, 0], 4_711))));
                     start.wait();
                     let began = now();
                     for n in 0..times {
                         #[expect(clippy::cast_possible_truncation, reason = "any number will do")]
                         let n = (n as u32).wrapping_mul(7).wrapping_add(thread * 3_571) % addresses;
                         let address = Ipv4Addr::from_bits(n.wrapping_mul(2_654_435_761));
-                        request.extensions_mut().get_mut::<SocketAddr>().unwrap().set_ip(address.into());
+                        request.extensions_mut().get_mut::<PeerAddr>().unwrap().0.set_ip(address.into());
                         assert!(limiter.decide(&request).is_allowed());
                     }
                     now() - began

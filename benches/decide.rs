@@ -11,7 +11,11 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion};
 use http::Request;
-use tower_quota::{Limiter, Policy, Quota, key::PeerIp, limiter::Sweep};
+use tower_quota::{
+    Limiter, Policy, Quota,
+    key::{PeerAddr, PeerIp},
+    limiter::Sweep,
+};
 
 const MANY: Quota = Quota::per_second(100_000_000).burst(100_000_000);
 const NONE: Quota = Quota::per_hour(1);
@@ -25,13 +29,13 @@ fn limiter(policies: impl IntoIterator<Item = Policy>) -> Limiter {
 /// Asks for one address after the other, by an odd step through all of IPv4.
 fn decide(limiter: &Limiter, request: &mut Request<()>, n: u32) -> bool {
     let address = Ipv4Addr::from_bits(n.wrapping_mul(2_654_435_761));
-    request.extensions_mut().get_mut::<SocketAddr>().unwrap().set_ip(address.into());
+    request.extensions_mut().get_mut::<PeerAddr>().unwrap().0.set_ip(address.into());
     limiter.decide(black_box(request)).is_allowed()
 }
 
 fn request() -> Request<()> {
     let mut request = Request::new(());
-    request.extensions_mut().insert(SocketAddr::from(([0, 0, 0, 0], 4_711)));
+    request.extensions_mut().insert(PeerAddr(SocketAddr::from(([0, 0, 0, 0], 4_711))));
     request
 }
 

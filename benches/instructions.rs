@@ -22,7 +22,7 @@ use tower::{Layer as _, Service};
 use tower_quota::{
     Limiter, Policy, Quota, RateLimitLayer,
     clock::ManualClock,
-    key::{ClientIp, PeerIp},
+    key::{ClientIp, PeerAddr, PeerIp},
     policy::Advertise,
 };
 
@@ -50,7 +50,7 @@ impl Service<Request<()>> for Inner {
 fn request() -> Request<()> {
     let mut request = Request::new(());
     request.headers_mut().insert("x-forwarded-for", "203.0.113.7".parse().unwrap());
-    request.extensions_mut().insert(SocketAddr::from((Ipv4Addr::new(10, 0, 0, 1), 4_711)));
+    request.extensions_mut().insert(PeerAddr(SocketAddr::from((Ipv4Addr::new(10, 0, 0, 1), 4_711))));
     request
 }
 

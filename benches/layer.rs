@@ -18,7 +18,11 @@ use criterion::{BatchSize, Criterion};
 use http::{Request, Response};
 use http_body_util::Full;
 use tower::{Layer as _, Service};
-use tower_quota::{Policy, Quota, RateLimitLayer, key::PeerIp, policy::Advertise};
+use tower_quota::{
+    Policy, Quota, RateLimitLayer,
+    key::{PeerAddr, PeerIp},
+    policy::Advertise,
+};
 
 const MANY: Quota = Quota::per_second(100_000_000).burst(100_000_000);
 const NONE: Quota = Quota::per_hour(1);
@@ -43,7 +47,7 @@ impl Service<Request<()>> for Inner {
 
 fn request() -> Request<()> {
     let mut request = Request::new(());
-    request.extensions_mut().insert(SocketAddr::from(([192, 0, 2, 1], 4_711)));
+    request.extensions_mut().insert(PeerAddr(SocketAddr::from(([192, 0, 2, 1], 4_711))));
     request
 }
 

@@ -20,7 +20,10 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{Layer as _, Service};
-use tower_quota::{Limiter, Policy, Quota, RateLimit, RateLimitLayer, key::PeerIp};
+use tower_quota::{
+    Limiter, Policy, Quota, RateLimit, RateLimitLayer,
+    key::{PeerAddr, PeerIp},
+};
 
 const CLIENTS: u32 = 10_000_000;
 const CAP: usize = 5_000_000;
@@ -66,7 +69,7 @@ fn resident_bytes() -> usize {
 
 fn call(service: &mut RateLimit<Inner>, address: Ipv4Addr) -> StatusCode {
     let mut request = Request::new(());
-    request.extensions_mut().insert(SocketAddr::from((address, 4_711)));
+    request.extensions_mut().insert(PeerAddr(SocketAddr::from((address, 4_711))));
     let mut cx = Context::from_waker(Waker::noop());
     let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else { panic!("answers at once") };
     response.status()

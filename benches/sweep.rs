@@ -11,7 +11,12 @@ use std::{
 
 use criterion::{BatchSize, Criterion};
 use http::Request;
-use tower_quota::{Limiter, Policy, Quota, clock::ManualClock, key::PeerIp, limiter::Sweep};
+use tower_quota::{
+    Limiter, Policy, Quota,
+    clock::ManualClock,
+    key::{PeerAddr, PeerIp},
+    limiter::Sweep,
+};
 
 const KEYS: u32 = 1_000_000;
 
@@ -21,7 +26,7 @@ fn full(clock: &ManualClock) -> Limiter {
     let mut request = Request::new(());
     for n in 0..KEYS {
         let address = Ipv4Addr::from_bits(n.wrapping_mul(2_654_435_761));
-        request.extensions_mut().insert(SocketAddr::from((address, 4_711)));
+        request.extensions_mut().insert(PeerAddr(SocketAddr::from((address, 4_711))));
         assert!(limiter.decide(&request).is_allowed());
     }
     limiter

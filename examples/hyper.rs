@@ -20,7 +20,7 @@ use hyper_util::{
 };
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
-use tower_quota::{Quota, RateLimitLayer};
+use tower_quota::{Quota, RateLimitLayer, key::PeerAddr};
 
 async fn hello(_request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new(Full::from("Hello!\n")))
@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let service = ServiceBuilder::new()
             // The peer, for the limit.
             .map_request(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert::<SocketAddr>(peer);
+                request.extensions_mut().insert(PeerAddr(peer));
                 request
             })
             .layer(limit.clone())

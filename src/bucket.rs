@@ -121,9 +121,14 @@ impl Bucket {
 
     /// The bucket with as many cells of `to` as it has of `from`, both given by the time of a cell.
     /// A part of a cell is rounded up.
+    #[inline]
+    pub(crate) fn converted(self, now: Timestamp, from: Nanos, to: Nanos) -> Self {
+        if from == to { self } else { self.convert(now, from, to) }
+    }
+
     #[cold]
     #[allow(clippy::arithmetic_side_effects, reason = "products of 64 bits in 128; no cell takes no time")]
-    pub(crate) fn converted(self, now: Timestamp, from: Nanos, to: Nanos) -> Self {
+    fn convert(self, now: Timestamp, from: Nanos, to: Nanos) -> Self {
         let [backlog, from, to] = [self.backlog(now), from, to].map(|nanos| u128::from(nanos.get()));
         let from = from.max(1);
         let converted = backlog / from * to + (backlog % from * to).div_ceil(from);

@@ -437,14 +437,14 @@ impl Policy {
             },
         };
         let plan = self.quota_by.as_ref().and_then(|choose| choose(head));
-        let basis = Basis { quota: plan.unwrap_or_else(base), planned: plan.is_some() };
+        let (quota, planned) = (plan.unwrap_or_else(base), plan.is_some());
         let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
         let shadow = match self.enforce {
             Enforce::Always => false,
             Enforce::Never => true,
             Enforce::Below(share) => key.spread() >= share,
         };
-        Ok(Some(Demand { key, basis, cells, shadow }))
+        Ok(Some(Demand { key, quota, cells, planned, shadow }))
     }
 }
 
@@ -476,9 +476,18 @@ pub(crate) struct Basis {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Demand {
     pub(crate) key: Key,
-    pub(crate) basis: Basis,
+    pub(crate) quota: Quota,
     pub(crate) cells: u32,
+    /// Whether the quota was chosen for the request.
+    pub(crate) planned: bool,
     pub(crate) shadow: bool,
+}
+
+impl Demand {
+    #[inline(always)]
+    pub(crate) fn basis(&self) -> Basis {
+        Basis { quota: self.quota, planned: self.planned }
+    }
 }
 
 /// A borrowed response without its body, for [`Policy::count_if`].

@@ -79,6 +79,17 @@ fn a_bigger_plan_denies_nobody_who_has_cells_left() {
     assert_eq!(limiter.peek("plan", A).unwrap().remaining(), 898);
 }
 
+/// One cell of an hour, and two cells of half an hour.
+#[test]
+fn two_counts_that_take_the_same_time_are_two_counts() {
+    for policy in [Policy::per(PeerIp, Quota::per_hour(1)).named("p"), Policy::global(Quota::per_hour(1)).named("p")] {
+        let (limiter, _clock) = limiter([policy]);
+        assert_eq!(admitted(&limiter, &from_ip(A), 3), 1);
+        limiter.set_quota("p", Quota::per_hour(2)).unwrap();
+        assert_eq!(admitted(&limiter, &from_ip(A), 3), 1);
+    }
+}
+
 /// What is used stays used, in whatever way plans alternate.
 #[test]
 fn plans_to_and_fro_admit_the_largest_burst_once() {

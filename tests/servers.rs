@@ -29,7 +29,7 @@ use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer, service_fn};
 use tower_quota::{
     Limiter, Policy, Quota, RateLimitLayer,
     clock::ManualClock,
-    key::{MatchedPath, PeerIp},
+    key::{MatchedPath, PeerAddr, PeerIp},
     policy::Missing,
     response::Respond,
 };
@@ -72,7 +72,7 @@ where
             let (stream, peer) = listener.accept().await.unwrap();
             let service = ServiceBuilder::new()
                 .map_request(move |mut request: Request<hyper::body::Incoming>| {
-                    request.extensions_mut().insert::<SocketAddr>(peer);
+                    request.extensions_mut().insert(PeerAddr(peer));
                     request
                 })
                 .layer(layer.clone())

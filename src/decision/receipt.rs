@@ -37,8 +37,7 @@ impl PolicyOutcome {
     /// The outcome of the policy at this index, whose bucket is now `bucket`.
     #[inline(always)]
     pub(crate) fn of(policy: usize, demand: &Demand, bucket: Bucket, evaluation: Evaluation, now: Timestamp) -> Self {
-        let Demand { basis, shadow, .. } = *demand;
-        let quota = basis.quota;
+        let Demand { quota, shadow, .. } = *demand;
         Self { policy, shadow, quota, backlog: bucket.backlog(now), verdict: Verdict::of(evaluation.wait) }
     }
 

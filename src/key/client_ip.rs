@@ -248,19 +248,13 @@ impl ClientIp {
         if !headers.contains_key(self.field_name()) {
             return Forwarding::Absent;
         }
-        let entries: Vec<_> = match &self.field {
-            Field::Single(_) => Vec::new(),
-            Field::XForwardedFor => forwarded::x_forwarded_for(headers).collect(),
-            Field::Forwarded => forwarded::forwarded(headers).collect(),
+        let before = match &self.field {
+            Field::Single(_) => None,
+            Field::XForwardedFor => entry_before(address, forwarded::x_forwarded_for(headers)),
+            Field::Forwarded => entry_before(address, forwarded::forwarded(headers)),
         };
-        // A balancer that appends its own address is the first entry that is not trusted, and its
-        // client is the entry before it.
-        let is_last = |entry: &Option<IpAddr>| entry.is_some_and(|entry| Some(entry.to_canonical()) == address);
-        let before = entries.iter().position(is_last).and_then(|last| *entries.get(last + 1)?);
         match (address.filter(|address| !trusts(proxies, Some(*address))), before) {
-            (Some(address), Some(client)) => {
-                Forwarding::BeforeLast { address, value: suspicions::value_of(client.to_string().as_bytes()) }
-            }
+            (Some(address), Some(client)) => Forwarding::BeforeLast { address, value: suspicions::value_of(client) },
             _ => Forwarding::Sent,
         }
     }
@@ -318,6 +312,13 @@ fn walk(
         }
     }
     last
+}
+
+/// The entry left of the first one with this address. A balancer that appends its own address is
+/// the first entry that is not trusted, and its client is the entry before it.
+fn entry_before(address: Option<IpAddr>, mut entries: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
+    entries.find(|entry| entry.map(|entry| entry.to_canonical()) == address)?;
+    entries.next()?
 }
 
 fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {

@@ -27,7 +27,7 @@ use crate::{
     decision::{Allowed, Decision, Denied, PolicyOutcome, PolicyOutcomes, Receipt, Receipts},
     key::RequestHead,
     observe::metrics::Outcome,
-    policy::{Basis, Demand},
+    policy::Demand,
 };
 
 /// An allowed request.
@@ -105,7 +105,7 @@ impl LocalBuckets {
         let usual = !demand.shadow && patience.is_zero() && live.penalties().is_none();
         match if usual { buckets.fast_path(&demand, set.clock()) } else { None } {
             Some(found) if found.evaluation.is_granted() => {
-                let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.basis.quota);
+                let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.quota);
                 set.count((0, policy), Outcome::Allowed, false, self.decided_by, near_limit);
                 FastOutcome::Granted(demand, found)
             }
@@ -268,7 +268,7 @@ fn without_place(attempts: &[Attempt<'_>]) -> u64 {
 
 #[inline(always)]
 fn receipt(demand: &Demand, found: &FastPath) -> Receipt {
-    let Demand { key, basis: Basis { quota, .. }, cells, .. } = *demand;
+    let Demand { key, quota, cells, .. } = *demand;
     let FastPath { evaluation, now, generation } = *found;
     Receipt {
         outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),

@@ -36,19 +36,21 @@ impl AtomicBucket {
         Self { bits: AtomicU64::new(0), cell: AtomicU64::new(cell.get()), converting: Mutex::new(()) }
     }
 
-    /// The bucket and the time of a cell, unless it is being converted.
+    /// The bucket and the time of a cell. While it is converted, the bucket is as far ahead as
+    /// numbers go.
     #[inline(always)]
-    pub(super) fn try_read(&self) -> Option<(Bucket, Nanos)> {
+    pub(super) fn read_unchecked(&self) -> (Bucket, Nanos) {
         let bits = self.bits.load(Ordering::Acquire);
         // Acquire: a later change of the time of a cell comes with a later change of the bucket.
         let cell = self.cell.load(Ordering::Acquire);
-        (bits != CLOSED).then(|| (Bucket::from_bits(bits), Nanos::new(cell)))
+        (Bucket::from_bits(bits), Nanos::new(cell))
     }
 
     /// The bucket, and the time of a cell.
     pub(super) fn read(&self) -> (Bucket, Nanos) {
         loop {
-            if let Some(found) = self.try_read() {
+            let found = self.read_unchecked();
+            if found.0.to_bits() != CLOSED {
                 return found;
             }
             // Until it is converted.
@@ -67,6 +69,9 @@ impl AtomicBucket {
     /// where it was.
     #[cold]
     pub(super) fn convert(&self, found: Bucket, after: Bucket, quota: Quota) -> bool {
+        if self.cell.load(Ordering::Acquire) == quota.cell_nanos().get() {
+            return self.exchange(found, after);
+        }
         let _closed = self.converting.lock().unwrap_or_else(PoisonError::into_inner);
         let found = found.to_bits();
         if self.bits.compare_exchange(found, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_err() {

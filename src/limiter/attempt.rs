@@ -5,15 +5,16 @@
 //! granted.
 
 use super::{
-    local_buckets::{BucketGuard, FoundBucket, PolicyBuckets},
+    local_buckets::{BucketGuard, PolicyBuckets},
     policy_set::{PolicySet, is_near_limit},
+    remembered::Remembered,
 };
 use crate::{
     bucket::{Bucket, ConvertedEvaluation, Evaluation},
     clock::{Nanos, Timestamp},
     decision::{PolicyOutcome, Receipt, Verdict},
     key::Key,
-    policy::{Basis, Demand},
+    policy::Demand,
     store::Placement,
 };
 
@@ -21,22 +22,31 @@ pub(super) struct Attempt<'a> {
     policy: usize,
     buckets: &'a PolicyBuckets,
     demand: Demand,
-    /// What the request says. The demand may be by what the bucket remembers instead.
-    asked: Basis,
     guard: BucketGuard<'a>,
     placement: Placement,
-    found: FoundBucket,
+    found: Bucket,
+    /// What the bucket was last decided by, as far as it differs from the demand.
+    remembered: Remembered,
     /// The generation of the key when the bucket was read, or written.
     generation: u64,
     /// By the quota of the demand.
     evaluation: Evaluation,
-    /// What is written if the request acquires nothing, and whether the quota of the demand has
-    /// decided it.
-    kept: (Bucket, bool),
-    /// Whether the bucket was further ahead than the horizon.
-    cut: bool,
-    /// The bucket afterwards, if the request waits for its cells, and for how long.
-    reserved: Option<(Bucket, Nanos)>,
+    /// What is written if the request acquires nothing, where the bucket was last decided by another
+    /// quota.
+    kept: Kept,
+    /// The time until the cells are there, if the request waits for them.
+    wait_if_reserved: Nanos,
+    /// The bucket afterwards, if the request waits for its cells.
+    reserved: Option<Bucket>,
+}
+
+/// What is written where another quota has decided last, and the request acquires nothing.
+#[derive(Clone, Copy)]
+enum Kept {
+    /// The bucket as it was found, without what exceeds the horizon.
+    Unconverted(Bucket),
+    /// The bucket of the evaluation.
+    Converted,
 }
 
 /// How an allowed request is counted under one policy.
@@ -58,29 +68,25 @@ impl<'a> Attempt<'a> {
             // Shared by keys of all plans: by a generous plan's quota, one client would use up the
             // others' cells.
             let own = set.quota(policy);
-            if demand.cells > own.burst_size() && demand.cells <= demand.basis.quota.burst_size() {
+            if demand.cells > own.burst_size() && demand.cells <= demand.quota.burst_size() {
                 // The request could be granted, but only in a bucket of its own.
                 (guard, placement) = (BucketGuard::Nothing, Placement::Full);
             }
-            demand.basis = Basis { quota: own, planned: false };
+            (demand.quota, demand.planned) = (own, false);
         }
-        let asked = demand.basis;
-        buckets.allow_quota(asked.quota);
-        let found = FoundBucket { bucket: Bucket::default(), cell: Nanos::ZERO, plan: None };
-        let evaluation = Evaluation::granted_for_free(found.bucket);
-        let kept = (found.bucket, false);
+        let found = Bucket::default();
         Self {
             policy,
             buckets,
             demand,
-            asked,
             guard,
             placement,
             found,
+            remembered: Remembered::Nothing,
             generation: 0,
-            evaluation,
-            kept,
-            cut: false,
+            evaluation: Evaluation::granted_for_free(found),
+            kept: Kept::Converted,
+            wait_if_reserved: Nanos::ZERO,
             reserved: None,
         }
     }
@@ -89,98 +95,131 @@ impl<'a> Attempt<'a> {
     pub(super) fn read(&mut self) {
         // In this order: a cut in between makes the receipt void too early, and never too late.
         self.generation = self.buckets.generation(self.demand.key);
-        self.found = self.guard.read(self.asked.quota);
+        (self.found, self.remembered) = self.guard.read(self.demand.basis());
     }
 
     /// Whether this policy lets the request pass, perhaps after a wait of at most `patience`.
     /// Writes nothing.
     #[inline(always)]
     pub(super) fn evaluate(&mut self, now: Timestamp, patience: Nanos) -> bool {
-        self.demand.basis = if self.asked.planned { self.asked } else { self.found.basis(now, self.asked.quota) };
-        let Demand { basis: Basis { quota, .. }, cells, shadow, .. } = self.demand;
-        let (found, horizon) = (self.found.bucket, self.buckets.horizon());
-        let mut wait_if_reserved = None;
-        self.evaluation = match self.placement {
-            Placement::Own | Placement::Overflow if self.found.cell == quota.cell_nanos() => {
-                let evaluation = found.evaluate(now, quota, cells, horizon);
-                self.kept = (evaluation.clamped, false);
-                self.cut = evaluation.clamped != found;
-                evaluation
+        let Demand { quota, cells, shadow, .. } = self.demand;
+        self.evaluation = match (self.placement, self.remembered) {
+            (Placement::Own | Placement::Overflow, Remembered::Other(cell)) => self.evaluate_conversion(now, cell),
+            (Placement::Own | Placement::Overflow, remembered) => {
+                if remembered == Remembered::Nothing {
+                    self.buckets.allow_quota(quota);
+                }
+                self.found.evaluate(now, quota, cells, self.buckets.horizon())
             }
-            Placement::Own | Placement::Overflow => {
-                let converted = found.evaluate_converted(now, self.found.cell, quota, cells, horizon);
-                let ConvertedEvaluation { evaluation, takes_over, wait_converted } = converted;
-                let clamped = found.clamped(now, horizon);
-                self.kept = if takes_over { (evaluation.clamped, true) } else { (clamped, false) };
-                self.cut = clamped != found;
-                wait_if_reserved = Some(wait_converted);
-                evaluation
-            }
-            Placement::Full => Evaluation::denied(found, Evaluation::NEVER),
-            Placement::Untracked => Evaluation::granted_for_free(found),
+            (Placement::Full, _) => Evaluation::denied(self.found, Evaluation::NEVER),
+            (Placement::Untracked, _) => Evaluation::granted_for_free(self.found),
         };
         if self.evaluation.is_granted() || shadow {
             self.reserved = None;
             return true;
         }
-        // A request that waits has acquired its cells: so its wait is by its own quota. Without
-        // patience, as usual, this is false: a wait is at least a nanosecond.
-        let wait = wait_if_reserved.unwrap_or(self.evaluation.wait);
-        let worth_waiting = wait <= patience && wait != Evaluation::NEVER;
-        self.reserved = if worth_waiting {
-            let reserved = self.evaluation.clamped.reserve(now, quota, cells, self.buckets.slack());
-            reserved.map(|reserved| (reserved, wait))
+        // Without patience, as usual, this is false: a wait is at least a nanosecond.
+        let wait = self.wait_if_reserved();
+        self.reserved = if wait <= patience && wait != Evaluation::NEVER {
+            self.evaluation.clamped.reserve(now, self.demand.quota, cells, self.buckets.slack())
         } else {
             None
         };
         self.reserved.is_some()
     }
 
+    /// Evaluates a bucket that was last decided by another quota, whose cells take `cell`.
+    #[inline(never)]
+    fn evaluate_conversion(&mut self, now: Timestamp, cell: Nanos) -> Evaluation {
+        // Who says no quota has the one that was chosen for the key.
+        if !self.demand.planned && !self.found.is_idle(now) {
+            if let Some(plan) = self.guard.plan() {
+                (self.demand.quota, self.demand.planned) = (plan, true);
+            }
+        }
+        let Demand { quota, cells, .. } = self.demand;
+        self.buckets.allow_quota(quota);
+        let horizon = self.buckets.horizon();
+        self.kept = Kept::Unconverted(self.found.clamped(now, horizon));
+        if cell == quota.cell_nanos() {
+            let evaluation = self.found.evaluate(now, quota, cells, horizon);
+            self.wait_if_reserved = evaluation.wait;
+            return evaluation;
+        }
+        let ConvertedEvaluation { evaluation, takes_over, wait_converted } =
+            self.found.evaluate_converted(now, cell, quota, cells, horizon);
+        if takes_over {
+            self.kept = Kept::Converted;
+        }
+        self.wait_if_reserved = wait_converted;
+        evaluation
+    }
+
+    /// A request that waits has acquired its cells, so its wait is by its own quota.
+    fn wait_if_reserved(&self) -> Nanos {
+        if matches!(self.remembered, Remembered::Other(_)) { self.wait_if_reserved } else { self.evaluation.wait }
+    }
+
     /// How long the request waits for this policy, if it is allowed.
     pub(super) fn wait(&self) -> Nanos {
-        self.reserved.map_or(Nanos::ZERO, |(_, wait)| wait)
+        if self.reserved.is_some() { self.wait_if_reserved() } else { Nanos::ZERO }
     }
 
     /// The bucket after the cells are acquired. A policy in shadow mode that would deny acquires
     /// nothing.
     #[inline(always)]
     fn after(&self) -> Option<Bucket> {
-        match self.reserved {
-            Some((reserved, _)) => Some(reserved),
-            None => self.evaluation.is_granted().then_some(self.evaluation.after),
-        }
+        self.reserved.or(self.evaluation.is_granted().then_some(self.evaluation.after))
     }
 
     /// Writes the bucket as the decision over all policies makes it. A denied request acquires
-    /// nothing. What a faulty clock left behind is cut, and a faster quota that denies converts the
-    /// bucket: so the wait that is reported is accurate.
+    /// nothing. But what a faulty clock left behind is cut, and a faster quota that denies converts
+    /// the bucket: so the wait that is reported is accurate.
     ///
     /// False if the bucket is atomic and has changed: then all buckets are read again. The
     /// limiter's order puts this bucket last, and it is written first.
     #[inline(always)]
     pub(super) fn write(&mut self, allowed: bool) -> bool {
-        let Demand { basis, cells, .. } = self.demand;
-        // Nothing is decided about a request that costs nothing.
-        let (after, decided) = match self.after() {
-            Some(after) if allowed && cells > 0 => (after, true),
-            _ => self.kept,
-        };
-        let (found, basis) = (self.found.bucket, decided.then_some(basis));
-        if after == found {
+        if let Remembered::Other(cell) = self.remembered {
+            return self.write_conversion(allowed, cell);
+        }
+        let clamped = self.evaluation.clamped;
+        let after = self.after().filter(|_| allowed).unwrap_or(clamped);
+        if after == self.found {
             return true;
         }
-        if self.cut || basis.is_some_and(|basis| basis.quota.cell_nanos() != self.found.cell) {
+        if clamped != self.found {
             // Before the write: a receipt that is checked in between is void too early, and not too
             // late.
             self.generation = self.buckets.advance_generation(self.demand.key);
         }
-        self.guard.write(&self.found, after, basis)
+        let basis = (self.remembered == Remembered::Nothing).then(|| self.demand.basis());
+        self.guard.write(self.found, after, basis)
+    }
+
+    #[inline(never)]
+    fn write_conversion(&mut self, allowed: bool, cell: Nanos) -> bool {
+        // Nothing is decided about a request that costs nothing.
+        let (after, decided) = match (self.after(), self.kept) {
+            (Some(after), _) if allowed && self.demand.cells > 0 => (after, true),
+            (_, Kept::Converted) => (self.evaluation.clamped, true),
+            (_, Kept::Unconverted(unconverted)) => (unconverted, false),
+        };
+        // The same number may be another count of cells.
+        if after == self.found && !decided {
+            return true;
+        }
+        let cut = matches!(self.kept, Kept::Unconverted(unconverted) if unconverted != self.found);
+        if cut || (decided && cell != self.demand.quota.cell_nanos()) {
+            self.generation = self.buckets.advance_generation(self.demand.key);
+        }
+        self.guard.write(self.found, after, decided.then_some(self.demand.basis()))
     }
 
     /// The receipt of an allowed request.
     #[inline(always)]
     pub(super) fn receipt(&self, now: Timestamp) -> Receipt {
-        let Demand { key, basis: Basis { quota, .. }, cells, .. } = self.demand;
+        let Demand { key, quota, cells, .. } = self.demand;
         let acquired = matches!(self.placement, Placement::Own | Placement::Overflow) && self.after().is_some();
         Receipt {
             outcome: self.outcome(now, true),
@@ -188,13 +227,13 @@ impl<'a> Attempt<'a> {
             cells,
             added: if acquired { quota.cost(cells) } else { Nanos::ZERO },
             generation: self.generation,
-            after: self.after().unwrap_or(self.found.bucket),
+            after: self.after().unwrap_or(self.found),
             from_overflow: self.placement == Placement::Overflow,
         }
     }
 
     pub(super) fn counted(&self, now: Timestamp) -> Counted {
-        let Demand { basis: Basis { quota, .. }, shadow, .. } = self.demand;
+        let Demand { quota, shadow, .. } = self.demand;
         let after = self.after();
         let near_limit = after.is_some_and(|after| is_near_limit(after.backlog(now), quota));
         Counted { policy: self.policy, granted: after.is_some(), shadow, near_limit }

@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use super::quota_table::{QuotaId, QuotaTable};
+use super::{
+    quota_table::{QuotaId, QuotaTable},
+    remembered::Remembered,
+};
 use crate::{
     bucket::Bucket,
     clock::{Clock, Timestamp},
@@ -107,22 +110,31 @@ impl<'a> KeyedGuard<'a> {
         self.guard.placement()
     }
 
-    /// The bucket, and what it was last decided by, if that is known.
+    /// The bucket, and what it was last decided by.
     #[inline(always)]
-    pub(super) fn read(&self) -> (Bucket, Option<Basis>) {
+    pub(super) fn read(&self, asked: Basis) -> (Bucket, Remembered) {
         let numbered = self.guard.value();
-        (numbered.bucket(), self.quotas.get(numbered.quota()))
+        let same = self.quotas.is(numbered.quota(), asked);
+        (numbered.bucket(), if same { Remembered::Asked } else { self.remembered(asked) })
+    }
+
+    #[cold]
+    fn remembered(&self, asked: Basis) -> Remembered {
+        self.basis().map_or(Remembered::Nothing, |basis| Remembered::of(basis, asked))
+    }
+
+    /// What the bucket was last decided by, if that is known.
+    pub(super) fn basis(&self) -> Option<Basis> {
+        self.quotas.get(self.guard.value().quota())
     }
 
     /// Writes a bucket that `basis` has decided. `None` leaves what is remembered.
     #[inline(always)]
     pub(super) fn write(&mut self, bucket: Bucket, basis: Option<Basis>) {
-        let found = self.guard.value();
-        let quota = match basis {
-            Some(basis) if self.quotas.get(found.quota()) != Some(basis) => self.quotas.id(basis),
-            _ => found.quota(),
-        };
-        self.guard.write(NumberedBucket { bucket, quota });
+        match basis {
+            Some(basis) => self.guard.write(NumberedBucket { bucket, quota: self.quotas.id(basis) }),
+            None => self.guard.change(|numbered| numbered.with_bucket(bucket)),
+        }
     }
 }
 
@@ -142,7 +154,8 @@ mod tests {
             let mut guard = buckets.guard((n % 100).key(&keys));
             guard.write(ahead, Some(basis));
             drop(guard);
-            assert_eq!(buckets.guard((n % 100).key(&keys)).read(), (ahead, Some(basis)), "{n}");
+            let read = buckets.guard((n % 100).key(&keys)).read(basis);
+            assert!(matches!(read, (bucket, Remembered::Asked) if bucket == ahead), "{n}: {read:?}");
             if n % 20_000 == 0 {
                 buckets.sweep();
                 buckets.sweep();

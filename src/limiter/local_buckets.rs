@@ -9,6 +9,7 @@ use super::{
     atomic_bucket::AtomicBucket,
     keyed_buckets::{KeyedBuckets, KeyedGuard},
     policy_set::PolicySet,
+    remembered::Remembered,
 };
 use crate::{
     bucket::{Bucket, Evaluation, MAX_SLACK, furthest},
@@ -47,7 +48,8 @@ impl LocalBuckets {
                 let name = if suffix.is_empty() { name } else { format!("{name}{suffix}").into() };
                 start_sweeping(name, &buckets, policy)
             });
-            PolicyBuckets::new(policy.quota(), Storage::Keyed { buckets, sweeping })
+            let generations = Box::new([const { () }; GENERATIONS].map(|()| AtomicU64::new(0)));
+            PolicyBuckets::new(policy.quota(), Storage::Keyed { buckets, sweeping, generations })
         });
         Self { each: each.collect(), decided_by }
     }
@@ -81,31 +83,21 @@ pub(super) struct PolicyBuckets {
     slack: AtomicU64,
     /// The time that the longest burst of all quotas so far takes to come back.
     longest_burst: AtomicU64,
-    /// Advanced when a backlog is converted, cut or reset, which neither time nor a receipt accounts
-    /// for: then receipts of an earlier generation are void. Keys share them, so that a change for
-    /// one client makes few receipts of others void.
-    generations: Box<[AtomicU64]>,
 }
 
+/// Each has a generation, or many. It is advanced when a backlog is converted, cut or reset, which
+/// neither time nor a receipt accounts for. Receipts of an earlier generation are void.
 enum Storage {
     /// The bucket of the only global policy, if its quota does not depend on the request.
-    Atomic(AtomicBucket),
+    Atomic { bucket: AtomicBucket, generation: AtomicU64 },
     Keyed {
         buckets: Arc<KeyedBuckets>,
         sweeping: Option<Sweeping>,
+        /// Shared by keys, so that a change for one client makes few receipts of others void.
+        generations: Box<[AtomicU64; GENERATIONS]>,
     },
     /// The bucket of a global policy, with the quota by which it was last decided.
-    Locked(Mutex<(Bucket, Basis)>),
-}
-
-/// A bucket, and what it was last decided by.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FoundBucket {
-    pub(super) bucket: Bucket,
-    /// The time of a cell of its quota; of the request's, where none is known.
-    pub(super) cell: Nanos,
-    /// The quota, if it was chosen for the key.
-    pub(super) plan: Option<Quota>,
+    Locked { bucket: Mutex<(Bucket, Basis)>, generation: AtomicU64 },
 }
 
 /// What the fast path found.
@@ -113,6 +105,7 @@ pub(super) struct FoundBucket {
 pub(super) struct FastPath {
     pub(super) evaluation: Evaluation,
     pub(super) now: Timestamp,
+    /// Meaningful where the cells are granted.
     pub(super) generation: u64,
 }
 
@@ -122,24 +115,18 @@ const GENERATIONS: usize = if cfg!(tower_quota_loom) { 2 } else { 256 };
 impl PolicyBuckets {
     /// `atomic` says whether there is no other global policy, and one quota for all requests.
     fn global(quota: Quota, atomic: bool) -> Self {
-        Self::new(
-            quota,
-            if atomic {
-                Storage::Atomic(AtomicBucket::new(quota.cell_nanos()))
-            } else {
-                Storage::Locked(Mutex::new((Bucket::default(), Basis { quota, planned: false })))
-            },
-        )
+        let generation = AtomicU64::new(0);
+        let storage = if atomic {
+            Storage::Atomic { bucket: AtomicBucket::new(quota.cell_nanos()), generation }
+        } else {
+            let basis = Basis { quota, planned: false };
+            Storage::Locked { bucket: Mutex::new((Bucket::default(), basis)), generation }
+        };
+        Self::new(quota, storage)
     }
 
     fn new(quota: Quota, storage: Storage) -> Self {
-        let generations = if matches!(storage, Storage::Keyed { .. }) { GENERATIONS } else { 1 };
-        Self {
-            storage,
-            slack: AtomicU64::new(0),
-            longest_burst: AtomicU64::new(quota.burst_nanos().get()),
-            generations: (0..generations).map(|_| AtomicU64::new(0)).collect(),
-        }
+        Self { storage, slack: AtomicU64::new(0), longest_burst: AtomicU64::new(quota.burst_nanos().get()) }
     }
 
     #[inline(always)]
@@ -170,9 +157,9 @@ impl PolicyBuckets {
     #[inline(always)]
     pub(super) fn guard(&self, key: Key) -> BucketGuard<'_> {
         match &self.storage {
-            Storage::Atomic(bucket) => BucketGuard::Atomic(bucket),
+            Storage::Atomic { bucket, .. } => BucketGuard::Atomic(bucket),
             Storage::Keyed { buckets, .. } => BucketGuard::Keyed(buckets.guard(key)),
-            Storage::Locked(bucket) => BucketGuard::Locked(lock(bucket)),
+            Storage::Locked { bucket, .. } => BucketGuard::Locked(lock(bucket)),
         }
     }
 
@@ -182,57 +169,70 @@ impl PolicyBuckets {
     #[inline(always)]
     pub(super) fn fast_path(&self, demand: &Demand, clock: &Clock) -> Option<FastPath> {
         match &self.storage {
-            Storage::Keyed { buckets, .. } => {
+            Storage::Keyed { buckets, generations, .. } => {
                 let mut entry = buckets.store().get(demand.key)?;
                 let numbered = *entry;
-                if buckets.quotas().get(numbered.quota()) != Some(demand.basis) {
+                if !buckets.quotas().is(numbered.quota(), demand.basis()) {
                     return None;
                 }
-                let found = self.evaluate(numbered.bucket(), demand, clock)?;
-                if found.evaluation.is_granted() {
-                    *entry = numbered.with_bucket(found.evaluation.after);
+                let (evaluation, now) = self.evaluate(numbered.bucket(), demand, clock)?;
+                let mut generation = 0;
+                if evaluation.is_granted() {
+                    generation = generations[demand.key.select(GENERATIONS)].load(Ordering::Acquire);
+                    *entry = numbered.with_bucket(evaluation.after);
                 }
-                Some(found)
+                Some(FastPath { evaluation, now, generation })
             }
-            Storage::Atomic(atomic) => loop {
+            Storage::Atomic { bucket: atomic, generation } => loop {
+                // In this order: a cut in between makes the receipt void too early, and never too
+                // late.
+                let generation = generation.load(Ordering::Acquire);
                 // Read before the clock, and exchanged only if it has not changed since.
-                let (bucket, cell) = atomic.try_read()?;
-                if cell != demand.basis.quota.cell_nanos() {
+                let (bucket, cell) = atomic.read_unchecked();
+                if cell != demand.quota.cell_nanos() {
                     return None;
                 }
-                let found = self.evaluate(bucket, demand, clock)?;
-                if !found.evaluation.is_granted() || atomic.exchange(bucket, found.evaluation.after) {
-                    return Some(found);
+                // A closed bucket is beyond the horizon.
+                let (evaluation, now) = self.evaluate(bucket, demand, clock)?;
+                if !evaluation.is_granted() || atomic.exchange(bucket, evaluation.after) {
+                    return Some(FastPath { evaluation, now, generation });
                 }
             },
-            Storage::Locked(_) => None,
+            Storage::Locked { .. } => None,
         }
     }
 
     #[inline(always)]
-    fn evaluate(&self, bucket: Bucket, demand: &Demand, clock: &Clock) -> Option<FastPath> {
-        let generation = self.generation(demand.key);
+    fn evaluate(&self, bucket: Bucket, demand: &Demand, clock: &Clock) -> Option<(Evaluation, Timestamp)> {
         let now = clock.now();
-        let evaluation = bucket.evaluate(now, demand.basis.quota, demand.cells, self.horizon());
-        (evaluation.clamped == bucket).then_some(FastPath { evaluation, now, generation })
+        let evaluation = bucket.evaluate(now, demand.quota, demand.cells, self.horizon());
+        (evaluation.clamped == bucket).then_some((evaluation, now))
     }
 
     /// How the bucket of `key` stands, by the quota that was chosen for the key, or else by `own`,
     /// the policy's own; a full one where there is none. Writes nothing.
     pub(super) fn peek(&self, key: Key, own: Quota, clock: &Clock) -> (Quota, Nanos) {
-        let found = match &self.storage {
+        let (bucket, basis) = match &self.storage {
             // Without a guard, which would reserve a place for a key that has none.
-            Storage::Keyed { buckets, .. } => buckets.store().get(key).map(|numbered| {
-                let remembered = buckets.quotas().get(numbered.quota());
-                FoundBucket::of(numbered.bucket(), remembered, own)
-            }),
-            Storage::Atomic(_) | Storage::Locked(_) => Some(self.guard(key).read(own)),
+            Storage::Keyed { buckets, .. } => match buckets.store().get(key) {
+                Some(numbered) => (numbered.bucket(), buckets.quotas().get(numbered.quota())),
+                None => return (own, Nanos::ZERO),
+            },
+            Storage::Locked { bucket, .. } => {
+                let (bucket, basis) = *lock(bucket);
+                (bucket, Some(basis))
+            }
+            Storage::Atomic { bucket, .. } => {
+                let (bucket, cell) = bucket.read();
+                let (now, own_cell) = (clock.now(), own.cell_nanos());
+                return (own, bucket.clamped(now, self.horizon()).converted(now, cell, own_cell).backlog(now));
+            }
         };
         let now = clock.now();
-        let Some(found) = found else { return (own, Nanos::ZERO) };
-        let found = FoundBucket { bucket: found.bucket.clamped(now, self.horizon()), ..found };
-        let Basis { quota, .. } = found.basis(now, own);
-        (quota, found.converted(now, quota).backlog(now))
+        let bucket = bucket.clamped(now, self.horizon());
+        let quota = chosen(basis).filter(|_| !bucket.is_idle(now)).unwrap_or(own);
+        let cell = basis.map_or(quota, |basis| basis.quota).cell_nanos();
+        (quota, bucket.converted(now, cell, quota.cell_nanos()).backlog(now))
     }
 
     /// The guard of the bucket that a receipt is for.
@@ -252,16 +252,17 @@ impl PolicyBuckets {
         let quota = receipt.outcome.quota;
         let mut guard = self.guard_of(receipt);
         loop {
-            let found = guard.read(quota);
+            let (found, remembered) = guard.read(Basis { quota, planned: false });
             // Both are read under the lock: a receipt that is void stays void.
             let now = clock.now();
-            let valid = self.generation(receipt.key) == receipt.generation && found.cell == quota.cell_nanos();
-            let no_line = self.slack().is_zero() || found.bucket.backlog(now) <= quota.burst_nanos();
+            let valid =
+                self.generation(receipt.key) == receipt.generation && remembered.cell(quota) == quota.cell_nanos();
+            let no_line = self.slack().is_zero() || found.backlog(now) <= quota.burst_nanos();
             // A bucket that was swept is full.
-            if !valid || !(no_line || found.bucket == receipt.after) || found.bucket.is_idle(now) {
+            if !valid || !(no_line || found == receipt.after) || found.is_idle(now) {
                 return;
             }
-            if guard.write(&found, found.bucket.refund(receipt.added, now.since(at)), None) {
+            if guard.write(found, found.refund(receipt.added, now.since(at)), None) {
                 return;
             }
         }
@@ -270,7 +271,7 @@ impl PolicyBuckets {
     /// Charges what a request has cost beyond its receipt, to the same bucket.
     fn charge_beyond(&self, receipt: &Receipt, cells: u32, clock: &Clock) {
         let quota = receipt.outcome.quota;
-        let basis = |found: &FoundBucket, _| Basis { quota, planned: found.plan == Some(quota) };
+        let basis = |plan| Basis { quota, planned: plan == Some(quota) };
         self.charge_guarded(self.guard_of(receipt), receipt.key, cells, clock, basis, quota);
     }
 
@@ -279,45 +280,47 @@ impl PolicyBuckets {
     pub(super) fn charge(&self, key: Key, cells: u32, own: Quota, clock: &Clock) -> (Quota, Nanos) {
         let guard = self.guard(key);
         let tracked = !matches!(guard.placement(), Placement::Full | Placement::Untracked);
-        let basis = |found: &FoundBucket, now| found.basis(now, own);
+        let basis = |plan: Option<Quota>| Basis { quota: plan.unwrap_or(own), planned: plan.is_some() };
         let (quota, backlog) = self.charge_guarded(guard, key, cells, clock, basis, own);
         (quota, if tracked { backlog } else { Nanos::ZERO })
     }
 
+    /// Charges by what `choose` returns for the quota that was chosen for the key, if something of
+    /// it is used.
     fn charge_guarded(
         &self,
         mut guard: BucketGuard<'_>,
         key: Key,
         cells: u32,
         clock: &Clock,
-        basis: impl Fn(&FoundBucket, Timestamp) -> Basis,
+        choose: impl Fn(Option<Quota>) -> Basis,
         own: Quota,
     ) -> (Quota, Nanos) {
         loop {
-            let found = guard.read(own);
+            let (found, remembered) = guard.read(Basis { quota: own, planned: false });
             let now = clock.now();
-            let basis = basis(&found, now);
-            let quota = basis.quota;
+            let basis = choose(guard.plan().filter(|_| !found.is_idle(now)));
+            let (quota, cell) = (basis.quota, remembered.cell(own));
             self.allow_quota(quota);
             // A slower quota charges cells of the faster one, and does not take over: a charge is no
             // reason for cells to take longer.
-            let keeps = quota.cell_nanos() > found.cell && !found.bucket.is_idle(now);
-            let (bucket, cell, basis) = if keeps {
-                (found.bucket, found.cell, None)
+            let keeps = quota.cell_nanos() > cell && !found.is_idle(now);
+            let (bucket, after_cell, basis) = if keeps {
+                (found, cell, None)
             } else {
-                (found.converted(now, quota), quota.cell_nanos(), Some(basis))
+                (found.converted(now, cell, quota.cell_nanos()), quota.cell_nanos(), Some(basis))
             };
-            let [cost, burst] = [cells, quota.burst_size()].map(|cells| cell.saturating_mul(cells.into()));
+            let [cost, burst] = [cells, quota.burst_size()].map(|cells| after_cell.saturating_mul(cells.into()));
             let after = bucket.charge(now, cost, furthest(burst, self.slack()));
-            let backlog = FoundBucket { bucket: after, cell, plan: None }.converted(now, quota).backlog(now);
+            let backlog = after.converted(now, after_cell, quota.cell_nanos()).backlog(now);
             // A full bucket needs no place.
             if after.is_idle(now) {
                 return (quota, backlog);
             }
-            if cell != found.cell {
+            if after_cell != cell {
                 self.advance_generation(key);
             }
-            if guard.write(&found, after, basis) {
+            if guard.write(found, after, basis) {
                 return (quota, backlog);
             }
         }
@@ -337,19 +340,22 @@ impl PolicyBuckets {
         }
         let mut guard = self.guard(key);
         loop {
-            let found = guard.read(own);
+            let (found, _) = guard.read(Basis { quota: own, planned: false });
             // Under the lock: a later request has the new generation and a bucket that is not reset
             // again.
             self.advance_generation(key);
-            if guard.write(&found, Bucket::default(), None) {
-                return !found.bucket.is_idle(clock.now());
+            if guard.write(found, Bucket::default(), None) {
+                return !found.is_idle(clock.now());
             }
         }
     }
 
     #[inline(always)]
     fn generation_of(&self, key: Key) -> &AtomicU64 {
-        &self.generations[key.select(self.generations.len())]
+        match &self.storage {
+            Storage::Keyed { generations, .. } => &generations[key.select(GENERATIONS)],
+            Storage::Atomic { generation, .. } | Storage::Locked { generation, .. } => generation,
+        }
     }
 
     #[inline(always)]
@@ -373,32 +379,8 @@ impl PolicyBuckets {
     pub(super) fn keyed(&self) -> Option<&KeyedBuckets> {
         match &self.storage {
             Storage::Keyed { buckets, .. } => Some(buckets),
-            Storage::Atomic(_) | Storage::Locked(_) => None,
+            Storage::Atomic { .. } | Storage::Locked { .. } => None,
         }
-    }
-}
-
-impl FoundBucket {
-    /// `quota` is the one of the request.
-    #[inline(always)]
-    fn of(bucket: Bucket, remembered: Option<Basis>, quota: Quota) -> Self {
-        let cell = remembered.map_or(quota, |basis| basis.quota).cell_nanos();
-        let plan = remembered.filter(|basis| basis.planned).map(|basis| basis.quota);
-        Self { bucket, cell, plan }
-    }
-
-    /// The quota for who says none: the one that was chosen for the key, as long as something of it
-    /// is used, or else the policy's own.
-    pub(super) fn basis(&self, now: Timestamp, own: Quota) -> Basis {
-        let plan = self.plan.filter(|_| !self.bucket.is_idle(now));
-        Basis { quota: plan.unwrap_or(own), planned: plan.is_some() }
-    }
-
-    /// The bucket with the same cells of `quota`.
-    #[inline(always)]
-    pub(super) fn converted(&self, now: Timestamp, quota: Quota) -> Bucket {
-        let cell = quota.cell_nanos();
-        if self.cell == cell { self.bucket } else { self.bucket.converted(now, self.cell, cell) }
     }
 }
 
@@ -412,21 +394,27 @@ pub(super) enum BucketGuard<'a> {
 }
 
 impl BucketGuard<'_> {
-    /// The bucket as it is. `quota` is the one of the request, by which a bucket counts that
-    /// remembers none.
+    /// The bucket as it is, and what it was last decided by.
     #[inline(always)]
-    pub(super) fn read(&self, quota: Quota) -> FoundBucket {
+    pub(super) fn read(&self, asked: Basis) -> (Bucket, Remembered) {
         match self {
             Self::Atomic(atomic) => {
                 let (bucket, cell) = atomic.read();
-                FoundBucket { bucket, cell, plan: None }
+                let same = cell == asked.quota.cell_nanos();
+                (bucket, if same { Remembered::Asked } else { Remembered::Other(cell) })
             }
-            Self::Keyed(guard) => {
-                let (bucket, remembered) = guard.read();
-                FoundBucket::of(bucket, remembered, quota)
-            }
-            Self::Locked(locked) => FoundBucket::of(locked.0, Some(locked.1), quota),
-            Self::Nothing => FoundBucket::of(Bucket::default(), None, quota),
+            Self::Keyed(guard) => guard.read(asked),
+            Self::Locked(locked) => (locked.0, Remembered::of(locked.1, asked)),
+            Self::Nothing => (Bucket::default(), Remembered::Nothing),
+        }
+    }
+
+    /// The quota that was chosen for the key.
+    pub(super) fn plan(&self) -> Option<Quota> {
+        match self {
+            Self::Keyed(guard) => chosen(guard.basis()),
+            Self::Locked(locked) => chosen(Some(locked.1)),
+            Self::Atomic(_) | Self::Nothing => None,
         }
     }
 
@@ -441,14 +429,12 @@ impl BucketGuard<'_> {
     /// Writes a bucket that `basis` has decided, unless it is atomic and no longer as it was
     /// `found`. True where it was written. `None` leaves what the bucket remembers.
     #[inline(always)]
-    pub(super) fn write(&mut self, found: &FoundBucket, bucket: Bucket, basis: Option<Basis>) -> bool {
+    pub(super) fn write(&mut self, found: Bucket, bucket: Bucket, basis: Option<Basis>) -> bool {
         match self {
             Self::Atomic(atomic) => {
                 return match basis {
-                    Some(Basis { quota, .. }) if quota.cell_nanos() != found.cell => {
-                        atomic.convert(found.bucket, bucket, quota)
-                    }
-                    _ => atomic.exchange(found.bucket, bucket),
+                    None => atomic.exchange(found, bucket),
+                    Some(basis) => atomic.convert(found, bucket, basis.quota),
                 };
             }
             Self::Keyed(guard) => guard.write(bucket, basis),
@@ -457,6 +443,11 @@ impl BucketGuard<'_> {
         }
         true
     }
+}
+
+/// The quota, if it was chosen for the key and is not the policy's own.
+fn chosen(basis: Option<Basis>) -> Option<Quota> {
+    basis.filter(|basis| basis.planned).map(|basis| basis.quota)
 }
 
 /// No panic can leave a bucket half-written, because nothing panics while it is locked.
@@ -475,8 +466,7 @@ mod models {
 
     fn lone(burst: u32) -> (Arc<PolicyBuckets>, Clock, Demand) {
         let quota = Quota::per_hour(1).burst(burst);
-        let basis = Basis { quota, planned: false };
-        let demand = Demand { key: Key::GLOBAL, basis, cells: 1, shadow: false };
+        let demand = Demand { key: Key::GLOBAL, quota, cells: 1, planned: false, shadow: false };
         (Arc::new(PolicyBuckets::global(quota, true)), ManualClock::new().into(), demand)
     }
 
@@ -486,7 +476,7 @@ mod models {
             outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),
             key: demand.key,
             cells: demand.cells,
-            added: demand.basis.quota.cell_nanos(),
+            added: demand.quota.cell_nanos(),
             generation,
             after: evaluation.after,
             from_overflow: false,
@@ -526,13 +516,13 @@ mod models {
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
             on_two_threads(
                 move || other.refund(&receipt, START, &its_clock),
-                || buckets.reset(Key::GLOBAL, demand.basis.quota, &clock),
+                || buckets.reset(Key::GLOBAL, demand.quota, &clock),
             );
             // Before the reset or after it: the bucket is full, and not fuller.
-            assert_eq!(buckets.peek(Key::GLOBAL, demand.basis.quota, &clock).1, Nanos::ZERO);
+            assert_eq!(buckets.peek(Key::GLOBAL, demand.quota, &clock).1, Nanos::ZERO);
             let later = acquire(&buckets, &demand, &clock).unwrap();
             buckets.refund(&receipt, START, &clock);
-            let backlog = buckets.peek(Key::GLOBAL, demand.basis.quota, &clock).1;
+            let backlog = buckets.peek(Key::GLOBAL, demand.quota, &clock).1;
             assert_eq!(backlog, later.after.backlog(START), "a receipt from before the reset is void");
         });
     }
@@ -545,12 +535,12 @@ mod models {
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
             let (receipt, _) = on_two_threads(
                 move || acquire(&other, &demand, &its_clock).unwrap(),
-                || buckets.reset(Key::GLOBAL, demand.basis.quota, &clock),
+                || buckets.reset(Key::GLOBAL, demand.quota, &clock),
             );
-            let before = buckets.peek(Key::GLOBAL, demand.basis.quota, &clock).1;
+            let before = buckets.peek(Key::GLOBAL, demand.quota, &clock).1;
             let later = acquire(&buckets, &demand, &clock).unwrap();
             buckets.refund(&receipt, START, &clock);
-            let backlog = buckets.peek(Key::GLOBAL, demand.basis.quota, &clock).1;
+            let backlog = buckets.peek(Key::GLOBAL, demand.quota, &clock).1;
             // At least the later cells, which nobody has refunded.
             assert!(backlog >= later.added, "a backlog of {backlog:?} after {before:?}");
         });

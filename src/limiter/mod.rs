@@ -38,6 +38,7 @@ mod loom;
 mod penalties;
 mod policy_set;
 mod quota_table;
+mod remembered;
 mod top_denied;
 
 use std::{fmt, sync::Arc};

@@ -229,7 +229,22 @@ impl PolicySet {
     /// answer without the block.
     ///
     /// Called before any bucket is locked, and never locks across policies.
+    #[inline(always)]
     pub(crate) fn blocked(
+        &self,
+        demands: &[(usize, Demand)],
+        decided_by: DecidedBy,
+        outcome: impl Fn(usize, &Demand) -> PolicyOutcome,
+    ) -> Option<Denied> {
+        // As long as no key was ever blocked.
+        if demands.iter().all(|(policy, _)| self.penalties(*policy).is_none()) {
+            return None;
+        }
+        self.denial_of_blocked(demands, decided_by, outcome)
+    }
+
+    #[inline(never)]
+    fn denial_of_blocked(
         &self,
         demands: &[(usize, Demand)],
         decided_by: DecidedBy,

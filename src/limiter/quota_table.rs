@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasherDefault, DefaultHasher},
     sync::{OnceLock, PoisonError},
 };
 
@@ -27,7 +28,7 @@ pub(super) struct QuotaId(u16);
 /// number that is in a bucket stays the number of its quota: it is freed only after every bucket
 /// was looked at, under its lock.
 pub(super) struct QuotaTable {
-    first: Box<[Slot]>,
+    first: Box<[Slot; FIRST]>,
     /// Each as large as all before it. Allocated when first needed.
     rest: [OnceLock<Box<[Slot]>>; CHUNKS],
     /// The number that was given last, which most new buckets get.
@@ -47,7 +48,8 @@ struct Slot {
 
 #[derive(Default)]
 struct Names {
-    ids: HashMap<Basis, u16>,
+    /// Without a seed, because a model must do the same in each run. Clients choose no quotas.
+    ids: HashMap<Basis, u16, BuildHasherDefault<DefaultHasher>>,
     free: Vec<u16>,
     /// The largest number that was ever given.
     last: u16,
@@ -70,7 +72,7 @@ const KEPT: usize = if cfg!(tower_quota_loom) { 1 } else { 64 };
 impl QuotaTable {
     pub(super) fn new() -> Self {
         Self {
-            first: slots(FIRST),
+            first: Box::new([const { () }; FIRST].map(|()| Slot::default())),
             rest: [const { OnceLock::new() }; CHUNKS],
             recent: AtomicU16::new(0),
             names: Mutex::default(),
@@ -82,6 +84,13 @@ impl QuotaTable {
     #[inline(always)]
     pub(super) fn get(&self, QuotaId(id): QuotaId) -> Option<Basis> {
         if id == 0 { None } else { self.slot(id).map(Slot::basis) }
+    }
+
+    /// Whether a number that a locked bucket has is that of `basis`.
+    #[inline(always)]
+    pub(super) fn is(&self, QuotaId(id): QuotaId, basis: Basis) -> bool {
+        // The slot of the number of none is never written.
+        self.slot(id).is_some_and(|slot| slot.is(basis))
     }
 
     #[inline(always)]
@@ -100,15 +109,16 @@ impl QuotaTable {
     #[inline]
     pub(super) fn id(&self, basis: Basis) -> QuotaId {
         let recent = self.recent.load(Ordering::Acquire);
-        let usable = |slot: &Slot| !slot.retired.load(Ordering::Acquire) && slot.basis() == basis;
+        let usable = |slot: &Slot| !slot.retired.load(Ordering::Acquire) && slot.is(basis);
         if recent != 0 && self.slot(recent).is_some_and(usable) { QuotaId(recent) } else { self.id_under_lock(basis) }
     }
 
     #[cold]
     fn id_under_lock(&self, basis: Basis) -> QuotaId {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = match names.ids.get(&basis) {
-            Some(id) => *id,
+        let known = names.ids.get(&basis).copied();
+        let id = match known {
+            Some(id) => id,
             None => match names.free.pop().or_else(|| (names.last < LAST).then(|| names.last + 1)) {
                 Some(id) => {
                     names.last = names.last.max(id);
@@ -124,8 +134,12 @@ impl QuotaTable {
             },
         };
         let slot = self.slot(id).unwrap_or_else(|| self.allocate(id));
-        slot.write(basis);
-        slot.retired.store(false, Ordering::Release);
+        if known.is_none() {
+            slot.write(basis);
+        }
+        if slot.retired.load(Ordering::Relaxed) {
+            slot.retired.store(false, Ordering::Release);
+        }
         self.recent.store(id, Ordering::Release);
         QuotaId(id)
     }
@@ -155,7 +169,9 @@ impl QuotaTable {
             let Some(slot) = self.slot(*id) else { return true };
             let retired = slot.retired.load(Ordering::Acquire);
             let in_use = seen[usize::from(*id)];
-            slot.retired.store(!in_use, Ordering::Release);
+            if retired == in_use {
+                slot.retired.store(!in_use, Ordering::Release);
+            }
             if retired && !in_use {
                 free.push(*id);
             }
@@ -167,17 +183,29 @@ impl QuotaTable {
 impl Slot {
     #[inline(always)]
     fn basis(&self) -> Basis {
-        let [counts, period, cell] = [0, 1, 2].map(|word| self.words[word].load(Ordering::Relaxed));
+        let [counts, period, cell] = &self.words;
+        let [counts, period, cell] =
+            [counts.load(Ordering::Relaxed), period.load(Ordering::Relaxed), cell.load(Ordering::Relaxed)];
         Basis { quota: Quota::from_words([counts, period, cell & !PLANNED]), planned: cell & PLANNED != 0 }
     }
 
-    fn write(&self, Basis { quota, planned }: Basis) {
-        let [counts, period, cell] = quota.to_words();
-        let cell = if planned { cell | PLANNED } else { cell };
-        for (word, new) in self.words.iter().zip([counts, period, cell]) {
+    #[inline(always)]
+    fn is(&self, basis: Basis) -> bool {
+        let ([a, b, c], [x, y, z]) = (&self.words, words(basis));
+        a.load(Ordering::Relaxed) == x && b.load(Ordering::Relaxed) == y && c.load(Ordering::Relaxed) == z
+    }
+
+    fn write(&self, basis: Basis) {
+        for (word, new) in self.words.iter().zip(words(basis)) {
             word.store(new, Ordering::Relaxed);
         }
     }
+}
+
+#[inline(always)]
+fn words(Basis { quota, planned }: Basis) -> [u64; 3] {
+    let [counts, period, cell] = quota.to_words();
+    [counts, period, cell | u64::from(planned) << 63]
 }
 
 /// No cell takes so long.
@@ -258,12 +286,12 @@ mod models {
 
     use super::*;
 
-    /// A bucket that gets a number beside two sweeps keeps the quota, whatever else is numbered.
+    /// A number that a bucket gets beside two sweeps is not free.
     #[test]
     fn loom_a_number_in_a_bucket_is_not_given_to_another_quota() {
         loom::model(|| {
             let basis = |cells| Basis { quota: Quota::per_hour(cells), planned: false };
-            let [old, new, newer] = [1, 2, 3].map(basis);
+            let [old, new] = [1, 2].map(basis);
             let table = Arc::new(QuotaTable::new());
             let bucket = Arc::new(Mutex::new(QuotaId::default()));
             table.id(old);
@@ -278,10 +306,11 @@ mod models {
             for _ in 0..2 {
                 table.reclaim(|see| see(*bucket.lock().unwrap()));
             }
-            table.id(newer);
             writer.join().unwrap();
             let id = *bucket.lock().unwrap();
             assert_eq!(table.get(id), Some(new));
+            let names = table.names.lock().unwrap();
+            assert!(names.ids.get(&new) == Some(&id.0) && !names.free.contains(&id.0), "{id:?} is given again");
         });
     }
 }

@@ -141,8 +141,8 @@ impl Addresses {
 }
 
 /// The hash of a value: values are compared by it.
-pub(crate) fn value_of(bytes: &[u8]) -> u64 {
-    hash(bytes)
+pub(crate) fn value_of(value: impl Hash) -> u64 {
+    hash(value)
 }
 
 fn hash(value: impl Hash) -> u64 {

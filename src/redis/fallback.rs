@@ -55,9 +55,9 @@ impl FallbackBuckets {
                 OnFailure::Closed => return Err(set.unavailable(*policy)),
                 OnFailure::Local { share } => {
                     let mut demand = *demand;
-                    let whole = demand.basis.quota.burst_size();
-                    demand.basis.quota = demand.basis.quota.scaled(share);
-                    if (demand.basis.quota.burst_size() + 1..=whole).contains(&demand.cells) && !demand.shadow {
+                    let whole = demand.quota.burst_size();
+                    demand.quota = demand.quota.scaled(share);
+                    if (demand.quota.burst_size() + 1..=whole).contains(&demand.cells) && !demand.shadow {
                         // The whole quota may grant the request, and a share of it never does.
                         return Err(set.unavailable(*policy));
                     }

@@ -51,7 +51,7 @@ impl LowerBounds {
     /// to be too long.
     pub(super) fn cached_denial(&self, set: &PolicySet, demands: &Demands) -> Option<Denied> {
         let known = |policy: usize, demand: &Demand| {
-            let key = set.hasher().under_quota(demand.key, demand.basis.quota);
+            let key = set.hasher().under_quota(demand.key, demand.quota);
             let entry = self.each[policy].store.get(key);
             // Read under the lock: a time from before a wait for it would overstate the backlog.
             let now = set.now();
@@ -123,7 +123,7 @@ impl LowerBounds {
 
     /// Records a refund of what was recorded at `at`: the backlog may be so much shorter.
     pub(super) fn record_refund(&self, set: &PolicySet, policy: usize, demand: &Demand, refund: Nanos, at: Timestamp) {
-        let key = set.hasher().under_quota(demand.key, demand.basis.quota);
+        let key = set.hasher().under_quota(demand.key, demand.quota);
         if let Some(mut bucket) = self.each[policy].store.get(key) {
             *bucket = bucket.refund(refund, set.now().since(at));
         }
@@ -135,7 +135,7 @@ impl LowerBounds {
         if least.is_idle(set.now()) || set.policies()[policy].counts_by_response() {
             return;
         }
-        let key: Key = set.hasher().under_quota(demand.key, demand.basis.quota);
+        let key: Key = set.hasher().under_quota(demand.key, demand.quota);
         let mut guard = self.each[policy].store.guard(key);
         if guard.placement() == Placement::Own {
             let raised = guard.value().max(least);
@@ -157,7 +157,7 @@ fn denial(set: &PolicySet, outcomes: PolicyOutcomes, demands: &Demands, decided_
 
 /// How a policy answers by this bucket.
 fn outcome(policy: usize, demand: &Demand, bucket: Bucket, now: Timestamp) -> PolicyOutcome {
-    let quota = demand.basis.quota;
+    let quota = demand.quota;
     let evaluation = bucket.evaluate(now, quota, demand.cells, bucket::horizon(quota));
     let after = if evaluation.is_granted() { evaluation.after } else { evaluation.clamped };
     PolicyOutcome::of(policy, demand, after, evaluation, now)

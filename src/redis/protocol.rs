@@ -12,7 +12,7 @@ use crate::{
     clock::Nanos,
     key::{Key, KeyHasher},
     limiter::Demands,
-    policy::{Basis, Demand},
+    policy::Demand,
     quota::Quota,
 };
 
@@ -46,7 +46,7 @@ pub(super) struct CallGroup {
 
 impl RedisDemand {
     pub(super) fn new(names: &KeyNames, hasher: &KeyHasher, policy: &str, demand: &Demand) -> Self {
-        let Demand { key, basis: Basis { quota, .. }, cells, shadow } = *demand;
+        let Demand { key, quota, cells, shadow, .. } = *demand;
         Self { key: names.key(hasher, policy, key, quota), cost: quota.cost(cells), burst: quota.burst_nanos(), shadow }
     }
 

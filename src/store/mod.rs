@@ -157,6 +157,17 @@ impl<V: Expiring> StoreGuard<'_, V> {
         }
     }
 
+    /// Writes what `change` makes of the number.
+    #[inline(always)]
+    pub(crate) fn change(&mut self, change: impl FnOnce(V) -> V) {
+        match self {
+            Self::Own(own) => **own = change(**own),
+            Self::Overflow(slot) => **slot = change(**slot),
+            Self::New(entry) => entry.insert(change(V::default())),
+            Self::Full | Self::Untracked => {}
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn placement(&self) -> Placement {
         match self {

@@ -19,7 +19,7 @@ use governor::{
 use http::Request;
 use tower_quota::{
     Limiter, Policy, Quota,
-    key::{PeerIp, key_fn},
+    key::{PeerAddr, PeerIp, key_fn},
     limiter::Sweep,
 };
 
@@ -107,7 +107,7 @@ fn by_peer(keys: u64) -> impl FnMut() -> f64 {
     let mut requests: Vec<_> = (0..BATCH)
         .map(|_| {
             let mut request = Request::new(());
-            request.extensions_mut().insert(SocketAddr::from(([0, 0, 0, 0], 4_711)));
+            request.extensions_mut().insert(PeerAddr(SocketAddr::from(([0, 0, 0, 0], 4_711))));
             request
         })
         .collect();
@@ -116,7 +116,7 @@ fn by_peer(keys: u64) -> impl FnMut() -> f64 {
         for _ in 0..BATCHES {
             for request in &mut requests {
                 let ip = IpAddr::V4(address(random.below(keys)));
-                request.extensions_mut().get_mut::<SocketAddr>().unwrap().set_ip(ip);
+                request.extensions_mut().get_mut::<PeerAddr>().unwrap().0.set_ip(ip);
             }
             let start = Instant::now();
             for request in &requests {

@@ -14,7 +14,7 @@ use std::{
 use governor::RateLimiter;
 use http::Request;
 use plotters::prelude::*;
-use tower_quota::{Limiter, Policy, Quota, key::PeerIp, limiter::Sweep};
+use tower_quota::{Limiter, Policy, Quota, key::{PeerAddr, PeerIp}, limiter::Sweep};
 
 use crate::{
     budget::{Bound, Budget},
@@ -135,9 +135,9 @@ fn of_ours() -> Round {
     let policy = Policy::per(PeerIp, quota).max_keys(KEYS as usize + 100_000);
     let limiter = Limiter::builder().policy(policy).sweep(Sweep::Manual).build().unwrap();
     let mut request = Request::new(());
-    request.extensions_mut().insert(SocketAddr::from(([0, 0, 0, 0], 4_711)));
+    request.extensions_mut().insert(PeerAddr(SocketAddr::from(([0, 0, 0, 0], 4_711))));
     let decide = move |limiter: &Limiter, key| {
-        request.extensions_mut().get_mut::<SocketAddr>().unwrap().set_ip(key);
+        request.extensions_mut().get_mut::<PeerAddr>().unwrap().0.set_ip(key);
         let start = Instant::now();
         assert!(limiter.decide(&request).is_allowed());
         start.elapsed()

@@ -7,7 +7,7 @@ use governor::RateLimiter;
 use http::Request;
 use tower_quota::{
     Limiter, Policy, Quota,
-    key::{Header, PeerIp},
+    key::{Header, PeerAddr, PeerIp},
     limiter::Sweep,
 };
 
@@ -29,7 +29,7 @@ pub fn measure() -> Vec<Budget> {
         let limiter = limiter(Policy::per(PeerIp, HOUR), ADDRESSES as usize);
         let mut request = Request::new(());
         for n in 0..ADDRESSES {
-            request.extensions_mut().insert(std::net::SocketAddr::from((address(n), 1)));
+            request.extensions_mut().insert(PeerAddr(std::net::SocketAddr::from((address(n), 1))));
             assert!(limiter.decide(&request).is_allowed());
         }
         assert_eq!(limiter.len(), ADDRESSES as usize);
