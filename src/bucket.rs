@@ -13,9 +13,9 @@
 //!
 //! # A change of quota keeps the count
 //!
-//! A backlog is time, and so many cells of the quota that the bucket was last decided by. A decision
-//! by another quota first [converts](Bucket::converted) it: the same cells, in the time of the other
-//! quota.
+//! A backlog is time, and so many cells of the quota that the bucket was last decided by. A
+//! decision by another quota first [converts](Bucket::converted) it: the same cells, in the time of
+//! the other quota.
 //!
 //! - A conversion never cuts. What is used stays used, in whatever way quotas alternate.
 //! - A slower quota that denies leaves the bucket as it is, to its faster quota: otherwise the
@@ -84,8 +84,8 @@ impl Evaluation {
 /// What acquiring cells would do by a quota other than the one that the bucket was last decided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConvertedEvaluation {
-    /// In the time of the quota that is asked. Only the wait of a denial is in that of the faster of
-    /// the two.
+    /// In the time of the quota that is asked. Only the wait of a denial is in that of the faster
+    /// of the two.
     pub(crate) evaluation: Evaluation,
     /// Whether a denial converts the bucket.
     pub(crate) takes_over: bool,
@@ -208,8 +208,8 @@ impl Bucket {
         (ahead <= furthest(quota.burst_nanos(), slack)).then_some(Self(after))
     }
 
-    /// Charges cells that cost so much whether or not they are there. Missing cells become debt, up to
-    /// `furthest` ahead. A backlog that is longer already stays as it is.
+    /// Charges cells that cost so much whether or not they are there. Missing cells become debt, up
+    /// to `furthest` ahead. A backlog that is longer already stays as it is.
     pub(crate) fn charge(self, now: Timestamp, cost: Nanos, furthest: Nanos) -> Self {
         let charged = Self(self.0.max(now).saturating_add(cost)).clamped(now, furthest);
         Self(self.0.max(charged.0))
@@ -246,8 +246,8 @@ pub(crate) fn requests_left(burst: Nanos, backlog: Nanos, cost: Nanos) -> Option
     burst.saturating_sub(backlog).get().checked_div(cost.get())
 }
 
-/// How far a bucket may be ahead under a quota whose burst takes `burst` to come back: one burst and
-/// a debt of one burst, or one burst and `slack` where requests may wait for so long. At most
+/// How far a bucket may be ahead under a quota whose burst takes `burst` to come back: one burst
+/// and a debt of one burst, or one burst and `slack` where requests may wait for so long. At most
 /// [`MAX_HORIZON`]. The horizon of buckets that several quotas decide is that of the longest burst.
 #[inline(always)]
 pub(crate) fn furthest(burst: Nanos, slack: Nanos) -> Nanos {

@@ -11,10 +11,10 @@ use std::{
 
 /// What a policy counts by, in 16 bytes.
 ///
-/// IPv4 addresses, IPv6 prefixes of up to 96 bits and integers of up to 64 bits are stored exactly. Anything else
-/// (strings, header values, combinations, whole IPv6 addresses) is stored as a SipHash under a
-/// secret that is random for each limiter. So a flood of long header values cannot grow
-/// memory, no API key is stored, and an outsider cannot compute which values share a bucket.
+/// IPv4 addresses, IPv6 prefixes of up to 96 bits and integers of up to 64 bits are stored exactly.
+/// Anything else (strings, header values, combinations, whole IPv6 addresses) is stored as a
+/// SipHash under a secret that is random for each limiter. So a flood of long header values cannot
+/// grow memory, no API key is stored, and an outsider cannot compute which values share a bucket.
 ///
 /// Values of different kinds never share a bucket: user `5` is not address `::5`, and
 /// `("a:b", "c")` is not `("a", "b:c")`.

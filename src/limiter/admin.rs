@@ -40,9 +40,9 @@ impl Limiter {
     /// global policy is [`Key::GLOBAL`].
     ///
     /// The standing is by the quota that [`quota_by`](Policy::quota_by) chose last for the key, as
-    /// long as something of it is used, and otherwise by the policy's own. A blocked key shows its bucket, see
-    /// [`blocked_for`](Self::blocked_for). A key that shares an overflow bucket shows a full bucket
-    /// of its own.
+    /// long as something of it is used, and otherwise by the policy's own. A blocked key shows its
+    /// bucket, see [`blocked_for`](Self::blocked_for). A key that shares an overflow bucket shows a
+    /// full bucket of its own.
     ///
     /// # Errors
     ///
@@ -131,10 +131,11 @@ impl Limiter {
         Ok(self.set().quota(index))
     }
 
-    /// Sets the quota of the policy of this name, for every later decision. A change keeps the count:
-    /// of 100 cells that were used of 1,000, 100 are used of 10,000. Under a smaller quota than what
-    /// is used, a key is denied until enough has come back, at the former rate if that was faster.
-    /// Requests for which [`quota_by`](Policy::quota_by) chooses a quota are not affected.
+    /// Sets the quota of the policy of this name, for every later decision. A change keeps the
+    /// count: of 100 cells that were used of 1,000, 100 are used of 10,000. Under a smaller quota
+    /// than what is used, a key is denied until enough has come back, at the former rate if that
+    /// was faster. Requests for which [`quota_by`](Policy::quota_by) chooses a quota are not
+    /// affected.
     ///
     /// A decision on another thread at the same time may use the former quota.
     ///

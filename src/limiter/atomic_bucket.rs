@@ -23,7 +23,7 @@ use crate::{
 pub(super) struct AtomicBucket {
     bits: AtomicU64,
     cell: AtomicU64,
-    /// Held while the bucket is closed.
+    /// Locked while the bucket is closed.
     converting: Mutex<()>,
 }
 
@@ -65,8 +65,8 @@ impl AtomicBucket {
         self.bits.compare_exchange(found, after, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Exchanges the bucket for one that `quota` has decided, if it is still as it was `found`. True
-    /// where it was.
+    /// Exchanges the bucket for one that `quota` has decided, if it is still as it was `found`.
+    /// True where it was.
     #[cold]
     pub(super) fn convert(&self, found: Bucket, after: Bucket, quota: Quota) -> bool {
         if self.cell.load(Ordering::Acquire) == quota.cell_nanos().get() {
@@ -94,8 +94,8 @@ mod models {
     use super::*;
     use crate::clock::Timestamp;
 
-    /// Two threads acquire by one quota while a third converts to another one: what is in the bucket
-    /// afterwards are as many cells as were acquired, whatever the order.
+    /// Two threads acquire by one quota while a third converts to another one: what is in the
+    /// bucket afterwards are as many cells as were acquired, whatever the order.
     #[test]
     fn loom_no_cell_is_added_in_the_time_of_the_wrong_quota() {
         const NOW: Timestamp = Timestamp::ORIGIN;

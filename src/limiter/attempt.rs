@@ -31,9 +31,9 @@ pub(super) struct Attempt<'a> {
     generation: u64,
     /// By the quota of the demand.
     evaluation: Evaluation,
-    /// What is written if the request acquires nothing, where the bucket was last decided by another
-    /// quota.
-    kept: Kept,
+    /// What is written if the request acquires nothing, where the bucket was last decided by
+    /// another quota.
+    unacquired: Unacquired,
     /// The time until the cells are there, if the request waits for them.
     wait_if_reserved: Nanos,
     /// The bucket afterwards, if the request waits for its cells.
@@ -42,7 +42,7 @@ pub(super) struct Attempt<'a> {
 
 /// What is written where another quota has decided last, and the request acquires nothing.
 #[derive(Clone, Copy)]
-enum Kept {
+enum Unacquired {
     /// The bucket as it was found, without what exceeds the horizon.
     Unconverted(Bucket),
     /// The bucket of the evaluation.
@@ -85,7 +85,7 @@ impl<'a> Attempt<'a> {
             remembered: Remembered::Nothing,
             generation: 0,
             evaluation: Evaluation::granted_for_free(found),
-            kept: Kept::Converted,
+            unacquired: Unacquired::Converted,
             wait_if_reserved: Nanos::ZERO,
             reserved: None,
         }
@@ -140,7 +140,7 @@ impl<'a> Attempt<'a> {
         let Demand { quota, cells, .. } = self.demand;
         self.buckets.allow_quota(quota);
         let horizon = self.buckets.horizon();
-        self.kept = Kept::Unconverted(self.found.clamped(now, horizon));
+        self.unacquired = Unacquired::Unconverted(self.found.clamped(now, horizon));
         if cell == quota.cell_nanos() {
             let evaluation = self.found.evaluate(now, quota, cells, horizon);
             self.wait_if_reserved = evaluation.wait;
@@ -149,7 +149,7 @@ impl<'a> Attempt<'a> {
         let ConvertedEvaluation { evaluation, takes_over, wait_converted } =
             self.found.evaluate_converted(now, cell, quota, cells, horizon);
         if takes_over {
-            self.kept = Kept::Converted;
+            self.unacquired = Unacquired::Converted;
         }
         self.wait_if_reserved = wait_converted;
         evaluation
@@ -200,16 +200,16 @@ impl<'a> Attempt<'a> {
     #[inline(never)]
     fn write_conversion(&mut self, allowed: bool, cell: Nanos) -> bool {
         // Nothing is decided about a request that costs nothing.
-        let (after, decided) = match (self.after(), self.kept) {
+        let (after, decided) = match (self.after(), self.unacquired) {
             (Some(after), _) if allowed && self.demand.cells > 0 => (after, true),
-            (_, Kept::Converted) => (self.evaluation.clamped, true),
-            (_, Kept::Unconverted(unconverted)) => (unconverted, false),
+            (_, Unacquired::Converted) => (self.evaluation.clamped, true),
+            (_, Unacquired::Unconverted(unconverted)) => (unconverted, false),
         };
         // The same number may be another count of cells.
         if after == self.found && !decided {
             return true;
         }
-        let cut = matches!(self.kept, Kept::Unconverted(unconverted) if unconverted != self.found);
+        let cut = matches!(self.unacquired, Unacquired::Unconverted(unconverted) if unconverted != self.found);
         if cut || (decided && cell != self.demand.quota.cell_nanos()) {
             self.generation = self.buckets.advance_generation(self.demand.key);
         }

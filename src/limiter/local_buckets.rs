@@ -48,7 +48,7 @@ impl LocalBuckets {
                 let name = if suffix.is_empty() { name } else { format!("{name}{suffix}").into() };
                 start_sweeping(name, &buckets, policy)
             });
-            let generations = Box::new([const { () }; GENERATIONS].map(|()| AtomicU64::new(0)));
+            let generations = Box::new([(); GENERATIONS].map(|()| AtomicU64::new(0)));
             PolicyBuckets::new(policy.quota(), Storage::Keyed { buckets, sweeping, generations })
         });
         Self { each: each.collect(), decided_by }
@@ -164,8 +164,9 @@ impl PolicyBuckets {
     }
 
     /// Acquires from a bucket that exists and was last decided by the same quota, where nothing but
-    /// the cells has to be written. Nearly all requests of a limiter with one policy take this path,
-    /// which does not need the means to lock several buckets. `None` leaves everything as it is.
+    /// the cells has to be written. Nearly all requests of a limiter with one policy take this
+    /// path, which does not need the means to lock several buckets. `None` leaves everything as it
+    /// is.
     #[inline(always)]
     pub(super) fn fast_path(&self, demand: &Demand, clock: &Clock) -> Option<FastPath> {
         match &self.storage {
@@ -302,8 +303,8 @@ impl PolicyBuckets {
             let basis = choose(guard.plan().filter(|_| !found.is_idle(now)));
             let (quota, cell) = (basis.quota, remembered.cell(own));
             self.allow_quota(quota);
-            // A slower quota charges cells of the faster one, and does not take over: a charge is no
-            // reason for cells to take longer.
+            // A slower quota charges cells of the faster one, and does not take over: a charge is
+            // no reason for cells to take longer.
             let keeps = quota.cell_nanos() > cell && !found.is_idle(now);
             let (bucket, after_cell, basis) = if keeps {
                 (found, cell, None)
@@ -363,8 +364,8 @@ impl PolicyBuckets {
         self.generation_of(key).load(Ordering::Acquire)
     }
 
-    /// Returns the new generation. Called under the lock of the bucket that is changed, or before it
-    /// is exchanged.
+    /// Returns the new generation. Called under the lock of the bucket that is changed, or before
+    /// it is exchanged.
     pub(super) fn advance_generation(&self, key: Key) -> u64 {
         self.generation_of(key).fetch_add(1, Ordering::AcqRel).wrapping_add(1)
     }

@@ -66,13 +66,13 @@ const CHUNKS: usize = if cfg!(tower_quota_loom) { 0 } else { 12 };
 #[allow(clippy::cast_possible_truncation, reason = "65,535 at most")]
 const LAST: u16 = ((FIRST << CHUNKS) - 1) as u16;
 
-/// As many quotas are kept whether or not a bucket has them: to look for them would be in vain.
-const KEPT: usize = if cfg!(tower_quota_loom) { 1 } else { 64 };
+/// As many quotas stay whether or not a bucket has them: to look for them would be in vain.
+const FEW: usize = if cfg!(tower_quota_loom) { 1 } else { 64 };
 
 impl QuotaTable {
     pub(super) fn new() -> Self {
         Self {
-            first: Box::new([const { () }; FIRST].map(|()| Slot::default())),
+            first: Box::new([(); FIRST].map(|()| Slot::default())),
             rest: [const { OnceLock::new() }; CHUNKS],
             recent: AtomicU16::new(0),
             names: Mutex::default(),
@@ -104,8 +104,8 @@ impl QuotaTable {
         self.rest.get(chunk)?.get()?.get(at)
     }
 
-    /// The number of this quota, for a bucket that is locked until it has the number. Zero where the
-    /// table is full: the bucket then remembers no quota, and a change of quota keeps its time.
+    /// The number of this quota, for a bucket that is locked until it has the number. Zero where
+    /// the table is full: the bucket then remembers no quota, and a change of quota keeps its time.
     #[inline]
     pub(super) fn id(&self, basis: Basis) -> QuotaId {
         let recent = self.recent.load(Ordering::Acquire);
@@ -117,22 +117,15 @@ impl QuotaTable {
     fn id_under_lock(&self, basis: Basis) -> QuotaId {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let known = names.ids.get(&basis).copied();
-        let id = match known {
-            Some(id) => id,
-            None => match names.free.pop().or_else(|| (names.last < LAST).then(|| names.last + 1)) {
-                Some(id) => {
-                    names.last = names.last.max(id);
-                    names.ids.insert(basis, id);
-                    id
-                }
-                None => {
-                    if !std::mem::replace(&mut names.reported, true) {
-                        events::too_many_quotas();
-                    }
-                    return QuotaId::default();
-                }
-            },
+        let unused = || names.free.pop().or_else(|| (names.last < LAST).then(|| names.last + 1));
+        let Some(id) = known.or_else(unused) else {
+            if !std::mem::replace(&mut names.reported, true) {
+                events::too_many_quotas();
+            }
+            return QuotaId::default();
         };
+        names.last = names.last.max(id);
+        names.ids.insert(basis, id);
         let slot = self.slot(id).unwrap_or_else(|| self.allocate(id));
         if known.is_none() {
             slot.write(basis);
@@ -158,7 +151,7 @@ impl QuotaTable {
     /// retired.
     pub(super) fn reclaim(&self, see_all: impl FnOnce(&mut dyn FnMut(QuotaId))) {
         let _one_at_a_time = self.reclaiming.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.names.lock().unwrap_or_else(PoisonError::into_inner).ids.len() <= KEPT {
+        if self.names.lock().unwrap_or_else(PoisonError::into_inner).ids.len() <= FEW {
             return;
         }
         let mut seen = vec![false; usize::from(LAST) + 1];
@@ -191,8 +184,10 @@ impl Slot {
 
     #[inline(always)]
     fn is(&self, basis: Basis) -> bool {
-        let ([a, b, c], [x, y, z]) = (&self.words, words(basis));
-        a.load(Ordering::Relaxed) == x && b.load(Ordering::Relaxed) == y && c.load(Ordering::Relaxed) == z
+        let ([counts, period, cell], wanted) = (&self.words, words(basis));
+        counts.load(Ordering::Relaxed) == wanted[0]
+            && period.load(Ordering::Relaxed) == wanted[1]
+            && cell.load(Ordering::Relaxed) == wanted[2]
     }
 
     fn write(&self, basis: Basis) {
@@ -268,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_quotas_are_kept() {
+    fn a_few_quotas_stay() {
         let table = QuotaTable::new();
         let id = table.id(quota(1));
         for _ in 0..3 {

@@ -110,8 +110,8 @@ impl<V: Expiring> Store<V> {
         self.map.iter().skip(from).take(limit).map(|entry| ((*entry.key()).into(), *entry.value())).collect()
     }
 
-    /// Shows every number to `see`, also those in the overflow table. Locks one shard, or one slot, at
-    /// a time.
+    /// Shows every number to `see`, also those in the overflow table. Locks one shard, or one slot,
+    /// at a time.
     pub(crate) fn see_all(&self, mut see: impl FnMut(V)) {
         self.map.iter().for_each(|entry| see(*entry.value()));
         self.overflow.see_all(see);

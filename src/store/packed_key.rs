@@ -1,5 +1,5 @@
-//! Contains [`PackedKey`], a key as the map stores it: 14 bytes with the alignment of two, which leave
-//! ten bytes of an entry of 24 for the value.
+//! Contains [`PackedKey`], a key as the map stores it: 14 bytes with the alignment of two, which
+//! leave ten bytes of an entry of 24 for the value.
 
 use std::hash::{Hash, Hasher};
 
