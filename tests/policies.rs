@@ -205,38 +205,40 @@ mod plans {
     fn the_bucket_survives_a_change_of_plan() {
         let (limiter, _clock) = planned();
         assert_eq!(admitted(&limiter, &with_header("k", "a"), 10), 5, "none is chosen: the policy's own");
-        assert_eq!(admitted(&limiter, &plan(FAST), 10), 0, "the upgrade hands out no fresh burst");
+        assert_eq!(admitted(&limiter, &plan(FAST), 200), 95, "the upgrade hands out no fresh burst");
         assert_eq!(limiter.len(), 1);
     }
 
     #[test]
-    fn ops08_an_upgrade_serves_again_within_two_of_its_bursts() {
+    fn ops08_an_upgrade_serves_at_once_what_is_left_of_it() {
         let (limiter, clock) = planned();
-        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5); // a minute is owed
-        let wait = wait(&limiter, &plan(FAST)).unwrap();
-        assert_eq!(wait, Duration::from_millis(1_010), "one burst of debt, and one cell");
-        clock.advance(wait);
-        assert!(admits(&limiter, &plan(FAST)));
+        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5);
+        assert_eq!(admitted(&limiter, &plan(FAST), 200), 95);
+        assert_eq!(wait(&limiter, &plan(FAST)), Some(Duration::from_millis(10)));
         clock.advance(Duration::from_secs(1));
         assert_eq!(admitted(&limiter, &plan(FAST), 200), 100);
     }
 
     #[test]
-    fn going_back_to_the_former_plan_does_not_bring_the_debt_back() {
+    fn going_back_to_the_former_plan_gives_back_no_cells() {
         let (limiter, clock) = planned();
         assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5);
-        assert!(!admits(&limiter, &plan(FAST))); // denied, and yet cut to two seconds
-        clock.advance(Duration::from_secs(2));
-        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5);
+        assert!(admits(&limiter, &plan(FAST)));
+        // Six are used of five. Two come back at the rate of the plan that decided last.
+        assert_eq!(wait(&limiter, &plan(SLOW)), Some(Duration::from_millis(20)));
+        clock.advance(Duration::from_millis(20));
+        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 1);
+        assert_eq!(wait(&limiter, &plan(SLOW)), Some(Duration::from_secs(12)));
     }
 
     #[test]
-    fn a_downgrade_keeps_what_is_owed() {
+    fn after_a_downgrade_what_is_used_comes_back_at_the_former_rate() {
         let (limiter, clock) = planned();
-        assert_eq!(admitted(&limiter, &plan(FAST), 200), 100); // one second is owed
-        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 4, "59 of 60 seconds are free: four cells of twelve");
+        assert_eq!(admitted(&limiter, &plan(FAST), 200), 100);
+        assert_eq!(wait(&limiter, &plan(SLOW)), Some(Duration::from_millis(960)), "four used of five");
+        assert_eq!(wait(&limiter, &plan(SLOW)), Some(Duration::from_millis(960)), "a denial makes nothing longer");
         clock.advance(Duration::from_secs(1));
-        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 1);
+        assert_eq!(admitted(&limiter, &plan(SLOW), 10), 5);
     }
 }
 
@@ -259,24 +261,27 @@ mod control {
     }
 
     #[test]
-    fn a_peek_shows_no_more_debt_than_a_decision_would_find() {
+    fn a_peek_shows_the_plan_that_decided_and_changes_nothing() {
         let slow = Quota::per_minute(5);
         let (limiter, _clock) = limiter([Policy::global(Quota::per_second(100)).quota_by(move |_| Some(slow))]);
         assert_eq!(admitted(&limiter, &Request::new(()), 10), 5);
-        assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().until_full(), Duration::from_secs(2));
-        assert!(!admits(&limiter, &Request::new(())), "and nothing was cut by looking");
+        for _ in 0..2 {
+            let standing = limiter.peek("global", Key::GLOBAL).unwrap();
+            assert_eq!((standing.quota(), standing.until_full()), (slow, Duration::from_secs(60)));
+        }
+        assert!(!admits(&limiter, &Request::new(())));
     }
 
     #[test]
-    fn a_cost_that_can_never_be_granted_cuts_like_any_other_decision() {
+    fn a_cost_that_can_never_be_granted_converts_nothing() {
         let fast = Quota::per_second(100);
         let (limiter, clock) = limiter([Policy::global(Quota::per_minute(5))
             .quota_by(move |head| head.headers().contains_key("fast").then_some(fast))
             .cost_by(|head| if head.headers().contains_key("fast") { 1_000 } else { 1 })]);
         assert_eq!(admitted(&limiter, &Request::new(()), 10), 5);
         assert!(!admits(&limiter, &with_header("fast", "1")));
-        clock.advance(Duration::from_secs(2));
-        assert_eq!(admitted(&limiter, &Request::new(()), 10), 5);
+        clock.advance(Duration::from_secs(12));
+        assert_eq!(admitted(&limiter, &Request::new(()), 10), 1);
     }
 
     #[test]
@@ -316,8 +321,9 @@ mod control {
         assert!(!admits(&limiter, &request));
     }
 
+    /// A denial may convert a bucket: where the denying quota is faster.
     #[test]
-    fn a_refund_returns_nothing_to_a_bucket_that_was_cut() {
+    fn a_refund_returns_nothing_to_a_bucket_that_was_converted() {
         let (limiter, _clock) =
             limiter([Policy::global(Quota::per_minute(5)).quota_by(|head| head.extensions().get::<Quota>().copied())]);
         let mut first = None;
@@ -326,9 +332,10 @@ mod control {
             first.get_or_insert(allowed);
         }
         let mut fast = Request::new(());
-        fast.extensions_mut().insert(Quota::per_second(100));
-        assert!(!admits(&limiter, &fast)); // cut from a minute to two seconds
+        fast.extensions_mut().insert(Quota::per_second(100).burst(2));
+        assert_eq!(wait(&limiter, &fast), Some(Duration::from_millis(40)));
         let before = limiter.peek("global", Key::GLOBAL).unwrap().until_full();
+        assert_eq!(before, Duration::from_millis(50));
         limiter.refund(first.unwrap());
         assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().until_full(), before);
     }
