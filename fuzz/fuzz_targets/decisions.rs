@@ -4,7 +4,7 @@
 #[path = "../../tests/support/exact.rs"]
 mod exact;
 
-use exact::{Asked, Step, agree};
+use exact::{Asked, Step, agree, agree_on_one};
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
     fuzz_target,
@@ -39,8 +39,10 @@ impl From<Op> for Step {
     }
 }
 
-fuzz_target!(|input: (Vec<Op>, bool, bool)| {
-    let (steps, second, sweeping) = input;
+fuzz_target!(|input: (Vec<Op>, bool, bool, Vec<(u32, u8, u8)>)| {
+    let (steps, second, sweeping, one) = input;
     let steps: Vec<Step> = steps.into_iter().take(256).map(Step::from).collect();
     agree(&steps, second, sweeping);
+    let one = one.into_iter().take(256).map(|(by, cost, quota)| (by.into(), u32::from(cost) % 25, quota % 8));
+    agree_on_one(&one.collect::<Vec<_>>());
 });
