@@ -5,7 +5,8 @@
 //! granted.
 
 use super::{
-    local_buckets::{BucketGuard, PolicyBuckets},
+    bucket_guard::BucketGuard,
+    local_buckets::PolicyBuckets,
     policy_set::{PolicySet, is_near_limit},
     remembered::Remembered,
 };

@@ -3,13 +3,13 @@
 //! This file selects between a map, a mutex and an atomic, and counts the generations that make
 //! receipts void. It must not know of decisions over several policies.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use super::{
     atomic_bucket::AtomicBucket,
+    bucket_guard::{BucketGuard, chosen, lock},
     keyed_buckets::{KeyedBuckets, KeyedGuard},
     policy_set::PolicySet,
-    remembered::Remembered,
 };
 use crate::{
     bucket::{Bucket, Evaluation, MAX_SLACK, furthest},
@@ -22,7 +22,7 @@ use crate::{
     store::{Placement, Sweepable},
     sweeper::{self, Sweeping},
     sync::{
-        Mutex, MutexGuard,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -383,77 +383,6 @@ impl PolicyBuckets {
             Storage::Atomic { .. } | Storage::Locked { .. } => None,
         }
     }
-}
-
-/// One bucket, locked, unless it is the atomic one.
-pub(super) enum BucketGuard<'a> {
-    Atomic(&'a AtomicBucket),
-    Keyed(KeyedGuard<'a>),
-    Locked(MutexGuard<'a, (Bucket, Basis)>),
-    /// No bucket, for a request that cannot have one.
-    Nothing,
-}
-
-impl BucketGuard<'_> {
-    /// The bucket as it is, and what it was last decided by.
-    #[inline(always)]
-    pub(super) fn read(&self, asked: Basis) -> (Bucket, Remembered) {
-        match self {
-            Self::Atomic(atomic) => {
-                let (bucket, cell) = atomic.read();
-                let same = cell == asked.quota.cell_nanos();
-                (bucket, if same { Remembered::Asked } else { Remembered::Other(cell) })
-            }
-            Self::Keyed(guard) => guard.read(asked),
-            Self::Locked(locked) => (locked.0, Remembered::of(locked.1, asked)),
-            Self::Nothing => (Bucket::default(), Remembered::Nothing),
-        }
-    }
-
-    /// The quota that was chosen for the key.
-    pub(super) fn plan(&self) -> Option<Quota> {
-        match self {
-            Self::Keyed(guard) => chosen(guard.basis()),
-            Self::Locked(locked) => chosen(Some(locked.1)),
-            Self::Atomic(_) | Self::Nothing => None,
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn placement(&self) -> Placement {
-        match self {
-            Self::Keyed(guard) => guard.placement(),
-            Self::Atomic(_) | Self::Locked(_) | Self::Nothing => Placement::Own,
-        }
-    }
-
-    /// Writes a bucket that `basis` has decided, unless it is atomic and no longer as it was
-    /// `found`. True where it was written. `None` leaves what the bucket remembers.
-    #[inline(always)]
-    pub(super) fn write(&mut self, found: Bucket, bucket: Bucket, basis: Option<Basis>) -> bool {
-        match self {
-            Self::Atomic(atomic) => {
-                return match basis {
-                    None => atomic.exchange(found, bucket),
-                    Some(basis) => atomic.convert(found, bucket, basis.quota),
-                };
-            }
-            Self::Keyed(guard) => guard.write(bucket, basis),
-            Self::Locked(locked) => **locked = (bucket, basis.unwrap_or(locked.1)),
-            Self::Nothing => {}
-        }
-        true
-    }
-}
-
-/// The quota, if it was chosen for the key and is not the policy's own.
-fn chosen(basis: Option<Basis>) -> Option<Quota> {
-    basis.filter(|basis| basis.planned).map(|basis| basis.quota)
-}
-
-/// No panic can leave a bucket half-written, because nothing panics while it is locked.
-fn lock(bucket: &Mutex<(Bucket, Basis)>) -> MutexGuard<'_, (Bucket, Basis)> {
-    bucket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(all(test, tower_quota_loom))]

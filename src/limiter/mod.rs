@@ -27,6 +27,7 @@ mod admin;
 mod admission;
 mod atomic_bucket;
 mod attempt;
+mod bucket_guard;
 mod builder;
 mod error;
 mod into_limiter;
