@@ -107,7 +107,6 @@ impl Bucket {
     }
 
     /// A bucket with this backlog.
-    #[cfg(any(test, feature = "redis"))]
     pub(crate) fn with_backlog(now: Timestamp, backlog: Nanos) -> Self {
         Self(now.saturating_add(backlog))
     }

@@ -16,7 +16,7 @@
 //! let policy = Policy::per(Header::new("x-api-key"), FREE)
 //!     .named("plan")
 //!     .quota_by(|head| match head.extensions().get::<Plan>()? {
-//!         Plan::Free => None,
+//!         Plan::Free => Some(FREE),
 //!         Plan::Pro => Some(Quota::per_second(100)),
 //!     })
 //!     .cost_by(|head| if head.uri().path().starts_with("/export") { 10 } else { 1 })
@@ -231,6 +231,8 @@ impl Policy {
     /// fresh burst by it. A client that has used more than the burst of a smaller plan is denied
     /// until enough has come back, at the rate of the larger one. Over Redis a bucket belongs to
     /// its quota, and a change begins anew.
+    ///
+    /// So `None` does not end a plan while its key is busy: choose the smaller quota instead.
     ///
     /// The choice must not depend on anything that a client can vary from request to request. That
     /// belongs into the key.

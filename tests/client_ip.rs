@@ -536,3 +536,23 @@ proptest! {
         }
     }
 }
+
+/// Bare IPv6 in `Forwarded`: a client chooses its port, and must not choose its key with it.
+#[test]
+fn a_port_makes_no_key_where_more_than_the_network_counts() {
+    for (client, addresses) in [
+        (behind_ten(), ["fe80::5", "64:ff9b::c000"]),
+        (behind_ten().v6_prefix(128), ["2001:db8::5", "2001:db8::6"]),
+        (behind_ten().v6_prefix(96), ["2001:db8::5", "2001:db8::6"]),
+    ] {
+        for address in addresses {
+            let (limiter, _clock) = limiter([Policy::per(client.clone().forwarded(), Quota::per_hour(1))]);
+            let with_port = (1_000..2_000).filter(|port| {
+                let mut request = from_ip(ip("10.0.0.1"));
+                request.headers_mut().insert(FORWARDED, format!("for=\"{address}:{port}\"").parse().unwrap());
+                admits(&limiter, &request)
+            });
+            assert_eq!(with_port.count(), 1, "{address}");
+        }
+    }
+}

@@ -8,7 +8,10 @@ mod support;
 use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -18,9 +21,10 @@ use proptest::prelude::*;
 use support::{admits, admitted, from_ip, limiter, wait, with_header};
 use tower_quota::{
     Decision, Key, Limiter, Policy, Quota,
+    clock::Clock,
     decision::Reason,
     key::{Header, PeerIp, key_fn},
-    limiter::BlockError,
+    limiter::{BlockError, Sweep},
     policy::Ban,
 };
 
@@ -88,6 +92,52 @@ fn two_counts_that_take_the_same_time_are_two_counts() {
         limiter.set_quota("p", Quota::per_hour(2)).unwrap();
         assert_eq!(admitted(&limiter, &from_ip(A), 3), 1);
     }
+}
+
+/// The clock is read between the reading of the bucket and its exchange: there it does what another thread may do.
+#[test]
+fn a_change_of_quota_and_a_reset_within_a_decision_harm_no_later_one() {
+    static LIMITER: OnceLock<Limiter> = OnceLock::new();
+    static ARMED: AtomicBool = AtomicBool::new(false);
+    let clock = Clock::from_fn(|| {
+        if ARMED.swap(false, Ordering::SeqCst) {
+            let limiter = LIMITER.get().unwrap();
+            limiter.set_quota("g", Quota::per_second(1_000)).unwrap();
+            assert!(admits(limiter, &Request::new(())));
+            limiter.reset("g", Key::GLOBAL).unwrap();
+        }
+        Duration::from_secs(1)
+    });
+    let policy = Policy::global(Quota::every(DAY)).named("g");
+    let limiter =
+        LIMITER.get_or_init(|| Limiter::builder().policy(policy).clock(clock).sweep(Sweep::Manual).build().unwrap());
+    ARMED.store(true, Ordering::SeqCst);
+    assert!(admits(limiter, &Request::new(())));
+    let remaining = limiter.peek("g", Key::GLOBAL).unwrap().remaining();
+    assert!(remaining >= 998, "a day is owed: {remaining} of 1,000 are left");
+}
+
+/// A denial is by the quota of the bucket, also beside a change of it.
+#[test]
+fn a_change_of_quota_beside_decisions_denies_nobody_who_has_cells() {
+    let [slow, fast] = [Quota::per(1_000_000_000, DAY), Quota::per_second(1_000_000_000)];
+    let (limiter, clock) = limiter([Policy::global(slow).named("g")]);
+    clock.set(DAY);
+    limiter.charge("g", Key::GLOBAL, 100_000_000).unwrap();
+    let changing = AtomicBool::new(true);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while changing.load(Ordering::Relaxed) {
+                    assert!(admits(&limiter, &Request::new(())));
+                }
+            });
+        }
+        for n in 0..100_000 {
+            limiter.set_quota("g", if n % 2 == 0 { fast } else { slow }).unwrap();
+        }
+        changing.store(false, Ordering::Relaxed);
+    });
 }
 
 /// What is used stays used, in whatever way plans alternate.

@@ -209,11 +209,19 @@ impl ClientIp {
             (Trust::Proxies(proxies), _) if !trusts(proxies, peer) => peer,
             (Trust::Proxies(_) | Trust::Hops(_), Field::Single(name)) => single(headers, name),
             (Trust::Proxies(proxies), Field::XForwardedFor) => walk(proxies, peer, forwarded::x_forwarded_for(headers)),
-            (Trust::Proxies(proxies), Field::Forwarded) => walk(proxies, peer, forwarded::forwarded(headers)),
+            (Trust::Proxies(proxies), Field::Forwarded) => {
+                walk(proxies, peer, forwarded::forwarded(headers, self.counts_more_than_64_bits()))
+            }
             (Trust::Hops(n), Field::XForwardedFor) => forwarded::x_forwarded_for(headers).nth(n - 1)?,
-            (Trust::Hops(n), Field::Forwarded) => forwarded::forwarded(headers).nth(n - 1)?,
+            (Trust::Hops(n), Field::Forwarded) => {
+                forwarded::forwarded(headers, self.counts_more_than_64_bits()).nth(n - 1)?
+            }
         };
         address.map(|address| address.to_canonical())
+    }
+
+    fn counts_more_than_64_bits(&self) -> bool {
+        self.prefixes.v6_bits() > 64
     }
 
     fn field_name(&self) -> &HeaderName {
@@ -251,7 +259,7 @@ impl ClientIp {
         let before = match &self.field {
             Field::Single(_) => None,
             Field::XForwardedFor => entry_before(address, forwarded::x_forwarded_for(headers)),
-            Field::Forwarded => entry_before(address, forwarded::forwarded(headers)),
+            Field::Forwarded => entry_before(address, forwarded::forwarded(headers, self.counts_more_than_64_bits())),
         };
         match (address.filter(|address| !trusts(proxies, Some(*address))), before) {
             (Some(address), Some(client)) => Forwarding::BeforeLast { address, value: suspicions::value_of(client) },

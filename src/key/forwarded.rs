@@ -15,6 +15,8 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use super::into_key;
+
 /// The entries of all `X-Forwarded-For` lines, which are one list (RFC 9110 §5.3), from the right.
 /// An entry that is not an address is `None`.
 pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
@@ -22,8 +24,9 @@ pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Optio
 }
 
 /// The entries of all `Forwarded` lines, from the right. An entry that is not an address is `None`.
-pub(super) fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
-    entries(headers, &header::FORWARDED, element)
+/// `whole` says whether more than the first 64 bits of an IPv6 address matter.
+pub(super) fn forwarded(headers: &HeaderMap, whole: bool) -> impl Iterator<Item = Option<IpAddr>> {
+    entries(headers, &header::FORWARDED, move |line| element(line, whole))
 }
 
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -75,7 +78,7 @@ pub(super) fn address(entry: &[u8]) -> Option<IpAddr> {
 }
 
 /// A `forwarded-element` (RFC 7239 §4), read from its end.
-fn element(line: &[u8]) -> Split<'_> {
+fn element(line: &[u8], whole: bool) -> Split<'_> {
     let mut node = None;
     let mut named = false;
     let mut end = line.len();
@@ -86,7 +89,7 @@ fn element(line: &[u8]) -> Split<'_> {
         let pair = trim(&line[begin..end]);
         if let Some(value) = for_value(pair) {
             // Given twice, it is ambiguous (§4 forbids it).
-            node = if named { None } else { node_address(value) };
+            node = if named { None } else { node_address(value, whole) };
             named = true;
         }
         match begin.checked_sub(1).map(|at| line[at]) {
@@ -137,11 +140,11 @@ fn for_value(pair: &[u8]) -> Option<&[u8]> {
 /// The address of a node (§6). `unknown`, obfuscated identifiers and anything else are no address.
 /// Text that the grammar wants in quotes is also read without them, because it is unambiguous, and
 /// so is IPv6 without brackets, as several gateways send it.
-fn node_address(value: &[u8]) -> Option<IpAddr> {
+fn node_address(value: &[u8], whole: bool) -> Option<IpAddr> {
     let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
     let text = str::from_utf8(value).ok()?;
     if !text.starts_with('[') && text.bytes().filter(|byte| *byte == b':').count() > 1 {
-        return bare_ipv6(text);
+        return bare_ipv6(text, whole);
     }
     let (inside, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map(|(inside, port)| (ipv6(inside), port))?,
@@ -151,15 +154,16 @@ fn node_address(value: &[u8]) -> Option<IpAddr> {
 }
 
 /// An IPv6 address without brackets. A port may follow where the text shows that it is one: after
-/// eight groups, or with five digits. Where the last group may be a port, and the network depends
-/// on it, the text is no address: a client chooses its port and the end of its address, and must
-/// not choose its network with them.
-fn bare_ipv6(text: &str) -> Option<IpAddr> {
+/// eight groups, or with five digits. Where the last group may be a port, and what counts of the
+/// address depends on it, the text is no address: a client chooses its port and the end of its
+/// address, and must not choose its key with them.
+fn bare_ipv6(text: &str, whole_counts: bool) -> Option<IpAddr> {
     let before_port =
         text.rsplit_once(':').filter(|(_, port)| is_node_port(port)).and_then(|(address, _)| ipv6(address));
     match (ipv6(text), before_port) {
         (Some(IpAddr::V6(whole)), Some(IpAddr::V6(short))) => {
-            (whole.segments()[..4] == short.segments()[..4]).then_some(IpAddr::V6(whole))
+            let same = whole.segments()[..4] == short.segments()[..4];
+            (same && !whole_counts && !into_key::counts_whole(whole)).then_some(IpAddr::V6(whole))
         }
         (whole, short) => whole.or(short),
     }

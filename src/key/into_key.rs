@@ -189,11 +189,22 @@ pub(super) fn network(address: IpAddr, v4: u8, v6: u8, hasher: &KeyHasher) -> Ke
         IpAddr::V4(address) => ipv4_prefix(address, v4),
         IpAddr::V6(address) => match embedded_ipv4(address) {
             Some(embedded) => ipv4_prefix(embedded, v4),
-            // A /64 contains all hosts of a link, and that of the loopback other addresses.
-            None if address.is_unicast_link_local() || address.is_loopback() => hasher.ipv6(address),
+            None if is_of_many_clients(address) => hasher.ipv6(address),
             None => ipv6_prefix(address, v6, hasher),
         },
     }
+}
+
+/// Whether the /64 around the address is that of many: all hosts of a link, or, around the
+/// loopback, other addresses.
+#[inline(always)]
+fn is_of_many_clients(address: Ipv6Addr) -> bool {
+    address.is_unicast_link_local() || address.is_loopback()
+}
+
+/// Whether more counts of this address than its first 64 bits, whatever the prefix.
+pub(super) fn counts_whole(address: Ipv6Addr) -> bool {
+    is_of_many_clients(address) || embedded_ipv4(address).is_some()
 }
 
 /// The IPv4 address in a mapped one (`::ffff:0:0/96`), or in one that a translator has made of it

@@ -264,6 +264,10 @@ impl Prefixes {
         Self { v6: bits, ..self }
     }
 
+    pub(super) fn v6_bits(self) -> u8 {
+        self.v6
+    }
+
     #[inline]
     pub(super) fn network(self, address: IpAddr) -> ClientNetwork {
         ClientNetwork { address, prefixes: self }

@@ -36,7 +36,8 @@ impl AtomicBucket {
         Self { bits: AtomicU64::new(0), cell: AtomicU64::new(cell.get()), converting: Mutex::new(()) }
     }
 
-    /// The bucket and the time of a cell. While it is converted, the bucket is as far ahead as
+    /// The bucket and the time of a cell, which belong together if the bucket [is still](Self::is)
+    /// the same afterwards, or is exchanged. While it is converted, the bucket is as far ahead as
     /// numbers go.
     #[inline(always)]
     pub(super) fn read_unchecked(&self) -> (Bucket, Nanos) {
@@ -50,12 +51,18 @@ impl AtomicBucket {
     pub(super) fn read(&self) -> (Bucket, Nanos) {
         loop {
             let found = self.read_unchecked();
-            if found.0.to_bits() != CLOSED {
+            if found.0.to_bits() != CLOSED && self.is(found.0) {
                 return found;
             }
             // Until it is converted.
             drop(self.converting.lock().unwrap_or_else(PoisonError::into_inner));
         }
+    }
+
+    /// Whether the bucket is still as it was `found`: a conversion leaves it different.
+    #[inline]
+    pub(super) fn is(&self, found: Bucket) -> bool {
+        self.bits.load(Ordering::Acquire) == found.to_bits()
     }
 
     /// Exchanges the bucket if it is still as it was `found`. True where it was.
@@ -80,8 +87,33 @@ impl AtomicBucket {
         self.cell.store(quota.cell_nanos().get(), Ordering::Release);
         // Different, so that no thread that has read the time of a cell before exchanges it.
         let after = after.to_bits().min(CLOSED - 1);
-        self.bits.store(if after == found { after + 1 } else { after }, Ordering::Release);
+        let after = match after {
+            same if same == found && same < CLOSED - 1 => same + 1,
+            same if same == found => same - 1,
+            after => after,
+        };
+        self.bits.store(after, Ordering::Release);
         true
+    }
+}
+
+#[cfg(all(test, not(tower_quota_loom)))]
+mod tests {
+    use super::*;
+
+    /// Otherwise whoever reads it next waits for ever.
+    #[test]
+    fn no_bucket_is_as_far_ahead_as_a_closed_one() {
+        let [old, new] = [Quota::per_hour(1), Quota::per_hour(2)];
+        for bits in CLOSED - 3..=CLOSED {
+            let bucket = AtomicBucket::new(old.cell_nanos());
+            assert!(bucket.exchange(Bucket::default(), Bucket::from_bits(bits)));
+            for quota in [new, old] {
+                let (found, _) = bucket.read_unchecked();
+                assert!(found.to_bits() < CLOSED && bucket.convert(found, Bucket::from_bits(bits), quota));
+                assert!(bucket.read().0 != found, "a conversion leaves another number");
+            }
+        }
     }
 }
 

@@ -195,7 +195,11 @@ impl PolicyBuckets {
                 }
                 // A closed bucket is beyond the horizon.
                 let (evaluation, now) = self.evaluate(bucket, demand, clock)?;
-                if !evaluation.is_granted() || atomic.exchange(bucket, evaluation.after) {
+                // A denial writes nothing, and so does not see whether what was read belongs
+                // together.
+                let decided =
+                    if evaluation.is_granted() { atomic.exchange(bucket, evaluation.after) } else { atomic.is(bucket) };
+                if decided {
                     return Some(FastPath { evaluation, now, generation });
                 }
             },
@@ -345,8 +349,11 @@ impl PolicyBuckets {
             // Under the lock: a later request has the new generation and a bucket that is not reset
             // again.
             self.advance_generation(key);
-            if guard.write(found, Bucket::default(), None) {
-                return !found.is_idle(clock.now());
+            // Not as it was before the first request: a thread that has read that would exchange
+            // it.
+            let now = clock.now();
+            if guard.write(found, Bucket::with_backlog(now, Nanos::ZERO), None) {
+                return !found.is_idle(now);
             }
         }
     }

@@ -35,6 +35,8 @@ pub(super) struct QuotaTable {
     recent: AtomicU16,
     names: Mutex<Names>,
     reclaiming: Mutex<()>,
+    /// Whether a quota found no number. Reported when no bucket is locked.
+    overflowed: AtomicBool,
 }
 
 /// A basis in words. They change only while the number is free.
@@ -53,7 +55,6 @@ struct Names {
     free: Vec<u16>,
     /// The largest number that was ever given.
     last: u16,
-    reported: bool,
 }
 
 /// How many slots are there from the beginning.
@@ -77,6 +78,7 @@ impl QuotaTable {
             recent: AtomicU16::new(0),
             names: Mutex::default(),
             reclaiming: Mutex::default(),
+            overflowed: AtomicBool::new(false),
         }
     }
 
@@ -119,9 +121,7 @@ impl QuotaTable {
         let known = names.ids.get(&basis).copied();
         let unused = || names.free.pop().or_else(|| (names.last < LAST).then(|| names.last + 1));
         let Some(id) = known.or_else(unused) else {
-            if !std::mem::replace(&mut names.reported, true) {
-                events::too_many_quotas();
-            }
+            self.overflowed.store(true, Ordering::Relaxed);
             return QuotaId::default();
         };
         names.last = names.last.max(id);
@@ -150,6 +150,10 @@ impl QuotaTable {
     /// waits for that lock, and sees it. A thread that locks a bucket later sees that the number is
     /// retired.
     pub(super) fn reclaim(&self, see_all: impl FnOnce(&mut dyn FnMut(QuotaId))) {
+        // Before anything is locked.
+        if self.overflowed.swap(false, Ordering::Relaxed) {
+            events::too_many_quotas();
+        }
         let _one_at_a_time = self.reclaiming.lock().unwrap_or_else(PoisonError::into_inner);
         if self.names.lock().unwrap_or_else(PoisonError::into_inner).ids.len() <= FEW {
             return;

@@ -64,7 +64,7 @@ pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {
     tracing::warn!(policy, keys, max_keys, "the policy stores over 80 % of its maximum number of keys");
 }
 
-/// Reported once for each policy.
+/// Reported at most once for each sweep.
 pub(crate) fn too_many_quotas() {
     #[cfg(feature = "tracing")]
     tracing::warn!(
