@@ -320,8 +320,8 @@ impl Policy {
     }
 
     /// Sets how many keys of one network (IPv4 /16, IPv6 /40) may have a bucket at once; a 64th of
-    /// [`max_keys`](Self::max_keys) unless set, or 4,096 if that is more. So one network cannot
-    /// fill the map for all others.
+    /// [`max_keys`](Self::max_keys) unless set, or 4,096 if that is more, but at most three
+    /// quarters. So one network cannot fill the map for all others.
     ///
     /// Raise it where many clients come from one network: inside of a company all of 10.1.0.0/16
     /// is one. With `usize::MAX` a network may fill the map. A global policy ignores it, and so do

@@ -304,3 +304,25 @@ fn threads_that_settle_and_refund_leave_exactly_what_was_used() {
         assert!(standing.remaining() < 5, "they used all that there was");
     }
 }
+
+/// A charge for what a request has cost keeps the plan that has decided since.
+#[test]
+fn a_late_charge_is_in_cells_and_changes_no_plan() {
+    let [pro, free] = [Quota::per_hour(1_000), Quota::per_hour(10)];
+    let policy = tokens(free).quota_by(|head| head.extensions().get::<Quota>().copied());
+    let (limiter, _clock) = support::limiter([policy]);
+    let admission = Arc::new(Mutex::new(None));
+    let inner = Arc::clone(&admission);
+    let mut service = RateLimitLayer::new(&limiter).admissions().layer(service_fn(move |request: Request<()>| {
+        inner.lock().unwrap().get_or_insert(request.extensions().get::<Admission>().unwrap().clone());
+        ready(Ok::<_, Infallible>(Response::new(String::new())))
+    }));
+    for plan in [pro, free] {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(plan);
+        drop(service.call(request));
+    }
+    admission.lock().unwrap().as_ref().unwrap().charge("tokens", 3).unwrap();
+    let standing = limiter.peek("tokens", Key::GLOBAL).unwrap();
+    assert_eq!((standing.quota(), standing.remaining()), (free, 5));
+}

@@ -97,8 +97,15 @@ fn one_network_fills_its_share_and_locks_out_no_other() {
 fn a_small_map_serves_the_clients_of_one_network() {
     for max_keys in [100, 1_000, 4_096_u16] {
         let (limiter, _clock) = limiter([Policy::per(PeerIp, HOUR).max_keys(max_keys.into())]);
-        for host in 0..max_keys {
+        for host in 0..max_keys * 3 / 4 {
             assert_eq!(admitted(&limiter, &from_ip(address(0x0a01, host)), 5), 3, "{host} of {max_keys}");
+        }
+        // Whatever else comes from there, others have room.
+        for host in 0..10_000 {
+            let _ = limiter.decide(&from_ip(address(0x0a01, host)));
+        }
+        for network in 0..max_keys / 8 {
+            assert_eq!(admitted(&limiter, &from_ip(address(0x0b00 + network, 1)), 5), 3, "{network} of {max_keys}");
         }
     }
 }

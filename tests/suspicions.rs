@@ -60,8 +60,14 @@ fn what_makes_many_clients_one_is_reported_once_with_a_remedy() {
 
     // A balancer that appends its own address, which is not in the list.
     let google = |n: u8| forwarded(proxy, &format!("{}, 34.120.5.6", client(n)));
-    assert_one(&warnings(&trusted, (0..50).map(google)), ["one address", "balancer's own address"]);
+    assert_one(&warnings(&trusted, (0..50).map(google)), ["one address", "your balancer's own"]);
     assert_eq!(warnings(&trusted, (0..50).map(google)), none, "once");
+
+    // The same by a count of hops, after health checks.
+    let by_hops = by(ClientIp::hops(1));
+    let checks = warnings(&by(PeerIp), (0..2_000).map(|_| from_ip(Ipv4Addr::LOCALHOST)));
+    assert_eq!(checks, none);
+    assert_eq!(warnings(&by_hops, (0..50).map(google)), none, "once, whoever counts");
 
     // A proxy with a public address that is not in the list; before, clients that each forge one value.
     let by_peer = by(PeerIp);
@@ -77,7 +83,7 @@ fn what_makes_many_clients_one_is_reported_once_with_a_remedy() {
     // A layer around a router.
     let by_route = by(MatchedPath);
     assert_one(
-        &warnings(&by_route, (0..50).map(|_| Request::new(()))),
+        &warnings(&by_route, (0..150).map(|_| Request::new(()))),
         ["no request so far has a route", "Router::layer"],
     );
     assert_eq!(warnings(&by_route, (0..50).map(|_| Request::new(()))), none, "once");

@@ -249,8 +249,8 @@ impl ClientIp {
     /// What the request shows of proxies that are missing in the list, or that send nothing.
     #[cold]
     fn examine(&self, peer: IpAddr, address: Option<IpAddr>, headers: &HeaderMap) -> Forwarding {
-        let Trust::Proxies(proxies) = &self.trust else { return Forwarding::Plain };
-        if !trusts(proxies, Some(peer)) {
+        let trusted = |address| matches!(&self.trust, Trust::Proxies(proxies) if trusts(proxies, Some(address)));
+        if matches!(self.trust, Trust::Proxies(_)) && !trusted(peer) {
             return ip::examine_peer(peer, headers);
         }
         if !headers.contains_key(self.field_name()) {
@@ -261,7 +261,7 @@ impl ClientIp {
             Field::XForwardedFor => entry_before(address, forwarded::x_forwarded_for(headers)),
             Field::Forwarded => entry_before(address, forwarded::forwarded(headers, self.counts_more_than_64_bits())),
         };
-        match (address.filter(|address| !trusts(proxies, Some(*address))), before) {
+        match (address.filter(|address| !trusted(*address)), before) {
             (Some(address), Some(client)) => Forwarding::BeforeLast { address, value: suspicions::value_of(client) },
             _ => Forwarding::Sent,
         }

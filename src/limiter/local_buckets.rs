@@ -273,11 +273,12 @@ impl PolicyBuckets {
         }
     }
 
-    /// Charges what a request has cost beyond its receipt, to the same bucket.
+    /// Charges what a request has cost beyond its receipt, to the same bucket. Another quota that
+    /// has decided since stays: cells are cells.
     fn charge_beyond(&self, receipt: &Receipt, cells: u32, clock: &Clock) {
         let quota = receipt.outcome.quota;
         let basis = |plan| Basis { quota, planned: plan == Some(quota) };
-        self.charge_guarded(self.guard_of(receipt), receipt.key, cells, clock, basis, quota);
+        self.charge_guarded(self.guard_of(receipt), receipt.key, cells, clock, basis, (quota, true));
     }
 
     /// Charges `cells` whether or not they are there, and returns how the bucket stands afterwards.
@@ -286,12 +287,13 @@ impl PolicyBuckets {
         let guard = self.guard(key);
         let tracked = !matches!(guard.placement(), Placement::Full | Placement::Untracked);
         let basis = |plan: Option<Quota>| Basis { quota: plan.unwrap_or(own), planned: plan.is_some() };
-        let (quota, backlog) = self.charge_guarded(guard, key, cells, clock, basis, own);
+        let (quota, backlog) = self.charge_guarded(guard, key, cells, clock, basis, (own, false));
         (quota, if tracked { backlog } else { Nanos::ZERO })
     }
 
-    /// Charges by what `choose` returns for the quota that was chosen for the key, if something of
-    /// it is used.
+    /// Charges by what `choose` returns for the quota that was chosen for the key. `own` is what a
+    /// bucket counts by that remembers nothing. `stays` says whether the quota of a bucket stays of
+    /// which something is used.
     fn charge_guarded(
         &self,
         mut guard: BucketGuard<'_>,
@@ -299,21 +301,22 @@ impl PolicyBuckets {
         cells: u32,
         clock: &Clock,
         choose: impl Fn(Option<Quota>) -> Basis,
-        own: Quota,
+        (own, stays): (Quota, bool),
     ) -> (Quota, Nanos) {
         loop {
             let (found, remembered) = guard.read(Basis { quota: own, planned: false });
             let now = clock.now();
-            let basis = choose(guard.plan().filter(|_| !found.is_idle(now)));
+            let used = !found.is_idle(now);
+            let basis = choose(guard.plan().filter(|_| used || stays));
             let (quota, cell) = (basis.quota, remembered.cell(own));
             self.allow_quota(quota);
             // A slower quota charges cells of the faster one, and does not take over: a charge is
             // no reason for cells to take longer.
-            let keeps = quota.cell_nanos() > cell && !found.is_idle(now);
-            let (bucket, after_cell, basis) = if keeps {
-                (found, cell, None)
+            let keeps = used && (stays || quota.cell_nanos() > cell);
+            let (bucket, after_cell) = if keeps {
+                (found, cell)
             } else {
-                (found.converted(now, cell, quota.cell_nanos()), quota.cell_nanos(), Some(basis))
+                (found.converted(now, cell, quota.cell_nanos()), quota.cell_nanos())
             };
             let [cost, burst] = [cells, quota.burst_size()].map(|cells| after_cell.saturating_mul(cells.into()));
             let after = bucket.charge(now, cost, furthest(burst, self.slack()));
@@ -325,7 +328,9 @@ impl PolicyBuckets {
             if after_cell != cell {
                 self.advance_generation(key);
             }
-            if guard.write(found, after, basis) {
+            // A slot of the overflow table is never of a plan.
+            let shared = guard.placement() == Placement::Overflow;
+            if guard.write(found, after, (!keeps && !(shared && basis.planned)).then_some(basis)) {
                 return (quota, backlog);
             }
         }

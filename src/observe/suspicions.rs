@@ -35,7 +35,7 @@ pub(crate) enum Forwarding {
 }
 
 /// How many values one address sends before it seems to be a proxy's.
-const VALUES: u32 = 5;
+const VALUES: u32 = 10;
 
 /// How many requests a trusted proxy sends without the field before that seems wrong. Health checks
 /// of balancers have none either.
@@ -43,9 +43,11 @@ const WITHOUT_FIELD: u32 = 10;
 
 /// How many requests have no route before the layer seems to be in the wrong place.
 #[cfg(feature = "axum")]
-const WITHOUT_ROUTE: u32 = 10;
+const WITHOUT_ROUTE: u32 = 100;
 
-static TO_EXAMINE: AtomicU32 = AtomicU32::new(1_000);
+/// A request that shows nothing of proxies counts once, and another one a hundred times: health
+/// checks that come first do not end the examination.
+static TO_EXAMINE: AtomicU32 = AtomicU32::new(100_000);
 static FORWARDING: Mutex<Examined> = Mutex::new(Examined::new());
 
 /// What was seen in the requests so far.
@@ -163,7 +165,8 @@ pub(crate) fn forwarding(examine: impl FnOnce() -> Forwarding) {
 fn add_forwarding(forwarding: Forwarding) {
     // Two threads may count one request. Then more are examined.
     let left = TO_EXAMINE.load(Ordering::Relaxed);
-    TO_EXAMINE.store(left.saturating_sub(1), Ordering::Relaxed);
+    let counts = if matches!(forwarding, Forwarding::Plain) { 1 } else { 100 };
+    TO_EXAMINE.store(left.saturating_sub(counts), Ordering::Relaxed);
     let report = FORWARDING.lock().unwrap_or_else(PoisonError::into_inner).add(forwarding);
     #[cfg(feature = "tracing")]
     match report {
@@ -174,9 +177,10 @@ fn add_forwarding(forwarding: Forwarding) {
              these requests are counted as one client, the proxy (health checks look like this)"
         ),
         Some(Report::BeforeLast) => tracing::warn!(
-            remedy = "add the balancer's own address to `ClientIp::behind([...])`, or count `ClientIp::hops(2)`",
+            remedy = "if the address is your balancer's own, add it to `ClientIp::behind([...])` or count one hop more; \
+                      never add that of a client's proxy",
             "requests of many clients are counted by one address; \
-             it may be that of a balancer that appends its own address to the field"
+             it may be that of a balancer that appends its own address to the field, or of a client's proxy"
         ),
         Some(Report::Ignored) => tracing::warn!(
             remedy = "count by `ClientIp::behind([...])` with the proxy's network in the list",

@@ -6,7 +6,7 @@
 //! A bucket with a backlog is never evicted: forgetting it would give its client a fresh burst. So
 //! a full store takes no new keys until time has emptied some. An attacker must not be able to fill
 //! it by itself. Therefore one coarse network (IPv4 /16, IPv6 /40) may have at most 1/64 of the
-//! cap, or 4,096 keys if that is more, unless its policy says otherwise. New keys beyond that, and
+//! cap, or most of a small map, unless its policy says otherwise. New keys beyond that, and
 //! all new keys at the cap, share the slots of a fixed table: one for each network, or for each
 //! hash where a key contains no address. A flood from one network uses that network's slot and no
 //! other.
@@ -58,9 +58,11 @@ impl Cap {
     }
 
     /// The number of keys that one coarse network may have: unless set, a 64th, and at least 4,096,
-    /// so that a small map serves all clients of one network.
+    /// so that a small map serves the clients of one network. But at most three quarters, so that
+    /// there is room for others.
     fn share(self) -> u32 {
-        let share = self.per_network.unwrap_or((self.max_keys / 64).max(4_096));
+        let some = self.max_keys.div_ceil(4).saturating_mul(3).min(4_096);
+        let share = self.per_network.unwrap_or((self.max_keys / 64).max(some));
         u32::try_from(share).unwrap_or(u32::MAX)
     }
 }
@@ -235,9 +237,9 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_a_64th_and_at_least_4_096_unless_set() {
+    fn a_share_is_a_64th_or_most_of_a_small_map_unless_set() {
         let share = |max| Cap::new(max, AtCap::Deny).share();
-        assert_eq!([1, 4_096, 1_000_000].map(share), [4_096, 4_096, 15_625]);
+        assert_eq!([1, 100, 1_000, 10_000, 1_000_000].map(share), [3, 75, 750, 4_096, 15_625]);
         assert_eq!(Cap { per_network: Some(7), ..Cap::new(1_000_000, AtCap::Deny) }.share(), 7);
     }
 }
