@@ -329,8 +329,9 @@ impl PolicyBuckets {
                 self.advance_generation(key);
             }
             // A slot of the overflow table is never of a plan.
-            let shared = guard.placement() == Placement::Overflow;
-            if guard.write(found, after, (!keeps && !(shared && basis.planned)).then_some(basis)) {
+            let not_of_it = basis.planned && guard.placement() == Placement::Overflow;
+            let remembers = if keeps || not_of_it { None } else { Some(basis) };
+            if guard.write(found, after, remembers) {
                 return (quota, backlog);
             }
         }
