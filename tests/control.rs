@@ -117,29 +117,6 @@ fn a_change_of_quota_and_a_reset_within_a_decision_harm_no_later_one() {
     assert!(remaining >= 998, "a day is owed: {remaining} of 1,000 are left");
 }
 
-/// A denial is by the quota of the bucket, also beside a change of it.
-#[test]
-fn a_change_of_quota_beside_decisions_denies_nobody_who_has_cells() {
-    let [slow, fast] = [Quota::per(1_000_000_000, DAY), Quota::per_second(1_000_000_000)];
-    let (limiter, clock) = limiter([Policy::global(slow).named("g")]);
-    clock.set(DAY);
-    limiter.charge("g", Key::GLOBAL, 100_000_000).unwrap();
-    let changing = AtomicBool::new(true);
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while changing.load(Ordering::Relaxed) {
-                    assert!(admits(&limiter, &Request::new(())));
-                }
-            });
-        }
-        for n in 0..100_000 {
-            limiter.set_quota("g", if n % 2 == 0 { fast } else { slow }).unwrap();
-        }
-        changing.store(false, Ordering::Relaxed);
-    });
-}
-
 /// What is used stays used, in whatever way plans alternate.
 #[test]
 fn plans_to_and_fro_admit_the_largest_burst_once() {

@@ -326,3 +326,37 @@ fn a_late_charge_is_in_cells_and_changes_no_plan() {
     let standing = limiter.peek("tokens", Key::GLOBAL).unwrap();
     assert_eq!((standing.quota(), standing.remaining()), (free, 5));
 }
+
+/// A late charge for a key that has lost its place goes to the slot that it shares: as many cells.
+#[test]
+fn a_late_charge_of_a_plan_is_in_cells_of_a_shared_slot() {
+    let [own, pro] = [Quota::per_hour(10), Quota::per_hour(1_000)];
+    let by_user = key_fn(|head| head.extensions().get::<u64>().copied());
+    let policy = Policy::per(by_user, own).named("tokens").max_keys(1);
+    let policy = policy.quota_by(|head| head.extensions().get::<Quota>().copied());
+    let (limiter, clock) = support::limiter([policy]);
+    let admission = Arc::new(Mutex::new(None));
+    let inner = Arc::clone(&admission);
+    let mut service = RateLimitLayer::new(&limiter).admissions().layer(service_fn(move |request: Request<()>| {
+        inner.lock().unwrap().get_or_insert(request.extensions().get::<Admission>().unwrap().clone());
+        ready(Ok::<_, Infallible>(Response::new(String::new())))
+    }));
+    let mut ask = |user: u64, plan: Option<Quota>| {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(user);
+        plan.map(|plan| request.extensions_mut().insert(plan));
+        drop(service.call(request));
+    };
+    ask(1, Some(pro));
+    clock.advance(Duration::from_secs(60));
+    limiter.sweep();
+    ask(2, None);
+    let left = |limiter: &Limiter| {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(3_u64);
+        (0..20).filter(|_| limiter.decide(&request).is_allowed()).count()
+    };
+    admission.lock().unwrap().as_ref().unwrap().charge("tokens", 4).unwrap();
+    // One slot for all keys without a place, in a map of one.
+    assert_eq!(left(&limiter), 6);
+}

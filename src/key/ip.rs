@@ -190,18 +190,20 @@ impl From<SocketAddr> for PeerAddr {
 /// The address of the connection's other end, unmapped. `None` when the server does not provide it.
 #[inline(always)]
 pub(super) fn peer(extensions: &Extensions) -> Option<IpAddr> {
-    let address = extensions.get::<PeerAddr>().map(|address| address.0);
+    // An IP address from the start, because a copy of a socket address is larger.
+    let address = extensions.get::<PeerAddr>().map(|address| address.0.ip());
     #[cfg(feature = "axum")]
     let address = address.or_else(|| {
         use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
-        let served = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-        served.or_else(|| extensions.get::<MockConnectInfo<SocketAddr>>().map(|info| info.0))
+        let served = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        served.or_else(|| extensions.get::<MockConnectInfo<SocketAddr>>().map(|info| info.0.ip()))
     });
     #[cfg(feature = "tonic")]
-    let address = address.or_else(|| extensions.get::<tonic::transport::server::TcpConnectInfo>()?.remote_addr());
+    let address =
+        address.or_else(|| Some(extensions.get::<tonic::transport::server::TcpConnectInfo>()?.remote_addr()?.ip()));
     // Last, because it may be another address than the peer's.
-    let address = address.or_else(|| extensions.get::<SocketAddr>().copied());
-    address.map(|address| address.ip().to_canonical())
+    let address = address.or_else(|| extensions.get::<SocketAddr>().map(SocketAddr::ip));
+    address.map(|address| address.to_canonical())
 }
 
 /// A connection whose other end is unknown.

@@ -17,9 +17,8 @@ use crate::{
 
 /// A bucket, and the time of a cell of the quota that it was last decided by.
 ///
-/// The two are read one after the other, and belong together if the bucket has not changed when it
-/// is exchanged: who changes the time of a cell closes the bucket meanwhile, and leaves it
-/// different.
+/// The two are read one after the other, and belong together if the bucket has not changed since: a
+/// conversion closes the bucket while it changes the time of a cell, and leaves another number.
 pub(super) struct AtomicBucket {
     bits: AtomicU64,
     cell: AtomicU64,
@@ -51,11 +50,12 @@ impl AtomicBucket {
     pub(super) fn read(&self) -> (Bucket, Nanos) {
         loop {
             let found = self.read_unchecked();
-            if found.0.to_bits() != CLOSED && self.is(found.0) {
+            if found.0.to_bits() == CLOSED {
+                // Waits until it is converted.
+                drop(self.converting.lock().unwrap_or_else(PoisonError::into_inner));
+            } else if self.is(found.0) {
                 return found;
             }
-            // Until it is converted.
-            drop(self.converting.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -153,6 +153,24 @@ mod models {
             threads.into_iter().for_each(|thread| thread.join().unwrap());
             let (found, cell) = bucket.read();
             assert_eq!(found.backlog(NOW).get(), 3 * cell.get());
+        });
+    }
+
+    /// Otherwise a cell of an hour may be read as many of a second.
+    #[test]
+    fn loom_what_is_read_beside_a_conversion_belongs_together() {
+        loom::model(|| {
+            let [old, new] = [10, 1_000].map(|cells| Quota::per_hour(cells).cell_nanos());
+            let of = |cell| Bucket::with_backlog(Timestamp::ORIGIN, cell);
+            let bucket = Arc::new(AtomicBucket::new(old));
+            assert!(bucket.exchange(Bucket::default(), of(old)));
+            let converting = thread::spawn({
+                let bucket = Arc::clone(&bucket);
+                move || assert!(bucket.convert(of(old), of(new), Quota::per_hour(1_000)))
+            });
+            let (found, cell) = bucket.read();
+            assert_eq!(found.backlog(Timestamp::ORIGIN), cell);
+            converting.join().unwrap();
         });
     }
 }

@@ -196,10 +196,11 @@ impl PolicyBuckets {
                 // A closed bucket is beyond the horizon.
                 let (evaluation, now) = self.evaluate(bucket, demand, clock)?;
                 // A denial writes nothing, and so does not see whether what was read belongs
-                // together.
-                let decided =
-                    if evaluation.is_granted() { atomic.exchange(bucket, evaluation.after) } else { atomic.is(bucket) };
-                if decided {
+                // together: the other path reads it again.
+                if !evaluation.is_granted() && !atomic.is(bucket) {
+                    return None;
+                }
+                if !evaluation.is_granted() || atomic.exchange(bucket, evaluation.after) {
                     return Some(FastPath { evaluation, now, generation });
                 }
             },
@@ -328,10 +329,7 @@ impl PolicyBuckets {
             if after_cell != cell {
                 self.advance_generation(key);
             }
-            // A slot of the overflow table is never of a plan.
-            let not_of_it = basis.planned && guard.placement() == Placement::Overflow;
-            let remembers = if keeps || not_of_it { None } else { Some(basis) };
-            if guard.write(found, after, remembers) {
+            if guard.write(found, after, (!keeps).then_some(basis)) {
                 return (quota, backlog);
             }
         }
@@ -486,6 +484,26 @@ mod models {
             let backlog = buckets.peek(Key::GLOBAL, demand.quota, &clock).1;
             // At least the later cells, which nobody has refunded.
             assert!(backlog >= later.added, "a backlog of {backlog:?} after {before:?}");
+        });
+    }
+
+    /// One cell is used, of ten or of fifty: nobody is denied.
+    #[test]
+    fn loom_a_denial_beside_a_conversion_is_by_one_quota() {
+        ::loom::model(|| {
+            let [old, new] = [Quota::per_hour(10), Quota::per_hour(1_000).burst(50)];
+            let (buckets, clock) = (Arc::new(PolicyBuckets::global(old, true)), Clock::from(ManualClock::new()));
+            let demand = |quota| Demand { key: Key::GLOBAL, quota, cells: 1, planned: false, shadow: false };
+            assert!(buckets.fast_path(&demand(old), &clock).unwrap().evaluation.is_granted());
+            let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
+            on_two_threads(
+                move || other.charge(Key::GLOBAL, 0, new, &its_clock),
+                || {
+                    // `None` is for the other path.
+                    let found = buckets.fast_path(&demand(new), &clock);
+                    assert!(found.is_none_or(|found| found.evaluation.is_granted()));
+                },
+            );
         });
     }
 }

@@ -188,10 +188,9 @@ impl Slot {
 
     #[inline(always)]
     fn is(&self, basis: Basis) -> bool {
-        let ([counts, period, cell], wanted) = (&self.words, words(basis));
-        counts.load(Ordering::Relaxed) == wanted[0]
-            && period.load(Ordering::Relaxed) == wanted[1]
-            && cell.load(Ordering::Relaxed) == wanted[2]
+        let ([counts, _, cell], wanted) = (&self.words, words(basis));
+        // With the same counts and the same time of a cell, any period decides alike.
+        counts.load(Ordering::Relaxed) == wanted[0] && cell.load(Ordering::Relaxed) == wanted[2]
     }
 
     fn write(&self, basis: Basis) {
