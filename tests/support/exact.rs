@@ -175,6 +175,8 @@ struct Receipt {
     at: i128,
     /// The level, what was added to it, in which generation, and in the time of which cell.
     added: Vec<((usize, u16), i128, u64, i128)>,
+    /// The generations of other levels of the same policies.
+    others: u64,
 }
 
 impl Model {
@@ -212,7 +214,22 @@ impl Model {
                 level.become_that_of(quota, plan, owed);
             }
         }
-        if longest == Some(0) { Ok(Receipt { at: self.now, added }) } else { Err(longest) }
+        let others = self.others(&added);
+        if longest == Some(0) { Ok(Receipt { at: self.now, added, others }) } else { Err(longest) }
+    }
+
+    fn others(&self, added: &[((usize, u16), i128, u64, i128)]) -> u64 {
+        let others = |bucket: (usize, u16)| {
+            let same_policy = self.levels.iter().filter(move |(other, _)| other.0 == bucket.0 && **other != bucket);
+            same_policy.map(|(_, level)| level.generation).sum::<u64>()
+        };
+        added.iter().map(|(bucket, ..)| others(*bucket)).sum()
+    }
+
+    /// Whether another key was converted since. Keys share generations by chance, so the limiter may then void the
+    /// receipt, and need not.
+    fn may_be_void(&self, receipt: &Receipt) -> bool {
+        self.others(&receipt.added) != receipt.others
     }
 
     fn refund(&mut self, receipt: &Receipt) {
@@ -254,7 +271,7 @@ pub(crate) fn agree(steps: &[Step], second: bool, sweeping: bool) {
                 }
             }
             Step::Refund => {
-                if let Some((allowed, receipt)) = last.take() {
+                if let Some((allowed, receipt)) = last.take().filter(|(_, receipt)| !model.may_be_void(receipt)) {
                     limiter.refund(allowed);
                     model.refund(&receipt);
                 }
