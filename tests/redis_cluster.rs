@@ -8,7 +8,7 @@ mod support;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use servers::{ENGINES, Engine, Server, eventually, within_a_minute};
+use servers::{ENGINES, Engine, Server, eventually, free_port, within_a_minute};
 use support::with_header;
 use tower_quota::{
     Decision, Policy, Quota,
@@ -367,8 +367,9 @@ async fn rds06_after_a_failover_the_new_primary_is_asked() {
 async fn the_rights_of_the_operations_page_suffice_in_a_cluster() {
     let (servers, _replica) = Server::cluster(Engine::Redis);
     let page = include_str!("../docs/redis.md");
-    let rights = page.split("`ACL ").nth(1).unwrap();
-    let (all, in_a_cluster) = (rights.split('`').next().unwrap(), rights.split('`').nth(2).unwrap());
+    let rights = |before: &str| page.split(before).nth(1).expect("the page has it").split('`').nth(1).unwrap();
+    let all = rights("- a single server, or the primary behind sentinels:").trim_start_matches("ACL ");
+    let in_a_cluster = rights("- a node of a cluster, also:");
     let command = format!("ACL {all} {in_a_cluster}");
     let command: Vec<&str> = command.split_whitespace().collect();
     let urls = servers.each_ref().map(|server| {
@@ -383,7 +384,7 @@ async fn the_rights_of_the_operations_page_suffice_in_a_cluster() {
 }
 
 #[test]
-fn outside_of_a_runtime_there_is_no_cluster_and_no_panic() {
+fn outside_of_a_runtime_a_cluster_is_done_without_and_nothing_panics() {
     let limiter = RedisLimiter::builder("redis://127.0.0.1", b"the secret of these tests", OnFailure::Closed)
         .cluster(Vec::<String>::new())
         .policy(by_header(FIVE))
@@ -398,13 +399,78 @@ fn outside_of_a_runtime_there_is_no_cluster_and_no_panic() {
     assert_eq!(decision.denied().unwrap().reason(), Reason::Unavailable);
 }
 
-/// The tasks end with the last handle: the one of the map, and that of each node.
+/// A slot that nobody has is looked for less and less often, and over the connections that there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_without_a_home_costs_no_connections() {
+    let node = Server::cluster_node(Engine::Redis);
+    assert_eq!(node.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "8191"]), "OK");
+    within_a_minute(|| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    let builder = RedisLimiter::builder(node.url(), b"the secret of these tests", OnFailure::Closed);
+    let limiter = connected(builder.cluster([""; 0]).policy(by_header(Quota::per_hour(1_000)))).await;
+    let count = |section: &str, name: &str| -> u32 {
+        let text = node.cli(&["INFO", section]);
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0");
+        line.trim_start_matches("calls=").split(',').next().unwrap().trim().parse().unwrap()
+    };
+    let connections = || count("stats", "total_connections_received:");
+    let looks = || count("commandstats", "cmdstat_cluster|slots:");
+    let by_the_test = connections();
+    assert_eq!(connections() - by_the_test, 1, "each question of the test is a connection");
+    let (before, looked_before) = (connections(), looks());
+    let mut denied = 0;
+    for key in 0..4_000 {
+        denied += u32::from(!decide(&limiter, &key.to_string()).await.is_allowed());
+    }
+    assert!(denied > 1_000, "half of the slots have no home");
+    assert!(connections() - before <= 2, "those of the test");
+    assert!(looks() - looked_before <= 20);
+}
+
+/// In both versions of the protocol, whatever the node prefers to be called.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_no_preferred_name_is_found() {
+    for preferred in ["hostname", "unknown-endpoint"] {
+        let bus = free_port().to_string();
+        let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-announce-ip", "127.0.0.1"];
+        let preferred = ["--cluster-preferred-endpoint-type", preferred];
+        let node = Server::start_with(Engine::Redis, &[&settings[..], &preferred].concat());
+        assert_eq!(node.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "OK");
+        within_a_minute(|| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+        for protocol in ["resp2", "resp3"] {
+            let url = format!("{}?protocol={protocol}", node.url());
+            let builder = RedisLimiter::builder(url, b"the secret of these tests", OnFailure::Closed);
+            let limiter = connected(builder.cluster([""; 0]).prefix(protocol).policy(by_header(FIVE))).await;
+            assert_eq!(admitted(&limiter, "a", 7).await, 5, "{preferred:?} {protocol}");
+        }
+    }
+}
+
+/// Nodes announce where they are, and are reached elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_reached_where_the_map_says() {
+    let (bus, announced) = (free_port().to_string(), free_port());
+    let port = announced.to_string();
+    let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-announce-port", &port];
+    let node = Server::start_with(Engine::Redis, &settings);
+    assert_eq!(node.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "OK");
+    within_a_minute(|| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    let actual = node.port;
+    let builder = RedisLimiter::builder(node.url(), b"the secret of these tests", OnFailure::Closed);
+    let builder = builder
+        .cluster([""; 0])
+        .map_address(move |host, port| (host.to_owned(), if port == announced { actual } else { port }));
+    let limiter = connected(builder.policy(by_header(FIVE))).await;
+    assert_eq!(admitted(&limiter, "a", 7).await, 5);
+}
+
+/// Whatever runs for a limiter ends with its last handle: no thread and no connection is left.
 #[tokio::test]
-async fn the_tasks_and_the_connections_end_with_the_last_handle() {
+async fn the_thread_and_the_connections_end_with_the_last_handle() {
     let (servers, _replica) = Server::cluster(Engine::Redis);
+    let clients = || servers.iter().map(|server| server.cli(&["CLIENT", "LIST", "TYPE", "NORMAL"]).lines().count() - 1);
     let limiter = connected(builder(&servers, OnFailure::Closed).policy(by_header(FIVE))).await;
-    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    assert!(tasks() >= 4, "one for the map, and one for each node");
+    eventually(|| async { clients().eq([1, 1, 1]) }).await;
+    assert!(decide(&limiter, "a").await.is_allowed());
     drop(limiter);
-    eventually(|| async { tasks() == 0 }).await;
+    eventually(|| async { clients().eq([0, 0, 0]) }).await;
 }

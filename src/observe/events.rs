@@ -17,7 +17,7 @@ pub(crate) struct Throttle {
 }
 
 impl Throttle {
-    #[cfg_attr(not(feature = "tracing"), allow(dead_code, reason = "there is no event to throttle"))]
+    #[cfg_attr(not(any(feature = "redis", feature = "tracing")), allow(dead_code, reason = "there is no event"))]
     fn opens(&self, now: Timestamp) -> bool {
         let minute = now.as_nanos() / Nanos::MINUTE.get() + 1;
         self.minute.load(Ordering::Relaxed) != minute && self.minute.swap(minute, Ordering::Relaxed) != minute
@@ -108,6 +108,40 @@ pub(crate) fn sweep_panicked() {
     tracing::error!("a sweep panicked; the next sweep runs as scheduled");
 }
 
+/// Who receives the events of a thread. A thread of the crate reports to whom the thread that
+/// started it does.
+#[cfg(feature = "redis")]
+pub(crate) struct Subscriber {
+    #[cfg(feature = "tracing")]
+    dispatch: tracing::Dispatch,
+}
+
+#[cfg(feature = "redis")]
+impl Subscriber {
+    pub(crate) fn current() -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            dispatch: tracing::dispatcher::get_default(Clone::clone),
+        }
+    }
+
+    #[cfg_attr(not(feature = "tracing"), allow(clippy::unused_self, reason = "nobody receives events"))]
+    pub(crate) fn enter<T>(&self, run: impl FnOnce() -> T) -> T {
+        // Without one, the process may still set one for all threads.
+        #[cfg(feature = "tracing")]
+        if !self.dispatch.is::<tracing::subscriber::NoSubscriber>() {
+            return tracing::dispatcher::with_default(&self.dispatch, run);
+        }
+        run()
+    }
+}
+
+#[cfg(feature = "redis")]
+pub(crate) fn no_redis_thread(error: &io::Error) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(%error, "cannot start the thread that talks to Redis; policies use the fallback");
+}
+
 #[cfg(feature = "redis")]
 pub(crate) fn redis_connected() {
     #[cfg(feature = "tracing")]
@@ -124,11 +158,14 @@ pub(crate) fn redis_key_error(reason: &str, throttle: &Throttle, now: Timestamp)
     }
 }
 
-/// Logged at most once a minute: an unstable server may be lost several times a second.
+/// Logged at most once a minute, because an unstable server may be lost several times a second, and
+/// where the reason is new. Returns whether it was.
 #[cfg(feature = "redis")]
-pub(crate) fn redis_lost(reason: &str, throttle: &Throttle, now: Timestamp) {
+pub(crate) fn redis_lost(reason: &str, throttle: &Throttle, is_new: bool, now: Timestamp) -> bool {
+    let opens = throttle.opens(now);
     #[cfg(feature = "tracing")]
-    if throttle.opens(now) {
-        tracing::warn!(reason, "Redis does not answer; policies use the fallback until it does");
+    if opens || is_new {
+        tracing::warn!(reason, "Redis is not used; policies use the fallback until it is");
     }
+    opens || is_new
 }

@@ -1,12 +1,11 @@
 //! Contains the decision over Redis: cached denials, one call for each slot, redirects, and the
 //! fallback.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use http::Request;
 use smallvec::{SmallVec, smallvec};
-use tokio::time::timeout;
 
 use super::{
     connection::Redirect,
@@ -201,16 +200,17 @@ impl RedisLimiter {
 
     async fn call(&self, demands: &RedisDemands, started: Timestamp) -> CallOutcome {
         let RedisParts { topology, config, set, .. } = &*self.parts;
-        let remaining = || config.call_timeout.saturating_sub(Duration::from(set.now().since(started)));
+        let call_timeout = config.limits.call_timeout;
         let Some(mut node) = topology.node_of(&demands[0]) else { return CallOutcome::Unanswered };
-        let (mut asking, mut split) = (false, false);
+        let (mut asking, mut split, mut redirected) = (false, false, false);
         // Once more than a migrating slot needs.
         for _ in 0..3 {
-            let left = remaining();
+            let left = call_timeout.saturating_sub(set.now().since(started).into());
             if left.is_zero() {
                 return CallOutcome::Unanswered;
             }
-            match node.acquire(Arc::clone(demands), asking, left).await {
+            // The node of a redirect may be new, and still connecting.
+            match node.acquire(Arc::clone(demands), asking, redirected, left).await {
                 None => return CallOutcome::Unanswered,
                 Some(WorkerReply::Decided(decided)) => return CallOutcome::Decided(node, decided),
                 // Some keys are there and some are not. Asking again helps only while they are
@@ -221,12 +221,9 @@ impl RedisLimiter {
                 Some(WorkerReply::Redirected(redirect)) => {
                     split = redirect.address.is_none();
                     asking = redirect.asking || (split && asking);
+                    redirected = true;
                     let Some(next) = topology.follow(node, &redirect) else { return CallOutcome::Unanswered };
                     node = next;
-                    if !node.is_up() {
-                        // The node may be new, and still connecting.
-                        let _ = timeout(remaining(), node.until_connected()).await;
-                    }
                 }
             }
         }

@@ -3,11 +3,15 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+#[cfg(feature = "redis-tls")]
+use super::tls::{Tls, TlsOptions};
 use super::{
+    address::{AddressError, Endpoint},
     connect::Server,
-    connection::Endpoint,
+    dial::{AddressMap, BoxError, CredentialsProvider, Dialer, RedisCredentials},
     error::{MIN_SECRET, RedisConfigError},
     fallback::{FallbackBuckets, OnFailure},
+    health::HealthLimits,
     leases::LeaseConfig,
     limiter::{RedisLimiter, RedisParts},
     lower_bounds::LowerBounds,
@@ -22,9 +26,20 @@ use crate::{
 };
 
 impl RedisLimiter {
-    /// Returns the builder of a limiter, with the server's address
-    /// (`redis://[user:password@]host[:port][/db]`), the secret under which this deployment's keys
-    /// are hashed, and what happens to requests when Redis does not answer.
+    /// Returns the builder of a limiter, with the server's address, the secret under which this
+    /// deployment's keys are hashed, and what happens to requests when Redis does not answer.
+    ///
+    /// The address is one of these, with `valkey` in place of `redis` if you like:
+    ///
+    /// | | |
+    /// |---|---|
+    /// | `redis://[user:password@]host[:port][/database]` | the port is 6379 and the database 0 unless written |
+    /// | `rediss://…` | the same over TLS; needs the feature `redis-tls` |
+    /// | `unix:///path[?db=0&user=…&pass=…]` | a unix socket |
+    /// | `…?protocol=resp3` | the third version of the protocol |
+    ///
+    /// Special characters of a user or password are percent-encoded. Where a name has several
+    /// addresses, each is tried in turn.
     ///
     /// Processes that share buckets need the same secret. Anyone who knows it can identify the keys
     /// in Redis.
@@ -39,7 +54,12 @@ impl RedisLimiter {
             exceptions: Vec::new(),
             policies: Vec::new(),
             timeout: Duration::from_millis(50),
+            stall: None,
             lease: None,
+            credentials: None,
+            address_map: None,
+            #[cfg(feature = "redis-tls")]
+            tls: TlsOptions::default(),
         }
     }
 }
@@ -58,7 +78,12 @@ pub struct RedisBuilder {
     exceptions: Vec<(String, OnFailure)>,
     policies: Vec<Policy>,
     timeout: Duration,
+    stall: Option<Duration>,
     lease: Option<LeaseConfig>,
+    credentials: Option<CredentialsProvider>,
+    address_map: Option<AddressMap>,
+    #[cfg(feature = "redis-tls")]
+    tls: TlsOptions,
 }
 
 impl RedisBuilder {
@@ -88,8 +113,92 @@ impl RedisBuilder {
     }
 
     /// Sets how long a request waits for Redis at most; 50 ms unless set.
+    ///
+    /// Connecting takes several round trips, which nobody waits for. Each may take twice this time,
+    /// and 500 ms or more.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets after which time without any answer no further request is sent, until an answer comes;
+    /// 10 ms, or four times the latency of the connection, unless set.
+    ///
+    /// Requests that wait already go on waiting, for the [`timeout`](Self::timeout). A longer time
+    /// rides out pauses of the server, such as a slow command of somebody else's; when the server
+    /// is lost, all requests of that time are delayed by the timeout. A shorter time delays fewer
+    /// requests then, and decides more of them without Redis when the server is only slow.
+    pub fn stall_after(mut self, time: Duration) -> Self {
+        self.stall = Some(time);
+        self
+    }
+
+    /// Sets who is asked for user and password, or a token in its place, at each login to a server
+    /// (of sentinels only the address is used). For credentials that end or rotate: IAM of AWS,
+    /// Entra ID, a vault.
+    ///
+    /// The closure runs on the limiter's own tokio runtime, and may take up to ten seconds. While
+    /// it fails there is no connection, [`OnFailure`] decides, and
+    /// [`last_error`](RedisLimiter::last_error) has the error.
+    ///
+    /// ```no_run
+    /// # use tower_quota::{Policy, Quota, redis::{OnFailure, RedisCredentials, RedisLimiter}};
+    /// # async fn token() -> Result<String, std::io::Error> { Ok(String::new()) }
+    /// # let secret = [0; 32];
+    /// let limiter = RedisLimiter::builder("redis://limits.example", secret, OnFailure::Open)
+    ///     .credentials(|| async { Ok::<_, std::io::Error>(RedisCredentials::new("limiter", token().await?)) })
+    ///     .policy(Policy::global(Quota::per_second(100)))
+    ///     .build();
+    /// ```
+    pub fn credentials<F, T, E>(mut self, provider: F) -> Self
+    where
+        F: Fn() -> T + Send + Sync + 'static,
+        T: Future<Output = Result<RedisCredentials, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.credentials = Some(Arc::new(move || {
+            let asked = provider();
+            Box::pin(async move { asked.await.map_err(Into::into) })
+        }));
+        self
+    }
+
+    /// Sets where servers are reached from here, given the host and port that they announce:
+    /// through a sentinel, or as nodes of a cluster. For servers behind NAT or in containers. As
+    /// announced, unless set.
+    pub fn map_address(mut self, map: impl Fn(&str, u16) -> (String, u16) + Send + Sync + 'static) -> Self {
+        self.address_map = Some(Arc::new(map));
+        self
+    }
+
+    /// Trusts the certificate authorities in this PEM, instead of those of the system. May be
+    /// called several times.
+    #[cfg(feature = "redis-tls")]
+    pub fn ca_certificate(mut self, pem: impl AsRef<[u8]>) -> Self {
+        self.tls.authorities.push(pem.as_ref().to_owned());
+        self
+    }
+
+    /// Shows servers this certificate: the chain and its private key, in PEM.
+    #[cfg(feature = "redis-tls")]
+    pub fn client_certificate(mut self, chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
+        self.tls.client = Some((chain.as_ref().to_owned(), key.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets the name that the certificate of each server must have; the host of its address unless
+    /// set. For nodes that are announced by an address, and whose certificate has a name.
+    #[cfg(feature = "redis-tls")]
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.tls.server_name = Some(name.into());
+        self
+    }
+
+    /// Accepts any certificate, of anybody, for any name and time. Who can reroute the connection
+    /// can then read the password and change limits. For tests only.
+    #[cfg(feature = "redis-tls")]
+    pub fn danger_accept_invalid_certificates(mut self) -> Self {
+        self.tls.accept_invalid = true;
         self
     }
 
@@ -108,17 +217,21 @@ impl RedisBuilder {
 
     /// Asks these sentinels (`redis://host:26379`) for the primary of this name, instead of
     /// connecting to the builder's address. User, password and database of that address are used
-    /// for the primary. Sentinels are asked one after the other, and again whenever the connection
-    /// is lost.
+    /// for the primary, and it has TLS if that address begins with `rediss://`; each sentinel's own
+    /// address says the same for the sentinel. Sentinels are asked one after the other, and again
+    /// whenever the connection is lost.
     pub fn sentinels<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>, primary: impl Into<String>) -> Self {
         self.sentinels = Some((urls.into_iter().map(Into::into).collect(), primary.into()));
         self
     }
 
     /// Connects to a cluster, of which these are further nodes (`redis://host:port`), in case the
-    /// first one is down. User and password of the builder's address are used for all nodes. Each
-    /// primary has a connection of its own. Without one of them [`OnFailure`] decides for the keys
-    /// that it has.
+    /// first one is down. User, password and TLS of the builder's address are used for all nodes.
+    /// Each primary has a connection of its own. Without one of them [`OnFailure`] decides for the
+    /// keys that it has.
+    ///
+    /// For a configuration endpoint, whose name has the addresses of several nodes, there are no
+    /// others: `.cluster([""; 0])`.
     ///
     /// Policies that count one principal are decided by one call. For several principals (an
     /// address, and the whole service) each primary is asked at the same time. Where one denies,
@@ -134,20 +247,38 @@ impl RedisBuilder {
     /// # Errors
     ///
     /// When [`limiter::Builder::build`](crate::limiter::Builder::build) fails for the policies;
-    /// when an address is invalid; when the prefix is empty, not printable ASCII, or contains a
-    /// brace; when the secret is shorter than 16 bytes; when a share is not above 0 and at most 1;
-    /// when the timeout is zero or above a minute; when leases have no cells, or last less than a
-    /// millisecond or more than ten seconds; when both sentinels and a cluster are given; and when
+    /// when an address is not accepted, or asks for TLS and the feature `redis-tls` is off; when
+    /// settings of TLS are invalid, or no address asks for it; when credentials are in the address
+    /// and from a provider; when the prefix is empty, not printable ASCII, or contains a brace;
+    /// when the secret is shorter than 16 bytes; when a share is not above 0 and at most 1; when
+    /// the timeout is zero or above a minute, or [`stall_after`](Self::stall_after) zero or above
+    /// the timeout; when leases have no cells, or last less than a millisecond or more than ten
+    /// seconds; when both sentinels and a cluster are given; and when
     /// [`on_failure_of`](Self::on_failure_of) names a policy that does not exist.
     pub fn build(self) -> Result<RedisLimiter, RedisConfigError> {
         self.check()?;
+        let servers = self.servers()?;
+        #[cfg_attr(not(feature = "redis-tls"), expect(unused_mut, reason = "there is no TLS to set"))]
+        let mut dialer = self.dialer();
+        #[cfg(feature = "redis-tls")]
+        {
+            dialer.tls = self.tls(&servers)?;
+        }
         let config = NodeConfig {
             prefix: self.prefix.clone(),
-            call_timeout: self.timeout,
+            limits: HealthLimits { call_timeout: self.timeout, stall: self.stall },
             counts: Arc::default(),
             lease: self.lease,
+            dialer: Arc::new(dialer),
+            io: Arc::default(),
         };
-        let topology = self.topology(&config)?;
+        let topology = match servers {
+            Servers::Cluster(seeds) => Topology::Cluster(Arc::new(Cluster::new(seeds, config.clone()))),
+            Servers::Single(server) => {
+                let probe = RedisDemand::probe(&self.prefix, |_| true);
+                Topology::Single(Arc::new(Node::new(server, probe, config.clone(), None)))
+            }
+        };
         let options =
             PolicySetOptions { hasher: Some(KeyHasher::with_secret(&self.secret)), ..PolicySetOptions::default() };
         let set = PolicySet::new(self.policies, options)?;
@@ -174,6 +305,9 @@ impl RedisBuilder {
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
             return Err(RedisConfigError::Timeout(self.timeout));
         }
+        if let Some(time) = self.stall.filter(|time| time.is_zero() || *time > self.timeout) {
+            return Err(RedisConfigError::StallAfter(time));
+        }
         if let Some(LeaseConfig { max, time }) = self.lease {
             if max == 0 || time < Duration::from_millis(1) || time > Duration::from_secs(10) {
                 return Err(RedisConfigError::Lease { max, time });
@@ -192,31 +326,71 @@ impl RedisBuilder {
         Ok(())
     }
 
-    fn topology(&self, config: &NodeConfig) -> Result<Topology, RedisConfigError> {
-        let first = Endpoint::parse(&self.url).ok_or(RedisConfigError::Address)?;
-        let server = match (&self.cluster, &self.sentinels) {
-            (Some(_), Some(_)) => return Err(RedisConfigError::SentinelsOfACluster),
+    fn servers(&self) -> Result<Servers, RedisConfigError> {
+        let first = Endpoint::parse(&self.url).map_err(RedisConfigError::Address)?;
+        if self.credentials.is_some() && (first.login.user.is_some() || first.login.password.is_some()) {
+            return Err(RedisConfigError::Credentials);
+        }
+        match (&self.cluster, &self.sentinels) {
+            (Some(_), Some(_)) => Err(RedisConfigError::SentinelsOfACluster),
             (Some(others), None) => {
-                first.node_address().ok_or(RedisConfigError::ClusterAddress)?;
+                let node = |url: &str| {
+                    let endpoint = Endpoint::parse_without_database(url)?;
+                    let address = endpoint.node_address().ok_or(AddressError::NoSockets)?;
+                    Ok((address, endpoint.uses_tls()))
+                };
+                node(&self.url).map_err(RedisConfigError::ClusterAddress)?;
                 let mut seeds = vec![first.clone()];
                 for url in others {
-                    let address = Endpoint::parse(url).and_then(|other| other.node_address());
-                    let (host, port) = address.ok_or(RedisConfigError::ClusterAddress)?;
-                    seeds.push(first.beside(&host, port));
+                    let (address, tls) = node(url).map_err(RedisConfigError::ClusterAddress)?;
+                    if tls != first.uses_tls() {
+                        return Err(RedisConfigError::ClusterOfBoth);
+                    }
+                    seeds.push(first.beside(address));
                 }
-                return Ok(Topology::Cluster(Arc::new(Cluster::new(seeds, config.clone()))));
+                Ok(Servers::Cluster(seeds))
             }
-            (None, Some((urls, _))) if urls.is_empty() => return Err(RedisConfigError::NoSentinel),
+            (None, Some((urls, _))) if urls.is_empty() => Err(RedisConfigError::NoSentinel),
             (None, Some((urls, name))) => {
-                let sentinels = urls.iter().map(|url| Endpoint::parse(url)).collect::<Option<_>>();
-                let sentinels = sentinels.ok_or(RedisConfigError::SentinelAddress)?;
-                Server::Sentinel { sentinels, name: name.clone(), primary: Box::new(first) }
+                let sentinels = urls.iter().map(|url| Endpoint::parse_without_database(url)).collect::<Result<_, _>>();
+                let sentinels = sentinels.map_err(RedisConfigError::SentinelAddress)?;
+                first.node_address().ok_or(RedisConfigError::Address(AddressError::NoSockets))?;
+                Ok(Servers::Single(Server::Sentinel { sentinels, name: name.clone(), primary: first }))
             }
-            (None, None) => Server::Direct(first),
-        };
-        let probe = RedisDemand::probe(&self.prefix, |_| true);
-        Ok(Topology::Single(Arc::new(Node::new(server, probe, config.clone(), None))))
+            (None, None) => Ok(Servers::Single(Server::Direct(first))),
+        }
     }
+
+    fn dialer(&self) -> Dialer {
+        let mut dialer = Dialer::new(self.timeout);
+        dialer.credentials.clone_from(&self.credentials);
+        dialer.address_map.clone_from(&self.address_map);
+        dialer
+    }
+
+    /// `None` where no address asks for it.
+    #[cfg(feature = "redis-tls")]
+    fn tls(&self, servers: &Servers) -> Result<Option<Tls>, RedisConfigError> {
+        let is_used = match servers {
+            Servers::Cluster(seeds) => seeds[0].uses_tls(),
+            Servers::Single(Server::Direct(endpoint)) => endpoint.uses_tls(),
+            Servers::Single(Server::Sentinel { sentinels, primary, .. }) => {
+                primary.uses_tls() || sentinels.iter().any(Endpoint::uses_tls)
+            }
+        };
+        match is_used {
+            true => self.tls.build().map(Some).map_err(RedisConfigError::Tls),
+            false if self.tls.is_default() => Ok(None),
+            false => Err(RedisConfigError::TlsWithoutAddress),
+        }
+    }
+}
+
+/// Where to connect to.
+enum Servers {
+    /// The known nodes of a cluster.
+    Cluster(Vec<Endpoint>),
+    Single(Server),
 }
 
 /// Shows neither the secret nor the address, which may contain a password.

@@ -1,14 +1,17 @@
-//! Contains how a server is found and connected to: directly or through sentinels, until the
-//! connection works.
+//! Contains how a server is found and connected to: directly, through sentinels, or as a node of a
+//! cluster, until the connection works.
 //!
 //! This file must not know when to connect.
 
 use std::{slice, time::Duration};
 
+use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
 use super::{
-    connection::{CallError, Connection, Endpoint},
+    address::{Address, Endpoint, NodeAddress},
+    connection::{CallError, Closed, Connection, SlotRange},
+    dial::{Dialer, Target},
     protocol::RedisDemand,
 };
 use crate::clock::Clock;
@@ -21,77 +24,162 @@ pub(super) enum Server {
         sentinels: Vec<Endpoint>,
         /// The name of the primary.
         name: String,
-        /// The login of the primary.
-        primary: Box<Endpoint>,
+        /// The login of the primary, and whether it has TLS.
+        primary: Endpoint,
     },
 }
-
-/// For connecting and testing the connection. No request waits for it.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// For one sentinel: the next one may answer.
-const SENTINEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection that works.
 pub(super) struct Connected {
     pub(super) connection: Connection,
+    pub(super) closed: Closed,
     /// How long an answer took.
     pub(super) latency: Duration,
+    /// Where the server is.
+    pub(super) address: Address,
+}
+
+/// How a connection is tested.
+#[derive(Clone, Copy)]
+pub(super) struct Test<'a> {
+    pub(super) probe: &'a RedisDemand,
+    /// A node of a cluster also works if it names another node for the probe, whose slot may be
+    /// migrating or have moved.
+    pub(super) in_cluster: bool,
+    pub(super) call_timeout: Duration,
 }
 
 impl Server {
-    /// Returns a connection that works: the scripts are there, they run and write, and answer in
-    /// time.
+    /// Returns a connection that works: the script runs there, writes, and answers in time.
     ///
-    /// A node of a cluster also works if it names another node for the probe, whose slot may be
-    /// migrating or have moved.
-    pub(super) async fn connect(
-        &self,
-        probe: &RedisDemand,
-        in_cluster: bool,
-        call_timeout: Duration,
-    ) -> Result<Connected, CallError> {
-        let endpoint = self.find().await?;
-        let connecting = async {
-            // The worker's timeout decides. The client's own only ends calls that nobody waits for
-            // any more.
-            let mut connection = Connection::open(endpoint, CONNECT_TIMEOUT, call_timeout.saturating_mul(2)).await?;
-            test(&mut connection, probe, in_cluster).await?;
-            let clock = Clock::system();
-            let start = clock.now();
-            let second = timeout(call_timeout, test(&mut connection, probe, in_cluster));
-            second.await.unwrap_or(Err(CallError::Timeout))?;
-            Ok(Connected { connection, latency: clock.now().since(start).into() })
-        };
-        let limit = CONNECT_TIMEOUT.max(call_timeout.saturating_mul(4));
-        timeout(limit, connecting).await.unwrap_or(Err(CallError::Timeout))
-    }
-
-    /// Where the server is now.
-    async fn find(&self) -> Result<Endpoint, CallError> {
+    /// The error has the address, and says what to do.
+    pub(super) async fn connect(&self, dialer: &Dialer, test: Test<'_>) -> Result<Connected, String> {
         let (sentinels, name, primary) = match self {
-            Self::Direct(endpoint) => return Ok(endpoint.clone()),
+            Self::Direct(endpoint) => return connect_to(dialer, endpoint, test).await,
             Self::Sentinel { sentinels, name, primary } => (sentinels, name, primary),
         };
-        let mut error = CallError::Timeout;
+        let mut failed = String::new();
+        let mut tried = Vec::new();
+        // One after the other: one that hangs, or that is behind the others, does not hide them.
         for sentinel in sentinels {
-            // One after the other, each with its own timeout, so that a hanging one does not hide
-            // the others.
-            match timeout(SENTINEL_TIMEOUT, sentinel.find_primary(name, primary)).await {
-                Ok(Ok(endpoint)) => return Ok(endpoint),
-                Ok(Err(failed)) => error = failed,
-                Err(_elapsed) => {}
+            let found = match find_primary(dialer, sentinel, name).await {
+                Ok(found) => primary.beside(dialer.map(found)),
+                Err(reason) => {
+                    failed = reason;
+                    continue;
+                }
+            };
+            if tried.contains(&found.address) {
+                continue;
             }
+            match connect_to(dialer, &found, test).await {
+                Ok(connected) => return Ok(connected),
+                Err(reason) => failed = format!("{reason} (named by the sentinel {})", sentinel.address),
+            }
+            tried.push(found.address);
         }
-        Err(match error {
-            CallError::Key(reason) => CallError::Connection(reason),
-            other => other,
-        })
+        Err(failed)
     }
 }
 
-async fn test(connection: &mut Connection, probe: &RedisDemand, in_cluster: bool) -> Result<(), CallError> {
-    match connection.acquire(slice::from_ref(probe), 1, false).await {
-        Err(CallError::Redirect(_)) if in_cluster => Ok(()),
-        answer => answer.map(drop),
+/// Asks a node of a cluster, over a connection of its own, where the slots are.
+pub(super) async fn slots(dialer: &Dialer, node: &Endpoint) -> Result<Vec<SlotRange>, String> {
+    let Some((host, _)) = &node.node_address() else { return Err("a unix socket is in no cluster".to_owned()) };
+    at_each_target(dialer, &node.address, |target| {
+        Box::pin(async move {
+            let (mut connection, _closed) = log_in(dialer, node, &target, true).await?;
+            let slots = dialer.within(connection.slots(host)).await;
+            slots.ok_or_else(|| dialer.no_answer("to CLUSTER SLOTS"))?.map_err(|error| explain(node, &error))
+        })
+    })
+    .await
+}
+
+async fn find_primary(dialer: &Dialer, sentinel: &Endpoint, name: &str) -> Result<NodeAddress, String> {
+    at_each_target(dialer, &sentinel.address, |target| {
+        Box::pin(async move {
+            let (mut connection, _closed) = log_in(dialer, sentinel, &target, false).await?;
+            let found = dialer.within(connection.primary(name)).await.ok_or_else(|| dialer.no_answer("to SENTINEL"))?;
+            let found = found.map_err(|error| explain(sentinel, &error))?;
+            found.ok_or_else(|| {
+                format!("the sentinel knows no primary of the name {name:?}: see SENTINEL MASTERS there")
+            })
+        })
+    })
+    .await
+}
+
+async fn connect_to(dialer: &Dialer, endpoint: &Endpoint, test: Test<'_>) -> Result<Connected, String> {
+    at_each_target(dialer, &endpoint.address, |target| {
+        Box::pin(async move {
+            let (mut connection, closed) = log_in(dialer, endpoint, &target, true).await?;
+            let loaded = dialer.within(connection.load_scripts()).await;
+            loaded.ok_or_else(|| dialer.no_answer("to SCRIPT LOAD"))?.map_err(|error| explain(endpoint, &error))?;
+            let first = dialer.within(test.run(&mut connection)).await;
+            first.ok_or_else(|| dialer.no_answer("to the script"))?.map_err(|error| explain(endpoint, &error))?;
+            let clock = Clock::system();
+            let start = clock.now();
+            let second = timeout(test.call_timeout, test.run(&mut connection)).await;
+            second
+                .map_err(|_elapsed| {
+                    format!("the server takes longer than {:?} to answer: raise `timeout`", test.call_timeout)
+                })?
+                .map_err(|error| explain(endpoint, &error))?;
+            let latency = clock.now().since(start).into();
+            Ok(Connected { connection, closed, latency, address: endpoint.address.clone() })
+        })
+    })
+    .await
+}
+
+impl Test<'_> {
+    pub(super) async fn run(self, connection: &mut Connection) -> Result<(), CallError> {
+        match connection.acquire(slice::from_ref(self.probe), 1, false).await {
+            Err(CallError::Redirect(_)) if self.in_cluster => Ok(()),
+            // The probe has no other key: what goes wrong with it goes wrong with all.
+            Err(CallError::Key(reason)) => Err(CallError::Connection(reason)),
+            answer => answer.map(drop),
+        }
+    }
+}
+
+/// Tries all addresses of a name in turn. The error has the address.
+async fn at_each_target<'a, T>(
+    dialer: &Dialer,
+    address: &Address,
+    attempt: impl Fn(Target) -> BoxFuture<'a, Result<T, String>>,
+) -> Result<T, String> {
+    let mut failed = String::new();
+    for target in dialer.targets(address).await.map_err(|reason| address.with(&reason))? {
+        let attempted = attempt(target.clone()).await;
+        dialer.used(&target, attempted.is_ok());
+        match attempted {
+            Ok(found) => return Ok(found),
+            Err(reason) => failed = reason,
+        }
+    }
+    Err(address.with(&failed))
+}
+
+async fn log_in(
+    dialer: &Dialer,
+    endpoint: &Endpoint,
+    target: &Target,
+    with_credentials: bool,
+) -> Result<(Connection, Closed), String> {
+    let login = if with_credentials { dialer.login(&endpoint.login).await? } else { endpoint.login.clone() };
+    let stream = dialer.dial(&endpoint.address, target).await?;
+    let opened =
+        dialer.within(Connection::open(stream, &login)).await.ok_or_else(|| dialer.no_answer("to the login"))?;
+    opened.map_err(|error| explain(endpoint, &error))
+}
+
+/// Why a new connection does not work.
+fn explain(endpoint: &Endpoint, error: &CallError) -> String {
+    match error {
+        CallError::Closed | CallError::Protocol if !endpoint.uses_tls() => {
+            format!("{}: if the server has TLS there, write rediss:// or valkeys://", error.reason())
+        }
+        error => error.reason().to_owned(),
     }
 }

@@ -4,96 +4,24 @@
 //! This is the only file that knows the client crate. It must not know when to connect, nor which
 //! server to ask.
 
-use std::time::Duration;
+use std::{error::Error, io, sync::Arc};
 
 use ::redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, IntoConnectionInfo as _,
-    RedisError, Value,
-    aio::MultiplexedConnection,
-    cmd,
-    io::tcp::TcpSettings,
-    pipe,
-    sentinel::{Sentinel, SentinelNodeConnectionInfo},
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, ProtocolVersion, RedisConnectionInfo, RedisError, Value,
+    aio::MultiplexedConnection, cmd, pipe,
 };
-use tokio::time::timeout;
+use futures_util::future::join_all;
+use tokio::{sync::oneshot, task::AbortHandle};
 
-use super::protocol::{ACQUIRE, RedisDemand, Reply, SETTLE, ServerTime, Settlement, SettlementPart};
-
-/// Host and port.
-pub(super) type NodeAddress = (String, u16);
-
-/// How to reach a server and log in there.
-#[derive(Clone, Debug)]
-pub(super) struct Endpoint(ConnectionInfo);
-
-impl Endpoint {
-    /// Reads the address of a server. Returns `None` where it is invalid. The client's own error is
-    /// not shown, because it may contain a password.
-    pub(super) fn parse(url: &str) -> Option<Self> {
-        let info = url.into_connection_info().ok()?;
-        Some(Self(without_delay(info)))
-    }
-
-    /// The host and port, if this is a node of a cluster: TCP, and database 0.
-    pub(super) fn node_address(&self) -> Option<NodeAddress> {
-        match self.0.addr() {
-            ConnectionAddr::Tcp(host, port) if self.0.redis_settings().db() == 0 => Some((host.clone(), *port)),
-            _ => None,
-        }
-    }
-
-    /// Another server with the same login.
-    pub(super) fn beside(&self, host: &str, port: u16) -> Self {
-        Self(self.0.clone().set_addr(ConnectionAddr::Tcp(host.to_owned(), port)))
-    }
-
-    /// Asks this sentinel for the primary of this name, and returns how to reach it with the login
-    /// of `primary`.
-    pub(super) async fn find_primary(&self, name: &str, primary: &Self) -> Result<Self, CallError> {
-        let login = SentinelNodeConnectionInfo::default().set_redis_connection_info(primary.0.redis_settings().clone());
-        let found = async { Sentinel::build(vec![self.0.clone()])?.async_master_for(name, Some(&login)).await };
-        let client = found.await.map_err(|error| CallError::of(&error))?;
-        Ok(Self(without_delay(client.get_connection_info().clone())))
-    }
-
-    /// Asks this node where the slots of its cluster are.
-    pub(super) async fn slots(&self, within: Duration) -> Result<Vec<SlotRange>, CallError> {
-        let asked = timeout(within, async {
-            let mut connection = open(self.0.clone(), within, within).await?;
-            cmd("CLUSTER").arg("SLOTS").query_async::<Value>(&mut connection).await
-        });
-        let answer = asked.await.unwrap_or_else(|_elapsed| Ok(Value::Nil)).map_err(|error| CallError::of(&error))?;
-        let ranges = match (&answer, self.0.addr()) {
-            (Value::Nil, _) => return Err(CallError::Timeout),
-            (Value::Array(ranges), ConnectionAddr::Tcp(itself, _)) => {
-                ranges.iter().map(|range| SlotRange::read(range, itself)).collect()
-            }
-            _ => None,
-        };
-        let ranges: Option<Vec<_>> = ranges.filter(|ranges: &Vec<_>| !ranges.is_empty());
-        ranges.ok_or_else(|| CallError::Connection("the node does not know the slots of its cluster".into()))
-    }
-}
-
-/// Disables Nagle's algorithm, which the client leaves on.
-fn without_delay(info: ConnectionInfo) -> ConnectionInfo {
-    info.set_tcp_settings(TcpSettings::default().set_nodelay(true))
-}
-
-async fn open(
-    info: ConnectionInfo,
-    connect_timeout: Duration,
-    response_timeout: Duration,
-) -> Result<MultiplexedConnection, RedisError> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(connect_timeout))
-        .set_response_timeout(Some(response_timeout))
-        .set_pipeline_buffer_size(1_024);
-    Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
-}
+use super::{
+    address::{Login, NodeAddress},
+    dial::BoxedStream,
+    protocol::{ACQUIRE, RedisDemand, Reply, SETTLE, Script, ServerTime, Settlement, SettlementPart},
+    reason,
+};
 
 /// A range of slots, and the primary that serves it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SlotRange {
     pub(super) first: u16,
     pub(super) last: u16,
@@ -113,46 +41,110 @@ impl SlotRange {
         let [host, port, more @ ..] = &primary[..] else { return None };
         let text = |value: &Value| match value {
             Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
+            Value::SimpleString(text) => Some(text.clone()),
             _ => None,
         };
         let host = match text(host) {
-            // The node prefers a host name and has none. Its address is in the metadata.
-            Some(unknown) if unknown == "?" => {
-                let Some(Value::Array(metadata)) = more.get(1) else { return None };
-                let at = metadata.iter().position(|name| text(name).as_deref() == Some("ip"))?;
-                text(metadata.get(at + 1)?)?
-            }
-            Some(host) if !host.is_empty() => host,
-            // A node that does not know its address is where it was asked.
-            _ => asked.to_owned(),
+            // The node prefers a host name and has none. Its address is in the metadata, if at all.
+            Some(unknown) if unknown == "?" => metadata_ip(more.get(1), text),
+            known => known,
         };
+        // A node that does not know its address is where it was asked.
+        let host = host.filter(|host| !host.is_empty()).unwrap_or_else(|| asked.to_owned());
         Some(Self { first: number(first)?, last: number(last)?, primary: (host, number(port)?) })
+    }
+
+    /// Reads the reply to `CLUSTER SLOTS`. `None` where it knows of no slots.
+    fn read_all(reply: &Value, asked: &str) -> Option<Vec<Self>> {
+        let Value::Array(ranges) = reply else { return None };
+        let ranges: Option<Vec<_>> = ranges.iter().map(|range| Self::read(range, asked)).collect();
+        ranges.filter(|ranges| !ranges.is_empty())
     }
 }
 
-/// A connection, with the names of the scripts there. Clones share it, and pipeline their calls.
+/// The address among pairs of a name and a value: a list of both in turn, or a map.
+fn metadata_ip(metadata: Option<&Value>, text: impl Fn(&Value) -> Option<String>) -> Option<String> {
+    let is_ip = |name: &Value| text(name).as_deref() == Some("ip");
+    match metadata? {
+        Value::Array(list) => list.chunks_exact(2).find(|pair| is_ip(&pair[0])).and_then(|pair| text(&pair[1])),
+        Value::Map(pairs) => pairs.iter().find(|(name, _)| is_ip(name)).and_then(|(_, value)| text(value)),
+        _ => None,
+    }
+}
+
+/// A connection. Clones share it, and pipeline their calls. It ends with the last clone.
 #[derive(Clone)]
 pub(super) struct Connection {
     multiplexed: MultiplexedConnection,
-    acquire: String,
-    settle: String,
+    _driver: Arc<AbortOnDrop>,
 }
 
+/// The task that reads and writes.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Receives an error when the connection has ended.
+pub(super) type Closed = oneshot::Receiver<()>;
+
 impl Connection {
-    /// Connects and loads the scripts. Calls that take longer than `response_timeout` are given up
-    /// by the client.
-    pub(super) async fn open(
-        endpoint: Endpoint,
-        connect_timeout: Duration,
-        response_timeout: Duration,
-    ) -> Result<Self, CallError> {
-        let opened = async {
-            let mut connection = open(endpoint.0, connect_timeout, response_timeout).await?;
-            let acquire = cmd("SCRIPT").arg("LOAD").arg(ACQUIRE).query_async(&mut connection).await?;
-            let settle = cmd("SCRIPT").arg("LOAD").arg(SETTLE).query_async(&mut connection).await?;
-            Ok(Self { multiplexed: connection, acquire, settle })
-        };
-        opened.await.map_err(|error: RedisError| CallError::of(&error))
+    /// Logs in.
+    pub(super) async fn open(stream: BoxedStream, login: &Login) -> Result<(Self, Closed), CallError> {
+        let Login { user, password, database, resp3 } = login;
+        // The name of the client library is not announced: it would take a right, and some proxies
+        // close the connection at it.
+        let mut info = RedisConnectionInfo::default().set_db(*database).set_skip_set_lib_name();
+        if *resp3 {
+            info = info.set_protocol(ProtocolVersion::RESP3);
+        }
+        if let Some(user) = user {
+            info = info.set_username(user);
+        }
+        if let Some(password) = password {
+            info = info.set_password(password);
+        }
+        // The worker has the timeouts.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(1_024);
+        let opened = MultiplexedConnection::new_with_config(&info, stream, config).await;
+        let (multiplexed, driver) = opened.map_err(|error| CallError::of(&error))?;
+        let (open, closed) = oneshot::channel();
+        let driver = tokio::spawn(async move {
+            driver.await;
+            drop::<oneshot::Sender<()>>(open);
+        });
+        Ok((Self { multiplexed, _driver: Arc::new(AbortOnDrop(driver.abort_handle())) }, closed))
+    }
+
+    /// Loads the scripts, so that none is dropped for others. A server or a proxy that forbids it
+    /// gets them in full.
+    pub(super) async fn load_scripts(&self) -> Result<(), CallError> {
+        let loads = [&*ACQUIRE, &*SETTLE].map(|script| {
+            let mut connection = self.multiplexed.clone();
+            async move { cmd("SCRIPT").arg("LOAD").arg(script.text).query_async::<Value>(&mut connection).await }
+        });
+        let failed = join_all(loads).await.into_iter().filter_map(Result::err);
+        match failed.into_iter().find(|error| error.code().is_none()) {
+            Some(error) => Err(CallError::of(&error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks a sentinel for the primary of this name. `None` where it knows none.
+    pub(super) async fn primary(&mut self, name: &str) -> Result<Option<NodeAddress>, CallError> {
+        let asked = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).to_owned();
+        asked.query_async(&mut self.multiplexed).await.map_err(|error| CallError::of(&error))
+    }
+
+    /// Asks a node of a cluster, at this host, where the slots are.
+    pub(super) async fn slots(&mut self, host: &str) -> Result<Vec<SlotRange>, CallError> {
+        let reply = cmd("CLUSTER").arg("SLOTS").query_async::<Value>(&mut self.multiplexed).await;
+        let reply = reply.map_err(|error| CallError::of(&error))?;
+        SlotRange::read_all(&reply, host)
+            .ok_or_else(|| CallError::Connection("the node does not know the slots of its cluster".into()))
     }
 
     /// Acquires the cells of `requests` requests, or of as many as are granted. `asking` tells a
@@ -171,7 +163,8 @@ impl Connection {
             }
             command
         };
-        let (by_name, in_full) = (call("EVALSHA", &self.acquire), || call("EVAL", ACQUIRE));
+        let Script { text, name } = &*ACQUIRE;
+        let (by_name, in_full) = (call("EVALSHA", name), || call("EVAL", text));
         let numbers = if asking {
             // In one pipeline, and in full, because it is not known which scripts that node has.
             let mut both = pipe();
@@ -194,8 +187,8 @@ impl Connection {
             }
             command
         };
-        let by_name = call("EVALSHA", &self.settle);
-        self.run::<i64>(by_name, || call("EVAL", SETTLE)).await.map(drop)
+        let Script { text, name } = &*SETTLE;
+        self.run::<i64>(call("EVALSHA", name), || call("EVAL", text)).await.map(drop)
     }
 
     async fn run<T: FromRedisValue>(&mut self, by_name: Cmd, in_full: impl FnOnce() -> Cmd) -> Result<T, CallError> {
@@ -254,22 +247,19 @@ impl Redirect {
 /// Why a call failed, and so what it means for other calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CallError {
+    /// The server has closed the connection.
+    Closed,
     /// The connection, or its server, serves no call.
     Connection(Box<str>),
     /// These keys cause the error. Calls for other keys may succeed.
     Key(Box<str>),
+    /// What answers does not speak the protocol of Redis.
+    Protocol,
     /// Another node has these keys.
     Redirect(Redirect),
     /// No answer in time. It is unknown whether the call has run, so no call is ever repeated.
     Timeout,
 }
-
-/// Errors that calls for all keys have. Before Redis 7 they are in the text of another error when a
-/// script has them.
-const SERVER_ERRORS: [&str; 9] =
-    ["READONLY", "LOADING", "MASTERDOWN", "OOM", "NOREPLICAS", "MISCONF", "BUSY", "NOPERM", "CLUSTERDOWN"];
-
-const IN_CLUSTER_MODE: &str = "the server is in cluster mode: list its nodes with `RedisBuilder::cluster`";
 
 impl CallError {
     fn of(error: &RedisError) -> Self {
@@ -280,26 +270,90 @@ impl CallError {
             return Self::Redirect(redirect);
         }
         let detail = error.detail().unwrap_or_default();
-        match error.code() {
+        match (error.code(), error.kind()) {
             // The script met a value of another type for these keys, or a number that is none.
-            Some(code @ ("WRONGTYPE" | "ERR")) if !SERVER_ERRORS.iter().any(|word| detail.contains(word)) => {
-                Self::Key(code.into())
+            (Some(code @ ("WRONGTYPE" | "ERR")), _) if !reason::is_of_server(detail) => {
+                Self::Key(reason::of_reply(code, detail).into())
             }
-            // Possible only without `RedisBuilder::cluster`: otherwise the keys of a call are in
-            // one slot.
-            Some("CROSSSLOT") => Self::Connection(IN_CLUSTER_MODE.into()),
-            Some(code) => Self::Connection(code.into()),
-            // Refused, reset, closed. Only the category is shown: the text may contain an address.
-            None => Self::Connection(error.category().into()),
+            (Some(code), _) => Self::Connection(reason::of_reply(code, detail).into()),
+            (None, ErrorKind::AuthenticationFailed) => Self::Connection(reason::LOGIN.into()),
+            (None, ErrorKind::Parse) => Self::Protocol,
+            (None, _) => {
+                // The client's error has an `Arc` of the system's.
+                let source = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+                let source = source.and_then(|source| source.downcast_ref::<io::Error>());
+                #[cfg(feature = "redis-tls")]
+                if let Some(reason) = source.and_then(super::tls::reason) {
+                    return Self::Connection(reason.into());
+                }
+                match source {
+                    Some(source) if source.get_ref().is_some() => Self::Connection(source.to_string().into()),
+                    _ if error.is_connection_dropped() => Self::Closed,
+                    Some(source) => Self::Connection(source.to_string().into()),
+                    None => Self::Connection(error.category().into()),
+                }
+            }
         }
     }
 
     /// For an event.
     pub(super) fn reason(&self) -> &str {
         match self {
+            Self::Closed => "the server closed the connection",
             Self::Connection(reason) | Self::Key(reason) => reason,
-            Self::Redirect(_) => IN_CLUSTER_MODE,
+            Self::Protocol => "what answers does not speak the protocol of Redis",
+            Self::Redirect(_) => reason::CLUSTER_MODE,
             Self::Timeout => "no answer in time",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    #[test]
+    fn a_node_is_where_it_says_and_otherwise_where_it_was_asked() {
+        let list = Value::Array(vec![text("hostname"), text("x"), text("ip"), text("10.0.0.1")]);
+        let map = Value::Map(vec![(text("ip"), text("10.0.0.2"))]);
+        let empty = Value::Map(vec![]);
+        for (host, metadata, expected) in [
+            (text("node.example"), None, "node.example"),
+            (Value::SimpleString("node.example".to_owned()), None, "node.example"),
+            (text("?"), Some(list), "10.0.0.1"),
+            (text("?"), Some(map), "10.0.0.2"),
+            (text("?"), Some(empty), "asked"),
+            (text("?"), None, "asked"),
+            (text(""), None, "asked"),
+            (Value::Nil, None, "asked"),
+        ] {
+            let mut primary = vec![host, Value::Int(7_000), text("id")];
+            primary.extend(metadata);
+            let range = Value::Array(vec![Value::Int(0), Value::Int(16_383), Value::Array(primary)]);
+            let read = SlotRange::read_all(&Value::Array(vec![range]), "asked").unwrap();
+            assert_eq!(read, [SlotRange { first: 0, last: 16_383, primary: (expected.to_owned(), 7_000) }]);
+        }
+    }
+
+    #[test]
+    fn a_reply_that_is_no_map_of_slots_is_none() {
+        let range =
+            |first: Value, primary: Value| Value::Array(vec![Value::Array(vec![first, Value::Int(1), primary])]);
+        let primary = || Value::Array(vec![text("host"), Value::Int(7_000)]);
+        for reply in [
+            Value::Nil,
+            Value::Array(vec![]),
+            Value::Array(vec![Value::Nil]),
+            range(Value::Int(-1), primary()),
+            range(text("0"), primary()),
+            range(Value::Int(0), text("host")),
+            range(Value::Int(0), Value::Array(vec![text("host"), Value::Int(70_000)])),
+        ] {
+            assert_eq!(SlotRange::read_all(&reply, "asked"), None, "{reply:?}");
         }
     }
 }

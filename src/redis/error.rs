@@ -2,6 +2,7 @@
 
 use std::{error, fmt, time::Duration};
 
+use super::address::AddressError;
 use crate::limiter::{ConfigError, UnknownPolicy};
 
 /// The shortest secret in bytes.
@@ -12,10 +13,14 @@ pub(super) const MIN_SECRET: usize = 16;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum RedisConfigError {
-    /// The address of the server is invalid.
-    Address,
-    /// The address of a node of a cluster has a database, or is not TCP.
-    ClusterAddress,
+    /// The address of the server is not accepted.
+    Address(AddressError),
+    /// The address of a node of a cluster is not accepted.
+    ClusterAddress(AddressError),
+    /// Some nodes of a cluster have TLS, and others do not.
+    ClusterOfBoth,
+    /// Both the address and a provider give credentials.
+    Credentials,
     /// The cells or the time of leases are out of range.
     #[non_exhaustive]
     Lease {
@@ -30,27 +35,36 @@ pub enum RedisConfigError {
     Policies(ConfigError),
     /// The prefix is empty, not printable ASCII, or contains a brace.
     Prefix(String),
-    /// The address of a sentinel is invalid.
-    SentinelAddress,
+    /// The address of a sentinel is not accepted.
+    SentinelAddress(AddressError),
     /// Both sentinels and the nodes of a cluster are given.
     SentinelsOfACluster,
     /// The share of [`OnFailure::Local`](super::OnFailure::Local) is not above 0 and at most 1.
     Share(f64),
     /// The secret is shorter than 16 bytes.
     ShortSecret,
+    /// The time of [`stall_after`](super::RedisBuilder::stall_after) is zero, or above the timeout.
+    StallAfter(Duration),
     /// The timeout is zero, or above a minute.
     Timeout(Duration),
+    /// The settings of TLS are not accepted. With the reason.
+    Tls(String),
+    /// There are settings of TLS, and no address asks for it.
+    TlsWithoutAddress,
     /// `on_failure_of` names a policy that does not exist.
     UnknownPolicy(UnknownPolicy),
 }
 
 impl fmt::Display for RedisConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const FORM: &str = "expected redis://[user:password@]host[:port][/database]";
         match self {
-            Self::Address => write!(f, "invalid address of the server: {FORM}"),
-            Self::ClusterAddress => {
-                f.write_str("invalid address of a node of the cluster: expected redis://host:port, without a database")
+            Self::Address(error) => write!(f, "the address of the server is not accepted: {error}"),
+            Self::ClusterAddress(error) => write!(f, "the address of a node of the cluster is not accepted: {error}"),
+            Self::ClusterOfBoth => f.write_str(
+                "some nodes of the cluster have TLS and others do not: write rediss:// for all, or for none",
+            ),
+            Self::Credentials => {
+                f.write_str("credentials are given twice: leave them out of the address, or do not call `credentials`")
             }
             Self::Lease { max, time } => {
                 write!(f, "a lease of {max} cells for {time:?} is invalid: use one cell or more, for 1 ms to 10 s")
@@ -60,7 +74,7 @@ impl fmt::Display for RedisConfigError {
             Self::Prefix(prefix) => {
                 write!(f, "the prefix {prefix:?} is invalid: use printable ASCII without spaces and braces")
             }
-            Self::SentinelAddress => write!(f, "invalid address of a sentinel: {FORM}"),
+            Self::SentinelAddress(error) => write!(f, "the address of a sentinel is not accepted: {error}"),
             Self::SentinelsOfACluster => {
                 f.write_str("a cluster has no sentinels: call either `sentinels` or `cluster`")
             }
@@ -72,6 +86,13 @@ impl fmt::Display for RedisConfigError {
                 "the secret is shorter than {MIN_SECRET} bytes: use a longer one, because anyone who guesses it can \
                  identify the keys in Redis"
             ),
+            Self::StallAfter(time) => {
+                write!(f, "the time {time:?} of `stall_after` is invalid: use more than zero and at most `timeout`")
+            }
+            Self::Tls(reason) => write!(f, "the settings of TLS are not accepted: {reason}"),
+            Self::TlsWithoutAddress => {
+                f.write_str("there are settings of TLS, and no address asks for it: write rediss:// or valkeys://")
+            }
             Self::Timeout(timeout) => {
                 write!(f, "the timeout {timeout:?} is invalid: use more than zero and at most a minute")
             }
@@ -83,6 +104,7 @@ impl fmt::Display for RedisConfigError {
 impl error::Error for RedisConfigError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
+            Self::Address(error) | Self::ClusterAddress(error) | Self::SentinelAddress(error) => Some(error),
             Self::Policies(error) => Some(error),
             Self::UnknownPolicy(unknown) => Some(unknown),
             _ => None,

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     fallback::FallbackBuckets, health::CallCounts, lower_bounds::LowerBounds, node::NodeConfig, protocol::KeyNames,
@@ -53,19 +53,41 @@ impl RedisLimiter {
     }
 
     /// Connects in advance, and waits for at most `within`. Returns whether there is a connection
-    /// then. Use it at the start of a process whose first requests must not be decided without
-    /// Redis. It needs a tokio runtime.
+    /// then; if there is none, [`last_error`](Self::last_error) says why. Use it at the start of a
+    /// process whose first requests must not be decided without Redis.
+    ///
+    /// The time is real time: a paused clock of tokio does not end it.
     pub async fn connect(&self, within: Duration) -> bool {
-        timeout(within, self.parts.topology.until_connected()).await.is_ok()
+        let (mut report, connected) = oneshot::channel();
+        let parts = Arc::clone(&self.parts);
+        self.parts.config.io.spawn(async move {
+            tokio::select! {
+                // Nobody waits any more.
+                () = report.closed() => {}
+                connected = timeout(within, parts.topology.until_connected()) => {
+                    let _ = report.send(connected.is_ok());
+                }
+            }
+        });
+        connected.await.unwrap_or(false)
     }
 
     /// Whether there is a connection that works; in a cluster, one to each primary. Without one,
     /// [`OnFailure`](super::OnFailure) decides.
     ///
-    /// There is none before the first decision, or [`connect`](Self::connect).
+    /// There is none before the first decision, or [`connect`](Self::connect). A server that closes
+    /// idle connections may have closed it: then the next request opens another one, and waits for
+    /// it.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.parts.topology.is_up()
+    }
+
+    /// Returns why there is no connection, or was none the last time, with the address and
+    /// what to do. `None` while there is one, and before the first attempt has failed.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.parts.topology.failure()
     }
 
     /// Returns how many requests Redis has decided, and in how many calls, since the limiter was

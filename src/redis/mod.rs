@@ -2,7 +2,7 @@
 //!
 //! [`RedisLimiter`] decides as [`Limiter`](crate::Limiter) does, with its buckets in Redis: GCRA to
 //! the nanosecond on the server's clock, over all policies or none, in one round trip. It needs
-//! tokio, and Rust 1.88.
+//! Rust 1.88. Connections live on a thread of the limiter's own, so it works in any runtime.
 //!
 //! ```no_run
 //! use tower_quota::{Policy, Quota, RateLimitLayer, key::Header, redis::{OnFailure, RedisLimiter}};
@@ -23,6 +23,18 @@
 //! each primary has a connection of its own, and policies of several principals are asked for at
 //! the same time, each where it is.
 //!
+//! # TLS and credentials
+//!
+//! An address that begins with `rediss://` is connected to over TLS, which needs the feature
+//! `redis-tls`: without it, building fails. See `ca_certificate`, `client_certificate` and
+//! `server_name` of the [builder](RedisBuilder). [`credentials`](RedisBuilder::credentials) asks a
+//! provider at each login, for tokens that expire.
+//!
+//! # Quiet times
+//!
+//! A connection is checked while nobody asks, and before the first request after a pause. One that
+//! the server has closed meanwhile is opened again by the next request, which waits for it.
+//!
 //! # Without Redis
 //!
 //! A failure of Redis makes no service slower or less available. Building a limiter never connects.
@@ -32,6 +44,7 @@
 //!
 //! What happens to requests then is set when the limiter is built: [`OnFailure`]. The limiter
 //! reconnects in the background, and uses a connection after it has run the script itself.
+//! [`last_error`](RedisLimiter::last_error) says why there is no connection.
 //!
 //! # Cached denials
 //!
@@ -62,24 +75,33 @@
 //! `block`, `set_quota` and the like). Each process counts bans by itself.
 
 mod acquire;
+mod address;
 mod builder;
 mod connect;
 mod connection;
+mod dial;
 mod error;
 mod fallback;
 mod health;
+mod io_thread;
 mod leases;
 mod limiter;
 mod lower_bounds;
 mod node;
+mod pending;
 mod protocol;
+mod reason;
 mod service;
 mod settlement;
+#[cfg(feature = "redis-tls")]
+mod tls;
 mod topology;
 mod worker;
 
 pub use self::{
+    address::AddressError,
     builder::RedisBuilder,
+    dial::RedisCredentials,
     error::RedisConfigError,
     fallback::OnFailure,
     limiter::{Calls, RedisLimiter},

@@ -8,29 +8,30 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    address::NodeAddress,
     connect::Server,
-    connection::NodeAddress,
-    health::{CallCounts, Health},
+    connection::SlotRange,
+    dial::Dialer,
+    health::{CallCounts, Health, HealthLimits},
+    io_thread::IoThread,
     leases::{LeaseConfig, Leases},
     protocol::{RedisDemand, RedisDemands, Settlement},
-    worker::{AcquireRequest, ClusterEvents, Throttles, Worker, WorkerReply, WorkerRequest},
+    worker::{AcquireRequest, ClusterEvents, Worker, WorkerReply, WorkerRequest},
 };
-use crate::clock::Clock;
+use crate::clock::{Clock, Nanos};
 
 /// What the nodes of a limiter have in common.
 #[derive(Clone)]
 pub(super) struct NodeConfig {
     pub(super) prefix: String,
-    /// How long a request waits for an answer.
-    pub(super) call_timeout: Duration,
+    pub(super) limits: HealthLimits,
     pub(super) counts: Arc<CallCounts>,
     pub(super) lease: Option<LeaseConfig>,
+    pub(super) dialer: Arc<Dialer>,
+    pub(super) io: Arc<IoThread>,
 }
 
 pub(super) struct Node {
@@ -72,34 +73,36 @@ impl Node {
         self.lock().as_ref().is_some_and(|worker| worker.health.is_up())
     }
 
-    /// Ends when there is a connection. Outside of a runtime it never ends.
+    /// Why there is no connection.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.lock().as_ref().and_then(|worker| worker.health.failure())
+    }
+
+    /// Ends when there is a connection.
     pub(super) async fn until_connected(&self) {
-        match self.worker() {
-            Some(worker) => worker.health.until_connected().await,
-            None => std::future::pending().await,
-        }
+        let health = self.worker().health;
+        health.until_connected().await;
     }
 
     /// Asks for the cells of a request. `None` where the server does not answer in time, or not to
-    /// this.
-    pub(super) async fn acquire(&self, demands: RedisDemands, asking: bool, within: Duration) -> Option<WorkerReply> {
-        let worker = self.worker()?;
-        if !worker.health.answers() {
+    /// this. A patient request waits for the first connection.
+    pub(super) async fn acquire(
+        &self,
+        demands: RedisDemands,
+        asking: bool,
+        patient: bool,
+        within: Duration,
+    ) -> Option<WorkerReply> {
+        let WorkerHandle { requests, health } = self.worker();
+        if !patient && !health.answers() {
             return None;
         }
         let (reply, replied) = oneshot::channel();
-        let ticket = worker.health.pass();
-        worker.requests.send(WorkerRequest::Acquire(AcquireRequest { demands, asking, reply })).ok()?;
-        if let Ok(reply) = timeout(within, replied).await {
-            return reply.ok();
-        }
-        // With less time than usual the worker may only not have run yet.
-        if within > self.config.call_timeout / 2 && ticket.is_ignored() {
-            // The worker's runtime is not driven, or blocked. The next decision starts a worker in
-            // its own.
-            self.abandon(&worker);
-        }
-        None
+        let deadline = health.now().saturating_add(Nanos::from(within));
+        health.pass();
+        requests.send(WorkerRequest::Acquire(AcquireRequest { demands, asking, patient, deadline, reply })).ok()?;
+        // The worker has the deadline: it drops the sender.
+        replied.await.ok()
     }
 
     /// Sends a settlement where there is a connection, even a slow one, from any thread. If it is
@@ -110,38 +113,45 @@ impl Node {
         }
     }
 
+    /// Asks where the slots of the cluster are, over the connection that there is. `None` where
+    /// there is none, or the node does not say.
+    pub(super) async fn slots(&self) -> Option<Vec<SlotRange>> {
+        let requests = {
+            let worker = self.lock();
+            worker.as_ref().filter(|worker| worker.health.is_up())?.requests.clone()
+        };
+        let (reply, replied) = oneshot::channel();
+        requests.send(WorkerRequest::Slots(reply)).ok()?;
+        replied.await.ok()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<WorkerHandle>> {
         self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The worker, which is started where none runs. `None` outside of a runtime, where there is no
-    /// Redis.
-    fn worker(&self) -> Option<WorkerHandle> {
-        let runtime = tokio::runtime::Handle::try_current().ok()?;
+    /// The worker, which is started where none runs.
+    fn worker(&self) -> WorkerHandle {
         let mut handle = self.lock();
-        if handle.as_ref().is_none_or(|worker| worker.requests.is_closed()) {
-            let (requests, receiver) = mpsc::unbounded_channel();
-            let NodeConfig { call_timeout, counts, lease, .. } = &self.config;
-            let health = Arc::new(Health::new(Clock::system(), Arc::clone(counts)));
-            let worker = Worker {
-                server: self.server.clone(),
-                probe: self.probe.clone(),
-                call_timeout: *call_timeout,
-                health: Arc::clone(&health),
-                throttles: Throttles::default(),
-                cluster: self.cluster.as_ref().map(|(cluster, _)| Weak::clone(cluster)),
-                leases: lease.map(Leases::new),
-            };
-            drop(runtime.spawn(worker.run(receiver)));
-            *handle = Some(WorkerHandle { requests, health });
+        match &*handle {
+            Some(worker) if !worker.requests.is_closed() => worker.clone(),
+            _ => handle.insert(self.start_worker()).clone(),
         }
-        handle.clone()
     }
 
-    fn abandon(&self, ignoring: &WorkerHandle) {
-        let mut handle = self.lock();
-        if handle.as_ref().is_some_and(|worker| worker.requests.same_channel(&ignoring.requests)) {
-            *handle = None;
-        }
+    fn start_worker(&self) -> WorkerHandle {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let NodeConfig { limits, counts, lease, dialer, io, .. } = &self.config;
+        let health = Arc::new(Health::new(Clock::system(), Arc::clone(counts), *limits));
+        let worker = Worker {
+            server: self.server.clone(),
+            dialer: Arc::clone(dialer),
+            probe: self.probe.clone(),
+            call_timeout: limits.call_timeout,
+            health: Arc::clone(&health),
+            cluster: self.cluster.as_ref().map(|(cluster, _)| Weak::clone(cluster)),
+            leases: lease.map(Leases::new),
+        };
+        io.spawn(worker.run(receiver));
+        WorkerHandle { requests, health }
     }
 }

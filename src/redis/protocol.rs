@@ -3,7 +3,7 @@
 //!
 //! This file must not know of connections.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use smallvec::SmallVec;
 
@@ -18,9 +18,24 @@ use crate::{
 
 /// Acquires the cells of requests: on the server's clock, in whole nanoseconds, in one round trip
 /// for all buckets.
-pub(super) const ACQUIRE: &str = concat!(include_str!("bucket.lua"), include_str!("acquire.lua"));
+pub(super) static ACQUIRE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("bucket.lua"), include_str!("acquire.lua"))));
 /// Refunds and charges after a request was allowed.
-pub(super) const SETTLE: &str = concat!(include_str!("bucket.lua"), include_str!("settle.lua"));
+pub(super) static SETTLE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("bucket.lua"), include_str!("settle.lua"))));
+
+/// A script of the server's.
+pub(super) struct Script {
+    pub(super) text: &'static str,
+    /// By which the server knows it once it has run: its SHA-1.
+    pub(super) name: String,
+}
+
+impl Script {
+    fn new(text: &'static str) -> Self {
+        Self { text, name: sha1_smol::Sha1::from(text).digest().to_string() }
+    }
+}
 
 /// What a request asks of one bucket in Redis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

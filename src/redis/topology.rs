@@ -18,18 +18,21 @@ use futures_util::{
 };
 use tokio::{
     sync::{Notify, mpsc},
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use super::{
-    connect::{CONNECT_TIMEOUT, Server},
-    connection::{CallError, Endpoint, NodeAddress, Redirect, SlotRange},
+    address::{Endpoint, NodeAddress},
+    connect::{self, Server},
+    connection::{Redirect, SlotRange},
+    dial::Dialer,
     node::{Node, NodeConfig},
     protocol::{RedisDemand, Settlement},
     worker::ClusterEvents,
 };
 use crate::{
-    clock::{Clock, Nanos, Timestamp},
+    clock::Clock,
+    key::entropy,
     observe::events::{self, Throttle},
 };
 
@@ -57,13 +60,26 @@ impl Topology {
         }
     }
 
+    /// Why there is no connection, to a server that should have one.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Cluster(cluster) => {
+                let map = cluster.map();
+                let nodes = map.nodes.values().find_map(|node| node.failure());
+                nodes.or_else(|| cluster.lock_failure().clone())
+            }
+            Self::Single(node) => node.failure(),
+        }
+    }
+
     /// The node of a redirect, or the same node where it names none.
     pub(super) fn follow(&self, from: Arc<Node>, redirect: &Redirect) -> Option<Arc<Node>> {
         let Self::Cluster(cluster) = self else { return None };
         match (&redirect.address, from.address()) {
             (None, _) => Some(from),
+            // The host of the node that answers, which is reached at this address already.
             (Some((host, port)), Some((own, _))) if host.is_empty() => cluster.node_at(&(own.clone(), *port)),
-            (Some(address), _) => cluster.node_at(address),
+            (Some(address), _) => cluster.node_at(&cluster.config.dialer.map(address.clone())),
         }
     }
 
@@ -87,23 +103,18 @@ impl Topology {
 }
 
 pub(super) struct Cluster {
-    /// Asked for the slots while no node is known to be up.
+    /// As the builder says. Asked for the slots beside the nodes of the map.
     seeds: Vec<Endpoint>,
     config: NodeConfig,
     map: Mutex<Arc<SlotMap>>,
     /// Notified when there is another map.
     changed: Notify,
     clock: Clock,
-    refresh: Mutex<RefreshState>,
+    /// To the task that refreshes the map.
+    refresh: Mutex<Option<mpsc::Sender<()>>>,
     unmapped: Throttle,
-}
-
-/// The task that refreshes the map.
-#[derive(Default)]
-struct RefreshState {
-    requests: Option<mpsc::Sender<()>>,
-    /// When a refresh was requested that has not been done yet.
-    since: Option<Timestamp>,
+    /// Why the slots are not known.
+    failure: Mutex<Option<String>>,
 }
 
 /// Where the slots are.
@@ -114,15 +125,13 @@ struct SlotMap {
     nodes: HashMap<NodeAddress, Arc<Node>>,
 }
 
-/// After this time without a requested refresh, the task's runtime is not driven. It is longer than
-/// asking a few nodes that are down.
-const NEGLECTED: Duration = Duration::from_secs(5);
-/// Between two refreshes: the first pause, doubled up to the second one while none succeeds.
-const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
-/// The number of nodes that are asked for the slots together. The first answer counts.
+/// Between two refreshes: the first pause, doubled up to the second one while they change nothing.
+const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
+/// The same while no node says where the slots are.
+const MAX_PAUSE_OF_FAILURES: Duration = Duration::from_millis(400);
+/// The number of nodes without a connection that are asked for the slots together. The first answer
+/// counts.
 const ASKED_TOGETHER: usize = 4;
-/// The failed refresh in a row that is reported.
-const FIRST_REPORT: u32 = 3;
 /// No cluster has as many primaries.
 const MAX_NODES: usize = 2_048;
 
@@ -144,7 +153,12 @@ impl Cluster {
             clock: Clock::system(),
             refresh: Mutex::default(),
             unmapped: Throttle::default(),
+            failure: Mutex::default(),
         }
+    }
+
+    fn lock_failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_map(&self) -> MutexGuard<'_, Arc<SlotMap>> {
@@ -163,8 +177,7 @@ impl Cluster {
             let map = self.map();
             if map.nodes.is_empty() {
                 self.refresh();
-                // Requested again later, because the task may have ended.
-                let _ = timeout(NEGLECTED, changed).await;
+                changed.await;
                 continue;
             }
             tokio::select! {
@@ -192,7 +205,7 @@ impl Cluster {
     }
 
     fn new_node(self: &Arc<Self>, address: &NodeAddress, has_slot: impl Fn(u16) -> bool) -> Arc<Node> {
-        let server = Server::Direct(self.seeds[0].beside(&address.0, address.1));
+        let server = Server::Direct(self.seeds[0].beside(address.clone()));
         let probe = RedisDemand::probe(&self.config.prefix, has_slot);
         let cluster: Weak<Self> = Arc::downgrade(self);
         let node = Node::new(server, probe, self.config.clone(), Some((cluster, address.clone())));
@@ -201,40 +214,58 @@ impl Cluster {
         Arc::new(node)
     }
 
-    /// Requests a refresh of the map. Starts the task that does it where none runs, or its runtime
-    /// is not driven.
+    /// Requests a refresh of the map. Starts the task that does it where none runs.
     fn refresh(self: &Arc<Self>) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let now = self.clock.now();
         let mut refresh = self.refresh.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = *refresh.since.get_or_insert(now);
-        if let Some(requests) = refresh.requests.as_ref().filter(|requests| !requests.is_closed()) {
+        if let Some(requests) = refresh.as_ref().filter(|requests| !requests.is_closed()) {
             // Where the channel is full, a refresh is about to start.
             let _ = requests.try_send(());
-            if now.since(since) < Nanos::from(NEGLECTED) {
-                return;
-            }
+            return;
         }
         let (sender, requests) = mpsc::channel(1);
-        drop(runtime.spawn(refresh_on_request(Arc::downgrade(self), sender.downgrade(), requests)));
-        *refresh = RefreshState { requests: Some(sender), since: Some(now) };
+        self.config.io.spawn(refresh_on_request(Arc::downgrade(self), requests));
+        let _ = sender.try_send(());
+        *refresh = Some(sender);
     }
 
-    /// The nodes to ask for the slots: first those that are up.
+    /// All servers that may know the slots, each once: those of the map, in any order, and then the
+    /// builder's.
     fn candidates(&self) -> Vec<Endpoint> {
         let map = self.map();
-        let (up, down): (Vec<_>, Vec<_>) = map.nodes.iter().partition(|(_, node)| node.is_up());
-        let known = up.into_iter().chain(down).map(|((host, port), _)| self.seeds[0].beside(host, *port));
-        known.take(ASKED_TOGETHER).chain(self.seeds.iter().take(ASKED_TOGETHER).cloned()).collect()
+        let mut candidates: Vec<_> = map.nodes.keys().map(|address| self.seeds[0].beside(address.clone())).collect();
+        let seeds = self
+            .seeds
+            .iter()
+            .filter(|seed| seed.node_address().is_none_or(|address| !map.nodes.contains_key(&address)));
+        candidates.extend(seeds.cloned());
+        // So that those which are down are not all asked first, each time and by each process.
+        let first = usize::try_from(entropy() % candidates.len() as u64).unwrap_or(0);
+        candidates.rotate_left(first);
+        candidates
     }
 
-    /// Replaces the map. Nodes that are still there keep their connections.
-    fn replace_map(self: &Arc<Self>, ranges: Vec<SlotRange>) {
+    /// Replaces the map. Nodes that are still there keep their connections. Returns whether
+    /// anything is different.
+    fn replace_map(self: &Arc<Self>, ranges: Vec<SlotRange>) -> bool {
         let mut slots: HashMap<NodeAddress, Vec<(u16, u16)>> = HashMap::new();
+        let mut ranges: Vec<_> = ranges
+            .into_iter()
+            .map(|range| SlotRange { primary: self.config.dialer.map(range.primary), ..range })
+            .collect();
+        ranges.sort_by_key(|range| range.first);
         for SlotRange { first, last, primary } in &ranges {
             slots.entry(primary.clone()).or_default().push((*first, *last));
         }
         let mut map = self.lock_map();
+        let is_same = |((first, last, node), range): (&(u16, u16, Arc<Node>), &SlotRange)| {
+            (*first, *last, node.address()) == (range.first, range.last, Some(&range.primary))
+        };
+        if map.ranges.len() == ranges.len()
+            && map.nodes.len() == slots.len()
+            && map.ranges.iter().zip(&ranges).all(is_same)
+        {
+            return false;
+        }
         let node = |address: NodeAddress, slots: Vec<(u16, u16)>| {
             let has_slot = |slot: u16| slots.iter().any(|(first, last)| (*first..=*last).contains(&slot));
             let node = map.nodes.get(&address).cloned().unwrap_or_else(|| self.new_node(&address, has_slot));
@@ -242,22 +273,10 @@ impl Cluster {
         };
         let nodes: HashMap<_, _> = slots.into_iter().map(|(address, slots)| node(address, slots)).collect();
         let ranges = ranges.into_iter().map(|range| (range.first, range.last, Arc::clone(&nodes[&range.primary])));
-        let mut ranges: Vec<_> = ranges.collect();
-        ranges.sort_by_key(|(first, ..)| *first);
-        *map = Arc::new(SlotMap { ranges, nodes });
+        *map = Arc::new(SlotMap { ranges: ranges.collect(), nodes });
         drop(map);
         self.changed.notify_waiters();
-    }
-
-    /// A task has refreshed the map. Returns whether it still is the one that gets the requests.
-    fn refreshed(&self, sender: &mpsc::WeakSender<()>) -> bool {
-        let mut refresh = self.refresh.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = sender.upgrade();
-        let is_current = own.zip(refresh.requests.as_ref()).is_some_and(|(own, current)| own.same_channel(current));
-        if is_current {
-            refresh.since = None;
-        }
-        is_current
+        true
     }
 }
 
@@ -268,58 +287,104 @@ impl ClusterEvents for Cluster {
 
     fn forward(self: Arc<Self>, redirect: &Redirect, settlement: Settlement) {
         let address = redirect.address.as_ref().filter(|(host, _)| !host.is_empty());
-        if let Some(node) = address.and_then(|address| self.node_at(address)) {
+        let address = address.map(|address| self.config.dialer.map(address.clone()));
+        if let Some(node) = address.and_then(|address| self.node_at(&address)) {
             node.settle(settlement);
         }
     }
 }
 
-/// Refreshes the map once, and on each request. Ends with the last handle, or when another task
-/// replaces it.
-async fn refresh_on_request(cluster: Weak<Cluster>, sender: mpsc::WeakSender<()>, mut requests: mpsc::Receiver<()>) {
-    let mut failures = 0;
-    loop {
-        let Some(candidates) = cluster.upgrade().map(|cluster| cluster.candidates()) else { return };
-        let found = ask_for_slots(&candidates).await;
-        {
-            let Some(cluster) = cluster.upgrade() else { return };
-            if !cluster.refreshed(&sender) {
-                return;
-            }
-            match found {
-                Ok(ranges) => {
-                    failures = 0;
-                    cluster.replace_map(ranges);
-                }
-                Err(error) => {
-                    failures += 1;
-                    if failures == FIRST_REPORT {
-                        events::redis_lost(error.reason(), &cluster.unmapped, cluster.clock.now());
-                    }
-                }
-            }
-        }
-        let [first, max] = PAUSE;
-        #[expect(clippy::disallowed_methods, reason = "no test waits for it")]
-        sleep(first.saturating_mul(1 << failures.min(4)).min(max)).await;
-        if failures == 0 && requests.recv().await.is_none() {
-            return;
+/// Refreshes the map on each request, and pauses longer and longer while that changes nothing. Ends
+/// with the last handle.
+async fn refresh_on_request(cluster: Weak<Cluster>, mut requests: mpsc::Receiver<()>) {
+    let [mut pause, _] = PAUSE;
+    let mut requested = requests.recv().await.is_some();
+    while requested {
+        let Some(refreshed) = refresh_map(&cluster).await else { return };
+        pause = match refreshed {
+            Ok(true) => PAUSE[0],
+            Ok(false) => (pause * 2).min(PAUSE[1]),
+            Err(()) => (pause * 2).min(MAX_PAUSE_OF_FAILURES),
+        };
+        let Some(requested_meanwhile) = pause_between(pause, &mut requests).await else { return };
+        requested = requested_meanwhile || refreshed.is_err();
+        if !requested {
+            [pause, _] = PAUSE;
+            requested = requests.recv().await.is_some();
         }
     }
 }
 
-/// The first answer of any candidate, or the last error.
-async fn ask_for_slots(candidates: &[Endpoint]) -> Result<Vec<SlotRange>, CallError> {
-    let mut found = Err(CallError::Timeout);
-    for together in candidates.chunks(ASKED_TOGETHER) {
-        let mut answers: FuturesUnordered<_> =
-            together.iter().map(|candidate| candidate.slots(CONNECT_TIMEOUT)).collect();
-        while let Some(answer) = answers.next().await {
-            found = answer;
-            if found.is_ok() {
-                return found;
+/// Refreshes the map once. Returns whether it is different, or an error where nobody knows the
+/// slots. `None` where the last handle is gone.
+async fn refresh_map(cluster: &Weak<Cluster>) -> Option<Result<bool, ()>> {
+    let (nodes, candidates, dialer) = {
+        let cluster = cluster.upgrade()?;
+        let map = cluster.map();
+        let nodes: Vec<_> = map.nodes.values().filter(|node| node.is_up()).cloned().collect();
+        (nodes, cluster.candidates(), Arc::clone(&cluster.config.dialer))
+    };
+    let found = ask_for_slots(nodes, &candidates, &dialer).await;
+    let cluster = cluster.upgrade()?;
+    Some(match found {
+        Ok(ranges) => {
+            *cluster.lock_failure() = None;
+            Ok(cluster.replace_map(ranges))
+        }
+        Err(reason) => {
+            events::redis_lost(&reason, &cluster.unmapped, false, cluster.clock.now());
+            *cluster.lock_failure() = Some(reason);
+            Err(())
+        }
+    })
+}
+
+/// Pauses, and returns whether a refresh was requested meanwhile. `None`, and at once, where the
+/// last handle is gone.
+async fn pause_between(pause: Duration, requests: &mut mpsc::Receiver<()>) -> Option<bool> {
+    let mut paused = pin!(jittered(pause));
+    let mut requested = false;
+    loop {
+        tokio::select! {
+            () = &mut paused => return Some(requested),
+            request = requests.recv() => {
+                request?;
+                requested = true;
             }
         }
     }
-    found
+}
+
+/// A random half more or less, so that many processes do not ask together.
+async fn jittered(pause: Duration) {
+    #[allow(clippy::cast_possible_truncation, reason = "below 1,000")]
+    let thousandths = 500 + (entropy() % 1_000) as u32;
+    #[expect(clippy::disallowed_methods, reason = "no test waits for it")]
+    sleep(pause * thousandths / 1_000).await;
+}
+
+/// The answer of a node that has a connection, or else the first answer of any candidate, or the
+/// last reason.
+async fn ask_for_slots(
+    nodes: Vec<Arc<Node>>,
+    candidates: &[Endpoint],
+    dialer: &Dialer,
+) -> Result<Vec<SlotRange>, String> {
+    for node in nodes {
+        if let Some(slots) = node.slots().await {
+            return Ok(slots);
+        }
+    }
+    let mut failed = String::new();
+    for together in candidates.chunks(ASKED_TOGETHER) {
+        let mut answers: FuturesUnordered<_> =
+            together.iter().map(|candidate| connect::slots(dialer, candidate)).collect();
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(slots) => return Ok(slots),
+                Err(reason) => failed = reason,
+            }
+        }
+    }
+    Err(failed)
 }

@@ -12,6 +12,7 @@
 use std::{
     collections::HashMap,
     future::pending,
+    iter,
     pin::Pin,
     sync::{Arc, Weak},
     time::Duration,
@@ -20,14 +21,17 @@ use std::{
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
-    connect::{Connected, Server},
-    connection::{CallError, Connection, Redirect},
+    address::Address,
+    connect::{Connected, Server, Test},
+    connection::{CallError, Closed, Connection, Redirect, SlotRange},
+    dial::Dialer,
     health::Health,
     leases::Leases,
+    pending::{Pending, RequestId},
     protocol::{Decided, RedisDemand, RedisDemands, Reply, Settlement},
 };
 use crate::{
@@ -46,12 +50,18 @@ pub(super) enum WorkerRequest {
     Acquire(AcquireRequest),
     /// Refunds or charges. Nothing waits for it. If it is lost, the cells stay acquired.
     Settle(Settlement),
+    /// Where are the slots of the cluster? The sender is dropped where the server does not say.
+    Slots(oneshot::Sender<Vec<SlotRange>>),
 }
 
 pub(super) struct AcquireRequest {
     pub(super) demands: RedisDemands,
     /// Whether another node has named this one, to which the slot is migrating.
     pub(super) asking: bool,
+    /// Whether to wait while the worker connects for the first time.
+    pub(super) patient: bool,
+    /// Until when the request waits.
+    pub(super) deadline: Timestamp,
     pub(super) reply: oneshot::Sender<WorkerReply>,
 }
 
@@ -70,33 +80,31 @@ pub(super) trait ClusterEvents: Send + Sync {
     fn forward(self: Arc<Self>, redirect: &Redirect, settlement: Settlement);
 }
 
+/// So many requests are received before the end of a call is seen to.
+const MAX_TOGETHER: usize = 1_024;
 /// After this number of timeouts in a row, the connection is given up.
 const MAX_TIMEOUTS: u32 = 3;
-/// After such a pause, one timeout is enough: a device in between may have forgotten the
-/// connection.
-const IDLE: Nanos = Nanos::new(5_000_000_000);
+/// After such a pause a device in between may have forgotten the connection. So the next request
+/// waits until the connection is checked, and one timeout is enough to give it up.
+const PAUSE: Nanos = Nanos::SECOND;
+/// After such a pause the connection is checked although nobody asks.
+const IDLE: Nanos = Nanos::new(5 * Nanos::SECOND.get());
+/// A connection that the server closed in a pause is opened again after this time, or by a request.
+const REST: Nanos = Nanos::new(5 * Nanos::SECOND.get());
 /// Between attempts to connect: the first pause, doubled each time, up to the second one.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(250)];
-/// The attempt to connect whose failure is reported, so that a wrong password or address is not
-/// silent, and a server that is just starting is.
-const FIRST_REPORT: u32 = 3;
+/// Another reason than the last one is reported after this time.
+const NEW_REASON: Nanos = Nanos::new(5 * Nanos::SECOND.get());
 
 pub(super) struct Worker {
     pub(super) server: Server,
+    pub(super) dialer: Arc<Dialer>,
     pub(super) probe: RedisDemand,
     pub(super) call_timeout: Duration,
     pub(super) health: Arc<Health>,
-    pub(super) throttles: Throttles,
     /// Where the server is a node of a cluster.
     pub(super) cluster: Option<Weak<dyn ClusterEvents>>,
     pub(super) leases: Option<Leases>,
-}
-
-/// Of the events that may come often.
-#[derive(Default)]
-pub(super) struct Throttles {
-    lost: Throttle,
-    key_error: Throttle,
 }
 
 /// A call that has ended.
@@ -108,31 +116,67 @@ struct CompletedCall {
 
 enum CallResult {
     Acquired { call: Call, reply: Result<Reply, CallError> },
+    Checked(Result<(), CallError>),
     Settled { settlement: Settlement, settled: Result<(), CallError> },
+    Slots { reply: oneshot::Sender<Vec<SlotRange>>, slots: Result<Vec<SlotRange>, CallError> },
 }
 
 /// A call for requests that ask the same.
 struct Call {
     demands: RedisDemands,
     asking: bool,
-    replies: Vec<oneshot::Sender<WorkerReply>>,
+    requests: Vec<RequestId>,
     since: Timestamp,
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// A connection that works.
+struct Link {
+    connection: Connection,
+    closed: Closed,
+    latency: Duration,
+    address: Address,
+}
+
+/// A request that waits for a connection.
+struct DelayedRequest {
+    demands: RedisDemands,
+    asking: bool,
+    id: RequestId,
+}
+
 struct WorkerState {
     worker: Worker,
-    connection: Option<Connection>,
+    link: Option<Link>,
+    /// Whether the connection is being checked, and requests wait for it.
+    checking: bool,
+    /// When to connect again, where the connection ended in a pause.
+    rests_until: Option<Timestamp>,
+    /// Whether the requests that come before there is a connection wait for it.
+    reviving: bool,
     timeouts: u32,
     /// When the last answer came.
     answered: Timestamp,
     /// How often in a row a connection was attempted that has answered no request.
     attempt: u32,
-    connecting: Option<Boxed<Result<Connected, CallError>>>,
+    connecting: Option<Boxed<Result<Connected, String>>>,
     in_flight: FuturesUnordered<Boxed<CompletedCall>>,
-    /// The requests that wait for a call for the same buckets.
-    waiting: HashMap<RedisDemands, Vec<oneshot::Sender<WorkerReply>>>,
+    /// All requests that wait.
+    pending: Pending<WorkerReply>,
+    /// Those that wait for a connection.
+    delayed: Vec<DelayedRequest>,
+    /// Those that wait for a call for the same buckets.
+    waiting: HashMap<RedisDemands, Vec<RequestId>>,
+    reports: Reports,
+}
+
+/// What was reported of the server, so that an error that lasts is repeated once a minute.
+#[derive(Default)]
+struct Reports {
+    lost: Throttle,
+    key_error: Throttle,
+    last: Option<(String, Timestamp)>,
 }
 
 impl Worker {
@@ -140,22 +184,42 @@ impl Worker {
     pub(super) async fn run(self, mut requests: mpsc::UnboundedReceiver<WorkerRequest>) {
         let mut state = WorkerState {
             worker: self,
-            connection: None,
+            link: None,
+            checking: false,
+            rests_until: None,
+            reviving: false,
             timeouts: 0,
             answered: Timestamp::ORIGIN,
             attempt: 0,
             connecting: None,
             in_flight: FuturesUnordered::new(),
+            pending: Pending::new(),
+            delayed: Vec::new(),
             waiting: HashMap::new(),
+            reports: Reports::default(),
         };
         metrics::redis_started();
         state.connect();
+        let mut timer = Box::pin(sleep_until(Instant::now()));
+        // When the timer rings. Ringing too early costs nothing, so it is only ever set earlier.
+        let mut rings: Option<Timestamp> = None;
         loop {
-            let lease_ends = until_a_lease_ends(&state.worker);
-            let WorkerState { connecting, in_flight, .. } = &mut state;
+            if let Some(due) = state.next_due() {
+                if rings.is_none_or(|rings| due < rings) {
+                    timer.as_mut().reset(Instant::now() + Duration::from(due.since(state.now())));
+                    rings = Some(due);
+                }
+            }
+            let WorkerState { connecting, in_flight, link, .. } = &mut state;
             let connected = async {
                 match connecting {
                     Some(connecting) => connecting.await,
+                    None => pending().await,
+                }
+            };
+            let closed = async {
+                match link {
+                    Some(link) => drop((&mut link.closed).await),
                     None => pending().await,
                 }
             };
@@ -164,30 +228,28 @@ impl Worker {
                     Some(request) => state.receive(request),
                     None => break,
                 },
-                Some(completed) = in_flight.next() => state.complete(completed),
+                Some(completed) = in_flight.next() => {
+                    // Those that came before the end of a call are sent together with the next one.
+                    for request in iter::from_fn(|| requests.try_recv().ok()).take(MAX_TOGETHER) {
+                        state.receive(request);
+                    }
+                    state.complete(completed);
+                }
                 connected = connected => state.connected(connected),
-                () = lease_ends => state.refund_leases(),
+                () = closed => state.closed(),
+                () = timer.as_mut(), if rings.is_some() => {
+                    rings = None;
+                    state.timer_rings();
+                }
             }
         }
         state.end().await;
     }
 }
 
-fn until_a_lease_ends(worker: &Worker) -> impl Future<Output = ()> + Send + use<> {
-    let due = worker.leases.as_ref().and_then(Leases::next_due);
-    let wait = due.map(|due| Duration::from(due.since(worker.health.now())));
-    async move {
-        match wait {
-            #[expect(clippy::disallowed_methods, reason = "tests give what it ends a clock of its own")]
-            Some(wait) => sleep(wait).await,
-            None => pending().await,
-        }
-    }
-}
-
 impl Drop for WorkerState {
     fn drop(&mut self) {
-        // Also where the runtime ends first, or a panic does: nobody asks a worker that is gone.
+        // Also after a panic: nobody asks a worker that is gone.
         self.worker.health.disconnected();
     }
 }
@@ -197,42 +259,97 @@ impl WorkerState {
         self.worker.health.now()
     }
 
-    /// The number of waiting requests has no bound: each of them is in memory anyway, and waits no
-    /// longer than its timeout. A full queue would be a way to disable the limit.
-    fn receive(&mut self, request: WorkerRequest) {
-        let AcquireRequest { demands, asking, reply } = match request {
-            WorkerRequest::Acquire(request) => request,
-            WorkerRequest::Settle(settlement) => return self.settle(settlement),
-        };
-        self.worker.health.received();
-        if self.connection.is_none() || reply.is_closed() {
-            return;
+    /// When to call [`timer_rings`](Self::timer_rings).
+    fn next_due(&mut self) -> Option<Timestamp> {
+        let idle = self.is_idle().then(|| self.answered.saturating_add(IDLE));
+        let lease = self.worker.leases.as_ref().and_then(Leases::next_due);
+        [idle, lease, self.rests_until, self.pending.next_deadline()].into_iter().flatten().min()
+    }
+
+    fn timer_rings(&mut self) {
+        let now = self.now();
+        self.pending.expire(now);
+        let refunds = self.worker.leases.as_mut().map(|leases| leases.expired(now)).unwrap_or_default();
+        for settlement in refunds {
+            self.settle(settlement);
         }
-        if asking {
-            // Too rare to be sent together.
-            return self.acquire(demands, asking, vec![reply]);
+        if self.rests_until.is_some_and(|until| until <= now) {
+            self.revive();
         }
-        let Some(reply) = self.take_lease(&demands, reply) else { return };
-        if let Some(waiting) = self.waiting.get_mut(&demands) {
-            waiting.push(reply);
-        } else {
-            self.waiting.insert(Arc::clone(&demands), Vec::new());
-            self.acquire(demands, asking, vec![reply]);
+        if self.is_idle() && now.since(self.answered) >= IDLE {
+            self.check(self.worker.call_timeout);
         }
     }
 
-    /// Tries a lease. Returns the sender if Redis must be asked.
-    fn take_lease(
-        &mut self,
-        demands: &RedisDemands,
-        reply: oneshot::Sender<WorkerReply>,
-    ) -> Option<oneshot::Sender<WorkerReply>> {
-        let now = self.now();
-        let Some(decided) = self.worker.leases.as_mut().and_then(|leases| leases.take(demands, now)) else {
-            return Some(reply);
+    fn is_idle(&self) -> bool {
+        self.link.is_some() && self.in_flight.is_empty()
+    }
+
+    /// The number of waiting requests has no bound: each of them is in memory anyway, and waits no
+    /// longer than its timeout. A full queue would be a way to disable the limit.
+    fn receive(&mut self, request: WorkerRequest) {
+        let AcquireRequest { demands, asking, patient, deadline, reply } = match request {
+            WorkerRequest::Acquire(request) => request,
+            WorkerRequest::Settle(settlement) => return self.settle(settlement),
+            WorkerRequest::Slots(reply) => return self.ask_for_slots(reply),
         };
-        let _ = reply.send(WorkerReply::Decided(decided));
-        None
+        if reply.is_closed() {
+            return;
+        }
+        if self.rests_until.is_some() {
+            self.revive();
+        }
+        if self.link.is_none() && !(self.reviving || patient) {
+            // Decided without Redis.
+            return;
+        }
+        let id = self.pending.add(reply, deadline);
+        if let (false, Some(patience)) = (self.checking, self.patience_of_a_check()) {
+            self.check(patience);
+        }
+        if self.link.is_none() || self.checking {
+            self.delayed.push(DelayedRequest { demands, asking, id });
+        } else {
+            self.ask(demands, asking, id);
+        }
+    }
+
+    /// How long to wait for a check of the connection before a request is sent over it. `None`
+    /// where none is needed, or where the request's time does not suffice for a check, another
+    /// connection and the request.
+    fn patience_of_a_check(&self) -> Option<Duration> {
+        let link = self.link.as_ref().filter(|_| self.is_idle() && self.is_after_a_pause())?;
+        let patience = self.worker.health.stall();
+        let all = patience.saturating_add(link.latency.saturating_mul(10));
+        (all < self.worker.call_timeout).then_some(patience)
+    }
+
+    fn is_after_a_pause(&self) -> bool {
+        self.now().since(self.answered) > PAUSE
+    }
+
+    /// Asks for the cells of a request, or has it wait for a call for the same buckets.
+    fn ask(&mut self, demands: RedisDemands, asking: bool, id: RequestId) {
+        if asking {
+            // Too rare to be sent together.
+            return self.acquire(demands, asking, vec![id]);
+        }
+        if self.takes_lease(&demands, id) {
+            return;
+        }
+        if let Some(waiting) = self.waiting.get_mut(&demands) {
+            waiting.push(id);
+        } else {
+            self.waiting.insert(Arc::clone(&demands), Vec::new());
+            self.acquire(demands, asking, vec![id]);
+        }
+    }
+
+    /// Decides on a request by a lease, if there is one.
+    fn takes_lease(&mut self, demands: &RedisDemands, id: RequestId) -> bool {
+        let now = self.now();
+        let decided = self.worker.leases.as_mut().and_then(|leases| leases.take(demands, now));
+        decided.map(|decided| self.pending.reply(id, WorkerReply::Decided(decided))).is_some()
     }
 
     /// The last handle is dropped: leases are refunded, and calls in flight end.
@@ -244,42 +361,56 @@ impl WorkerState {
         let _ = timeout(self.worker.call_timeout, ended).await;
     }
 
-    fn refund_leases(&mut self) {
-        let now = self.now();
-        let refunds = self.worker.leases.as_mut().map(|leases| leases.expired(now)).unwrap_or_default();
-        for settlement in refunds {
-            self.settle(settlement);
-        }
-    }
-
-    fn acquire(&mut self, demands: RedisDemands, asking: bool, replies: Vec<oneshot::Sender<WorkerReply>>) {
+    fn acquire(&mut self, demands: RedisDemands, asking: bool, requests: Vec<RequestId>) {
         let since = self.now();
         // While a slot migrates there are no leases.
         let leases = self.worker.leases.as_ref().filter(|_| !asking);
         let in_advance = leases.map_or(0, |leases| leases.in_advance(&demands, since));
-        let requests = count(replies.len()).saturating_add(in_advance);
-        let call = Call { demands, asking, replies, since };
-        self.send(|mut connection, call_timeout| async move {
-            let reply = timeout(call_timeout, connection.acquire(&call.demands, requests, call.asking)).await;
+        let cells = count(requests.len()).saturating_add(in_advance);
+        let call = Call { demands, asking, requests, since };
+        self.send(self.worker.call_timeout, |mut connection, within| async move {
+            let reply = timeout(within, connection.acquire(&call.demands, cells, call.asking)).await;
             CallResult::Acquired { call, reply: reply.unwrap_or(Err(CallError::Timeout)) }
         });
     }
 
     fn settle(&mut self, settlement: Settlement) {
-        self.send(|mut connection, call_timeout| async move {
-            let settled = timeout(call_timeout, connection.settle(&settlement)).await;
+        self.send(self.worker.call_timeout, |mut connection, within| async move {
+            let settled = timeout(within, connection.settle(&settlement)).await;
             CallResult::Settled { settlement, settled: settled.unwrap_or(Err(CallError::Timeout)) }
         });
     }
 
-    fn send<F>(&mut self, call: impl FnOnce(Connection, Duration) -> F)
+    /// Runs the script, as it is run for requests: a server that answers to a PING may still not
+    /// write.
+    fn check(&mut self, patience: Duration) {
+        self.checking = true;
+        let probe = self.worker.probe.clone();
+        self.send(patience, |mut connection, within| async move {
+            let reply = timeout(within, connection.acquire(&[probe], 1, false)).await;
+            CallResult::Checked(reply.unwrap_or(Err(CallError::Timeout)).map(drop))
+        });
+    }
+
+    fn ask_for_slots(&mut self, reply: oneshot::Sender<Vec<SlotRange>>) {
+        let host = match self.link.as_ref().map(|link| &link.address) {
+            Some(Address::Tcp { host, .. }) => host.clone(),
+            _ => return,
+        };
+        self.send(self.worker.call_timeout, |mut connection, within| async move {
+            let slots = timeout(within, connection.slots(&host)).await;
+            CallResult::Slots { reply, slots: slots.unwrap_or(Err(CallError::Timeout)) }
+        });
+    }
+
+    fn send<F>(&mut self, within: Duration, call: impl FnOnce(Connection, Duration) -> F)
     where
         F: Future<Output = CallResult> + Send + 'static,
     {
-        let Some(connection) = self.connection.clone() else { return };
-        let after_a_pause = self.now().since(self.answered) > IDLE;
+        let Some(Link { connection, .. }) = &self.link else { return };
+        let call = call(connection.clone(), within);
+        let after_a_pause = self.is_after_a_pause();
         self.worker.health.sent();
-        let call = call(connection, self.worker.call_timeout);
         self.in_flight.push(Box::pin(async move { CompletedCall { after_a_pause, result: call.await } }));
     }
 
@@ -288,6 +419,7 @@ impl WorkerState {
         let after_a_pause = completed.after_a_pause;
         match completed.result {
             CallResult::Acquired { call, reply } => self.acquired(call, reply, after_a_pause),
+            CallResult::Checked(checked) => self.checked(checked),
             CallResult::Settled { settlement, settled } => {
                 // While a slot migrates, its settlements are lost.
                 if let (Err(CallError::Redirect(redirect)), Some(cluster)) = (&settled, self.cluster()) {
@@ -297,31 +429,45 @@ impl WorkerState {
                 }
                 self.assess(settled.err(), after_a_pause);
             }
+            CallResult::Slots { reply, slots } => match slots {
+                Ok(slots) => {
+                    self.answered();
+                    let _ = reply.send(slots);
+                }
+                // It answers, and has no map: another node is asked.
+                Err(CallError::Connection(_) | CallError::Key(_)) => self.answered(),
+                Err(error) => self.assess(Some(error), after_a_pause),
+            },
         }
     }
 
     fn acquired(&mut self, call: Call, reply: Result<Reply, CallError>, after_a_pause: bool) {
-        let Call { demands, asking, replies, since } = call;
+        let Call { demands, asking, requests, since } = call;
         let mut refund = None;
         let error = match reply {
             Ok(reply) => {
-                let requests = count(replies.len());
-                for (index, sender) in (0..).zip(replies) {
+                let asked = count(requests.len());
+                for (index, id) in (0..).zip(requests) {
                     // A request that no longer waits has acquired its cells all the same.
-                    let _ = sender.send(WorkerReply::Decided(reply.decided(index, &demands)));
+                    self.pending.reply(id, WorkerReply::Decided(reply.decided(index, &demands)));
                 }
                 if let (Some(leases), false) = (&mut self.worker.leases, asking) {
-                    refund = leases.renew(&demands, reply, requests, since);
+                    refund = leases.renew(&demands, reply, asked, since);
                 }
                 None
             }
             Err(CallError::Redirect(redirect)) if self.worker.cluster.is_some() => {
-                for sender in replies {
-                    let _ = sender.send(WorkerReply::Redirected(redirect.clone()));
+                for id in requests {
+                    self.pending.reply(id, WorkerReply::Redirected(redirect.clone()));
                 }
                 Some(CallError::Redirect(redirect))
             }
-            Err(error) => Some(error),
+            Err(error) => {
+                for id in requests {
+                    self.pending.give_up(id);
+                }
+                Some(error)
+            }
         };
         self.assess(error, after_a_pause);
         if let Some(refund) = refund {
@@ -335,12 +481,12 @@ impl WorkerState {
     /// Sends the requests that came during a call. There is none where the connection was given up.
     fn acquire_for_waiting(&mut self, demands: RedisDemands) {
         let Some(waiting) = self.waiting.get_mut(&demands) else { return };
-        let waiting: Vec<_> = waiting.drain(..).filter(|reply| !reply.is_closed()).collect();
-        let replies: Vec<_> = waiting.into_iter().filter_map(|reply| self.take_lease(&demands, reply)).collect();
-        if replies.is_empty() {
+        let mut waiting = std::mem::take(waiting);
+        waiting.retain(|id| self.pending.waits(*id) && !self.takes_lease(&demands, *id));
+        if waiting.is_empty() {
             self.waiting.remove(&demands);
         } else {
-            self.acquire(demands, false, replies);
+            self.acquire(demands, false, waiting);
         }
     }
 
@@ -350,7 +496,7 @@ impl WorkerState {
             None => self.answered(),
             Some(CallError::Key(reason)) => {
                 self.answered();
-                events::redis_key_error(&reason, &self.worker.throttles.key_error, self.answered);
+                events::redis_key_error(&reason, &self.reports.key_error, self.answered);
             }
             Some(CallError::Redirect(redirect)) if self.worker.cluster.is_some() => {
                 self.answered();
@@ -360,6 +506,48 @@ impl WorkerState {
             }
             Some(CallError::Timeout) if self.timeouts + 1 < MAX_TIMEOUTS && !after_a_pause => self.timeouts += 1,
             Some(error) => self.give_up(&error),
+        }
+    }
+
+    /// The connection was checked. Where it is dead, the requests that wait for it wait for
+    /// another.
+    fn checked(&mut self, checked: Result<(), CallError>) {
+        self.checking = false;
+        match checked {
+            Ok(()) => self.assess(None, false),
+            Err(CallError::Redirect(redirect)) if self.worker.cluster.is_some() => {
+                self.assess(Some(CallError::Redirect(redirect)), false);
+            }
+            Err(error) => {
+                if !matches!(error, CallError::Closed | CallError::Timeout) {
+                    self.report(&error);
+                }
+                self.drop_link();
+                self.revive();
+                return;
+            }
+        }
+        self.ask_for_delayed();
+    }
+
+    fn ask_for_delayed(&mut self) {
+        for DelayedRequest { demands, asking, id } in std::mem::take(&mut self.delayed) {
+            if self.pending.waits(id) {
+                self.ask(demands, asking, id);
+            }
+        }
+    }
+
+    /// The server, or a device in between, has closed the connection.
+    fn closed(&mut self) {
+        if self.checking {
+            self.checked(Err(CallError::Closed));
+        } else if self.in_flight.is_empty() {
+            self.drop_link();
+            self.worker.health.rests();
+            self.rests_until = Some(self.now().saturating_add(REST));
+        } else {
+            self.give_up(&CallError::Closed);
         }
     }
 
@@ -380,55 +568,90 @@ impl WorkerState {
         }
     }
 
-    /// Drops the connection and opens another one. The requests that wait for it are decided
-    /// without Redis.
+    /// Drops the connection and opens another one. The requests that wait are decided without
+    /// Redis.
     fn give_up(&mut self, error: &CallError) {
         self.worker.health.disconnected();
         metrics::redis_lost();
         self.report(error);
-        self.connection = None;
-        self.timeouts = 0;
-        // Dropping the senders tells the requests at once.
-        self.waiting.clear();
-        self.in_flight.clear();
-        if let Some(leases) = &mut self.worker.leases {
-            leases.clear();
-        }
+        self.drop_link();
+        self.pending.give_up_all();
+        self.delayed.clear();
         self.slots_may_have_moved();
         self.connect();
     }
 
-    fn report(&self, error: &CallError) {
-        events::redis_lost(error.reason(), &self.worker.throttles.lost, self.now());
+    fn drop_link(&mut self) {
+        self.link = None;
+        self.checking = false;
+        self.timeouts = 0;
+        self.in_flight.clear();
+        self.waiting.clear();
+        if let Some(leases) = &mut self.worker.leases {
+            leases.clear();
+        }
+    }
+
+    /// Connects for requests that wait, or are about to come.
+    fn revive(&mut self) {
+        self.rests_until = None;
+        self.reviving = true;
+        self.worker.health.revives();
+        self.connect();
+    }
+
+    fn report(&mut self, error: &CallError) {
+        let reason = error.reason().to_owned();
+        let reason = match &self.link {
+            Some(Link { address, .. }) => address.with(&reason),
+            None => reason,
+        };
+        self.report_reason(reason);
+    }
+
+    /// Reports why Redis is not used: at once, again each minute, and when the reason is another.
+    fn report_reason(&mut self, reason: String) {
+        let now = self.now();
+        self.worker.health.fails_by(&reason);
+        let is_new = self.reports.last.as_ref().is_none_or(|(last, at)| *last != reason && now.since(*at) > NEW_REASON);
+        if events::redis_lost(&reason, &self.reports.lost, is_new, now) {
+            self.reports.last = Some((reason, now));
+        }
     }
 
     fn connect(&mut self) {
-        let Worker { server, probe, call_timeout, cluster, .. } = &self.worker;
-        let (server, probe, call_timeout, in_cluster) =
-            (server.clone(), probe.clone(), *call_timeout, cluster.is_some());
+        let Worker { server, dialer, probe, call_timeout, cluster, .. } = &self.worker;
+        let (server, dialer, probe, call_timeout, in_cluster) =
+            (server.clone(), Arc::clone(dialer), probe.clone(), *call_timeout, cluster.is_some());
         let wait = backoff(self.attempt);
         self.connecting = Some(Box::pin(async move {
             #[expect(clippy::disallowed_methods, reason = "no test waits for it")]
             sleep(wait).await;
-            server.connect(&probe, in_cluster, call_timeout).await
+            server.connect(&dialer, Test { probe: &probe, in_cluster, call_timeout }).await
         }));
     }
 
-    fn connected(&mut self, connected: Result<Connected, CallError>) {
+    fn connected(&mut self, connected: Result<Connected, String>) {
         self.connecting = None;
+        let was_reviving = std::mem::take(&mut self.reviving);
         match connected {
-            Ok(Connected { connection, latency }) => {
-                self.connection = Some(connection);
+            Ok(Connected { connection, closed, latency, address }) => {
+                self.link = Some(Link { connection, closed, latency, address });
                 self.answered = self.now();
-                self.worker.health.connected(latency, self.worker.call_timeout);
+                self.worker.health.connected(latency);
                 events::redis_connected();
                 // Until a request is answered, the next attempt backs off.
                 self.attempt += 1;
+                self.ask_for_delayed();
             }
-            Err(error) => {
-                if self.attempt == FIRST_REPORT {
-                    self.report(&error);
+            Err(reason) => {
+                self.worker.health.disconnected();
+                if was_reviving {
+                    metrics::redis_lost();
                 }
+                self.pending.give_up_all();
+                self.delayed.clear();
+                self.report_reason(reason);
                 self.attempt = self.attempt.saturating_add(1);
                 self.slots_may_have_moved();
                 self.connect();

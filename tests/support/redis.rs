@@ -71,10 +71,15 @@ impl Server {
 
     /// A sentinel that alone decides over the primary of this name.
     pub(crate) fn sentinel(name: &str, primary: u16, password: &str) -> Self {
+        Self::sentinel_with(name, primary, password, "")
+    }
+
+    pub(crate) fn sentinel_with(name: &str, primary: u16, password: &str, more: &str) -> Self {
         let mut server = Self::prepare(Engine::Redis, &[]);
         let file = server.directory.join("sentinel.conf");
+        let login = if password.is_empty() { String::new() } else { format!("sentinel auth-pass {name} {password}\n") };
         let settings = format!(
-            "sentinel monitor {name} 127.0.0.1 {primary} 1\nsentinel auth-pass {name} {password}\nsentinel down-after-milliseconds {name} 500\n\
+            "{more}sentinel monitor {name} 127.0.0.1 {primary} 1\n{login}sentinel down-after-milliseconds {name} 500\n\
              sentinel failover-timeout {name} 2000\n"
         );
         fs::write(&file, settings).unwrap();
@@ -109,6 +114,30 @@ impl Server {
             });
         }
         (primaries, replica)
+    }
+
+    /// Primaries of one cluster, which announce their ports of TLS.
+    pub(crate) fn cluster_of_tls(settings: &[&str]) -> ([Self; 3], [u16; 3]) {
+        let nodes = [(); 3].map(|()| {
+            let (bus, port) = (free_port().to_string(), free_port());
+            let port_text = port.to_string();
+            let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--tls-port", &port_text];
+            (Self::start_with(Engine::Redis, &[&cluster[..], settings].concat()), port)
+        });
+        for (number, (node, _)) in nodes.iter().enumerate() {
+            let (first, last) = [("0", "5460"), ("5461", "10922"), ("10923", "16383")][number];
+            assert_eq!(node.cli(&["CLUSTER", "ADDSLOTSRANGE", first, last]), "OK");
+            assert_eq!(node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]), "OK");
+        }
+        for (other, port) in &nodes[1..] {
+            let (port, bus) = (port.to_string(), &other.more[3]);
+            assert_eq!(nodes[0].0.cli(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]), "OK");
+        }
+        for (node, _) in &nodes {
+            within_a_minute(|| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+        }
+        let ports = [nodes[0].1, nodes[1].1, nodes[2].1];
+        (nodes.map(|(node, _)| node), ports)
     }
 
     /// One that is not in a cluster yet.

@@ -8,12 +8,18 @@
 //! seconds; from the first to two and a half Redis is frozen, or killed and started again. Ours beside the client's own
 //! connection manager. Second table: round trips and the server's processor time for each decision, by kind of load.
 //! `-- chaos` does something else to the server each second for a minute, and fails where a key has had more than its limit.
+//! `-- quiet` asks every three seconds for two minutes, past a server that closes what is idle for a second and a way that
+//! forgets it after two, and fails where one request was not decided by Redis. With `tls` behind it, all but the connection
+//! manager is over TLS (needs openssl).
 
+#[path = "../../../tests/support/proxy.rs"]
+mod proxy;
 #[path = "../../../tests/support/redis.rs"]
 mod servers;
 
 use std::{
     fs,
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,15 +27,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use http::Request;
+use proxy::Proxy;
 use redis::{Script, aio::ConnectionManager, aio::ConnectionManagerConfig};
-use servers::{Engine, Server};
+use servers::{Engine, Server, free_port};
 use tokio::time::{interval, sleep_until, timeout};
 use tower_quota::{
     Policy, Quota,
     key::key_fn,
-    redis::{OnFailure, RedisLimiter},
+    redis::{OnFailure, RedisBuilder, RedisLimiter},
 };
 
 const SCRIPT: &str =
@@ -40,9 +47,40 @@ const FAULT: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(2_50
 const SLOW: Duration = Duration::from_millis(10);
 const OPEN: Quota = Quota::per_second(100_000_000);
 
-fn limiter(url: &str, quota: Quota, lease: u32) -> RedisLimiter {
+/// Whether the limiter's connections are encrypted.
+fn uses_tls() -> bool {
+    std::env::args().any(|argument| argument == "tls")
+}
+
+/// A server, and its address for the limiter.
+fn start(more: &[&str]) -> (Server, String) {
+    if !uses_tls() {
+        let server = Server::start_with(Engine::Redis, more);
+        let url = server.url();
+        return (server, url);
+    }
+    let folder = std::env::temp_dir();
+    let file = |name: &str| folder.join(format!("tower-quota-bench.{name}")).to_str().unwrap().to_owned();
+    let (key, certificate, port) = (file("key"), file("pem"), free_port().to_string());
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=bench", "-keyout", &key, "-out", &certificate])
+        .output();
+    assert!(made.unwrap().status.success());
+    let tls =
+        ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-auth-clients", "no"];
+    let server = Server::start_with(Engine::Redis, &[&tls[..], &["--tls-ca-cert-file", &certificate], more].concat());
+    (server, format!("rediss://127.0.0.1:{port}"))
+}
+
+fn builder(url: &str, on_failure: OnFailure, quota: Quota) -> RedisBuilder {
     let policy = Policy::per(key_fn(|head| head.extensions().get::<u64>().copied()), quota);
-    let builder = RedisLimiter::builder(url, b"a secret for measuring", OnFailure::Local { share: 1.0 }).policy(policy);
+    let builder = RedisLimiter::builder(url, b"a secret for measuring", on_failure).policy(policy);
+    if url.starts_with("rediss") { builder.danger_accept_invalid_certificates() } else { builder }
+}
+
+fn limiter(url: &str, quota: Quota, lease: u32) -> RedisLimiter {
+    let builder = builder(url, OnFailure::Local { share: 1.0 }, quota);
     let builder = if lease > 0 { builder.lease(lease, Duration::from_millis(100)) } else { builder };
     builder.build().unwrap()
 }
@@ -171,10 +209,10 @@ async fn failures() {
     println!("|---|---|--:|--:|--:|--:|");
     for fault in [Fault::Frozen, Fault::Killed] {
         for which in ["connection manager", "connection manager, 50 ms", "tower-quota"] {
-            let server = tokio::task::spawn_blocking(|| Server::start(Engine::Redis)).await.unwrap();
+            let (server, own_url) = tokio::task::spawn_blocking(|| start(&[])).await.unwrap();
             let url = server.url();
             let decide = match which {
-                "tower-quota" => ours(&url).await,
+                "tower-quota" => ours(&own_url).await,
                 "connection manager" => manager(&url, None).await,
                 _ => manager(&url, Some(Duration::from_millis(50))).await,
             };
@@ -228,8 +266,8 @@ async fn loads() {
         ("abuse: 16 keys at 10 a second", ten, Arc::new(|random| random % 16), 0),
     ];
     for (name, quota, keys, lease) in loads {
-        let server = tokio::task::spawn_blocking(|| Server::start(Engine::Redis)).await.unwrap();
-        let limiter = limiter(&server.url(), quota, lease);
+        let (server, url) = tokio::task::spawn_blocking(|| start(&[])).await.unwrap();
+        let limiter = limiter(&url, quota, lease);
         while !limiter.is_connected() {
             let _ = limiter.decide(&request(0)).await;
             tokio::task::yield_now().await;
@@ -279,12 +317,9 @@ const FAULTS: [(&str, &[&str], &[&str]); 6] = [
 async fn chaos() {
     const KEYS: u64 = 50;
     const SECONDS: u64 = 60;
-    let mut server = tokio::task::spawn_blocking(|| Server::start(Engine::Redis)).await.unwrap();
-    let quota = Quota::per_second(20);
-    let policy = Policy::per(key_fn(|head| head.extensions().get::<u64>().copied()), quota);
+    let (mut server, url) = tokio::task::spawn_blocking(|| start(&[])).await.unwrap();
     // Whatever passes has passed by Redis.
-    let limiter = RedisLimiter::builder(server.url(), b"a secret for measuring", OnFailure::Closed).policy(policy);
-    let limiter = limiter.build().unwrap();
+    let limiter = builder(&url, OnFailure::Closed, Quota::per_second(20)).build().unwrap();
     assert!(limiter.connect(Duration::from_secs(5)).await);
     let admitted: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
     let waits = Arc::new(Mutex::new(Vec::new()));
@@ -366,14 +401,48 @@ async fn chaos() {
     assert!(most <= bound, "more than the limit and what restarts forget");
 }
 
+/// A week of quiet, in small.
+async fn quiet() {
+    let started = tokio::task::spawn_blocking(|| (start(&["--timeout", "1"]), start(&[]))).await.unwrap();
+    let ((_closes, closing), (_forgets, forgotten)) = started;
+    let through = |url: &str| {
+        let port = url.rsplit(':').next().unwrap().parse().unwrap();
+        let proxy = Proxy::before(port);
+        proxy.forget_after(Duration::from_secs(2));
+        url.replace(&port.to_string(), &proxy.port.to_string())
+    };
+    let ways = [
+        ("a server that closes after 1 s", closing.clone()),
+        ("a way that forgets after 2 s", through(&forgotten)),
+        ("both", through(&closing)),
+    ];
+    println!("| a request every 3 s for 120 s | by Redis | not by Redis |\n|---|--:|--:|");
+    let runs = ways.map(|(name, url)| async move {
+        let limiter = builder(&url, OnFailure::Closed, OPEN).build().unwrap();
+        assert!(limiter.connect(Duration::from_secs(5)).await);
+        let (mut by_redis, mut not) = (0, 0);
+        for _ in 0..40 {
+            match limiter.decide(&request(0)).await.is_allowed() {
+                true => by_redis += 1,
+                false => not += 1,
+            }
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+        println!("| {name} | {by_redis} | {not} |");
+        not
+    });
+    assert_eq!(join_all(runs).await.into_iter().sum::<u32>(), 0, "the servers were well");
+}
+
 #[tokio::main]
 async fn main() {
-    match std::env::args().nth(1).as_deref() {
+    match std::env::args().nth(1).filter(|what| what != "tls").as_deref() {
         None => {
             failures().await;
             loads().await;
         }
         Some("chaos") => chaos().await,
-        Some(other) => panic!("`chaos`, or nothing; not {other}"),
+        Some("quiet") => quiet().await,
+        Some(other) => panic!("`chaos`, `quiet`, or nothing, and `tls`; not {other}"),
     }
 }
