@@ -11,6 +11,7 @@ mod servers;
 mod support;
 
 use std::{
+    convert::Infallible,
     env, fs,
     process::Command,
     sync::{
@@ -24,9 +25,11 @@ use events::Lines;
 use proxy::Proxy;
 use servers::{ENGINES, Engine, Server, eventually, free_port, within_a_minute};
 use support::with_header;
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_quota::{
-    Policy, Quota,
+    Decision, Policy, Quota, RateLimitLayer,
     key::Header,
+    limiter::Admission,
     redis::{OnFailure, RedisBuilder, RedisCredentials, RedisLimiter},
 };
 
@@ -347,4 +350,38 @@ fn a_failure_is_reported_at_once_to_whoever_listens_where_the_limiter_is_first_u
         });
     });
     assert_eq!(text.matches("no database of this number").count(), 1, "{text}");
+}
+
+/// A server that restarts in a quiet time, and nobody but `connect` asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_in_advance_ends_a_rest() {
+    let mut server = Server::start(Engine::Redis);
+    let limiter = connected(builder(&server.url())).await;
+    server.kill();
+    eventually(|| async { !limiter.is_connected() }).await;
+    server.run();
+    assert!(limiter.connect(Duration::from_secs(2)).await, "{:?}", limiter.last_error());
+}
+
+/// The connection ends while a handler works, and what it settles then is not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_settled_after_a_quiet_time_is_not_lost() {
+    let server = Server::start(Engine::Redis);
+    let limiter = connected(builder(&server.url())).await;
+    let (server, limiter) = (&server, &limiter);
+    let service = service_fn(|request: http::Request<()>| async move {
+        server.cli(&["CLIENT", "KILL", "TYPE", "NORMAL"]);
+        eventually(|| async { !limiter.is_connected() }).await;
+        request.extensions().get::<Admission>().unwrap().settle("per-k", 500).unwrap();
+        Ok::<_, Infallible>(http::Response::new(String::new()))
+    });
+    let service = RateLimitLayer::new(limiter).admissions().layer(service);
+    assert!(service.oneshot(with_header("k", "a")).await.unwrap().status().is_success());
+    let other = connected(builder(&server.url())).await;
+    eventually(|| async {
+        let request = with_header("k", "a");
+        let Decision::Allow(allowed) = other.decide(&request).await else { panic!("there are 500 left") };
+        allowed.standings().next().unwrap().remaining() < 500
+    })
+    .await;
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use proxy::Proxy;
-use servers::{Engine, Server, eventually, free_port};
+use servers::{Engine, Server, eventually, free_port, path_of};
 use support::with_header;
 use tower_quota::{
     Policy, Quota,
@@ -50,9 +50,8 @@ impl Certificates {
     }
 
     fn openssl(&self, arguments: &[&str]) {
-        let mut command = Command::new("openssl");
-        let output = command.args(arguments).current_dir(&self.0).stderr(Stdio::piped()).output();
-        let output = output.expect("openssl is there: it comes with ca-certificates");
+        let mut command = Command::new(path_of("openssl"));
+        let output = command.args(arguments).current_dir(&self.0).stderr(Stdio::piped()).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 

@@ -222,7 +222,9 @@ impl RedisLimiter {
                     split = redirect.address.is_none();
                     asking = redirect.asking || (split && asking);
                     redirected = true;
-                    let Some(next) = topology.follow(node, &redirect) else { return CallOutcome::Unanswered };
+                    let Some(next) = topology.follow(node, &redirect, demands[0].slot()) else {
+                        return CallOutcome::Unanswered;
+                    };
                     node = next;
                 }
             }

@@ -62,41 +62,52 @@ impl Endpoint {
     /// Reads an address as an operator writes it.
     pub(super) fn parse(text: &str) -> Result<Self, AddressError> {
         let url = Url::parse(text).map_err(|_| AddressError::Form)?;
-        let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from).ok();
-        let some_text = |text: &str| decoded(text).filter(|text| !text.is_empty());
+        let some_text = |text: &str| match percent_decode_str(text).decode_utf8() {
+            Ok(text) => Ok(Some(text.into_owned()).filter(|text| !text.is_empty())),
+            Err(_) => Err(AddressError::Form),
+        };
+        let parameters = || {
+            url.query()
+                .into_iter()
+                .flat_map(|query| query.split('&'))
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        };
         match url.fragment() {
             None => {}
             Some("insecure") => return Err(AddressError::Insecure),
             Some(_) => return Err(AddressError::Form),
         }
-        let mut login = Login { user: some_text(url.username()), ..Login::default() };
-        login.password = url.password().and_then(some_text);
+        let mut login = Login { user: some_text(url.username())?, ..Login::default() };
+        login.password = some_text(url.password().unwrap_or_default())?;
         let tls = match url.scheme() {
             "redis" | "valkey" => false,
             "rediss" | "valkeys" => true,
             "unix" | "redis+unix" | "valkey+unix" => {
-                for (name, value) in url.query_pairs() {
-                    match &*name {
-                        "db" => login.database = database(&value)?,
-                        "user" => login.user = Some(value.into_owned()),
-                        "pass" => login.password = Some(value.into_owned()),
-                        "protocol" => login.resp3 = is_resp3(&value)?,
+                for (name, value) in parameters() {
+                    match name {
+                        "db" => login.database = database(value)?,
+                        "user" => login.user = some_text(value)?,
+                        "pass" => login.password = some_text(value)?,
+                        "protocol" => login.resp3 = is_resp3(value)?,
                         other => return Err(AddressError::Parameter(other.to_owned())),
                     }
                 }
-                let path = some_text(url.path()).filter(|path| path.starts_with('/')).ok_or(AddressError::Form)?;
-                return Ok(Self { address: Address::Unix(path.into()), login });
+                let path = some_text(url.path())?.filter(|path| path.starts_with('/')).ok_or(AddressError::Form)?;
+                if url.has_host() && url.host_str().is_some_and(|host| !host.is_empty()) {
+                    return Err(AddressError::Form);
+                }
+                return Self { address: Address::Unix(path.into()), login }.checked();
             }
             _ => return Err(AddressError::Form),
         };
-        for (name, value) in url.query_pairs() {
-            match &*name {
-                "protocol" => login.resp3 = is_resp3(&value)?,
+        for (name, value) in parameters() {
+            match name {
+                "protocol" => login.resp3 = is_resp3(value)?,
                 other => return Err(AddressError::Parameter(other.to_owned())),
             }
         }
         let host = match url.host() {
-            Some(Host::Domain(name)) => some_text(name),
+            Some(Host::Domain(name)) => some_text(name)?,
             Some(Host::Ipv4(ip)) => Some(ip.to_string()),
             Some(Host::Ipv6(ip)) => Some(ip.to_string()),
             None => None,
@@ -109,7 +120,14 @@ impl Endpoint {
         if tls && cfg!(not(feature = "redis-tls")) {
             return Err(AddressError::TlsFeature);
         }
-        Ok(Self { address: Address::Tcp { host, port: url.port().unwrap_or(6_379), tls }, login })
+        Self { address: Address::Tcp { host, port: url.port().unwrap_or(6_379), tls }, login }.checked()
+    }
+
+    fn checked(self) -> Result<Self, AddressError> {
+        match (&self.login.user, &self.login.password) {
+            (Some(_), None) => Err(AddressError::NoPassword),
+            _ => Ok(self),
+        }
     }
 
     /// Reads the address of a server that has no databases: a sentinel, or a node of a cluster.
@@ -162,6 +180,8 @@ pub enum AddressError {
     Insecure,
     /// A sentinel, or a node of a cluster, has a database.
     NoDatabases,
+    /// The address has a user and no password.
+    NoPassword,
     /// A node of a cluster has a unix socket.
     NoSockets,
     /// The address has a parameter that does not exist.
@@ -183,6 +203,7 @@ impl fmt::Display for AddressError {
                 "`#insecure` is not accepted in an address: call `danger_accept_invalid_certificates` if that is meant"
             }
             Self::NoDatabases => "a sentinel or a node of a cluster has no databases: leave the number out",
+            Self::NoPassword => "the address has a user and no password: write user:password@, or leave both out",
             Self::NoSockets => "a node of a cluster has no unix socket: use its host and port",
             Self::Parameter(name) => {
                 return write!(
@@ -220,7 +241,11 @@ mod tests {
             ("REDIS://10.0.0.1:7000/5", tcp("10.0.0.1", 7_000), login("", "", 5)),
             ("valkey://:p%40ss@[2001:db8::1]:7000/", tcp("2001:db8::1", 7_000), login("", "p@ss", 0)),
             ("redis://user:p%2Fw@host?protocol=resp2", tcp("host", 6_379), login("user", "p/w", 0)),
-            ("unix:///run/redis.sock?db=2&user=u&pass=p", Address::Unix("/run/redis.sock".into()), login("u", "p", 2)),
+            (
+                "unix:///run/redis.sock?db=2&user=u&pass=p+p",
+                Address::Unix("/run/redis.sock".into()),
+                login("u", "p+p", 2),
+            ),
             ("redis+unix:///a%20b", Address::Unix("/a b".into()), login("", "", 0)),
         ] {
             assert_eq!(parse(text), Endpoint { address, login }, "{text}");
@@ -244,6 +269,9 @@ mod tests {
             ("redis://host?protocol=4", AddressError::Protocol),
             ("redis://host?db=4", AddressError::Parameter("db".to_owned())),
             ("redis://host#x", AddressError::Form),
+            ("redis://user@host", AddressError::NoPassword),
+            ("redis://:%ff@host", AddressError::Form),
+            ("unix://run/redis.sock", AddressError::Form),
             ("rediss://host/#insecure", AddressError::Insecure),
         ] {
             assert_eq!(Endpoint::parse(text), Err(error), "{text}");

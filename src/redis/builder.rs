@@ -165,7 +165,7 @@ impl RedisBuilder {
 
     /// Sets where servers are reached from here, given the host and port that they announce:
     /// through a sentinel, or as nodes of a cluster. For servers behind NAT or in containers. As
-    /// announced, unless set.
+    /// announced, unless set. The closure must not block.
     pub fn map_address(mut self, map: impl Fn(&str, u16) -> (String, u16) + Send + Sync + 'static) -> Self {
         self.address_map = Some(Arc::new(map));
         self

@@ -143,22 +143,26 @@ impl Test<'_> {
     }
 }
 
+/// Of the addresses of a name.
+const MAX_REASONS: usize = 3;
+
 /// Tries all addresses of a name in turn. The error has the address.
 async fn at_each_target<'a, T>(
     dialer: &Dialer,
     address: &Address,
     attempt: impl Fn(Target) -> BoxFuture<'a, Result<T, String>>,
 ) -> Result<T, String> {
-    let mut failed = String::new();
+    let mut failed: Vec<String> = Vec::new();
     for target in dialer.targets(address).await.map_err(|reason| address.with(&reason))? {
         let attempted = attempt(target.clone()).await;
         dialer.used(&target, attempted.is_ok());
         match attempted {
             Ok(found) => return Ok(found),
-            Err(reason) => failed = reason,
+            Err(reason) if failed.len() < MAX_REASONS && !failed.contains(&reason) => failed.push(reason),
+            Err(_) => {}
         }
     }
-    Err(address.with(&failed))
+    Err(address.with(&failed.join("; ")))
 }
 
 async fn log_in(
@@ -171,7 +175,12 @@ async fn log_in(
     let stream = dialer.dial(&endpoint.address, target).await?;
     let opened =
         dialer.within(Connection::open(stream, &login)).await.ok_or_else(|| dialer.no_answer("to the login"))?;
-    opened.map_err(|error| explain(endpoint, &error))
+    opened.map_err(|error| {
+        let reason = explain(endpoint, &error);
+        // A proxy that does not know a command may repeat what it was sent.
+        let password = login.password.as_deref().filter(|password| !password.is_empty());
+        password.map_or(reason.clone(), |password| reason.replace(password, "…"))
+    })
 }
 
 /// Why a new connection does not work.

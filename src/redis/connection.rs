@@ -16,7 +16,7 @@ use tokio::{sync::oneshot, task::AbortHandle};
 use super::{
     address::{Login, NodeAddress},
     dial::BoxedStream,
-    protocol::{ACQUIRE, RedisDemand, Reply, SETTLE, Script, ServerTime, Settlement, SettlementPart},
+    protocol::{ACQUIRE, RedisDemand, Reply, SETTLE, SLOTS, Script, ServerTime, Settlement, SettlementPart},
     reason,
 };
 
@@ -51,7 +51,9 @@ impl SlotRange {
         };
         // A node that does not know its address is where it was asked.
         let host = host.filter(|host| !host.is_empty()).unwrap_or_else(|| asked.to_owned());
-        Some(Self { first: number(first)?, last: number(last)?, primary: (host, number(port)?) })
+        let (first, last) = (number(first)?, number(last)?);
+        (first <= last && last < SLOTS).then_some(())?;
+        Some(Self { first, last, primary: (host, number(port)?) })
     }
 
     /// Reads the reply to `CLUSTER SLOTS`. `None` where it knows of no slots.
@@ -126,9 +128,12 @@ impl Connection {
             let mut connection = self.multiplexed.clone();
             async move { cmd("SCRIPT").arg("LOAD").arg(script.text).query_async::<Value>(&mut connection).await }
         });
-        let failed = join_all(loads).await.into_iter().filter_map(Result::err);
-        match failed.into_iter().find(|error| error.code().is_none()) {
-            Some(error) => Err(CallError::of(&error)),
+        let failed: Vec<_> = join_all(loads).await.into_iter().filter_map(Result::err).collect();
+        // A server that refuses a client says why, and closes the connection.
+        let is_closed = failed.iter().any(|error| error.code().is_none());
+        let said = failed.iter().find(|error| error.code().is_some()).or(failed.first());
+        match said.filter(|_| is_closed) {
+            Some(error) => Err(CallError::of(error)),
             None => Ok(()),
         }
     }
@@ -349,6 +354,7 @@ mod tests {
             Value::Array(vec![]),
             Value::Array(vec![Value::Nil]),
             range(Value::Int(-1), primary()),
+            range(Value::Int(2), primary()),
             range(text("0"), primary()),
             range(Value::Int(0), text("host")),
             range(Value::Int(0), Value::Array(vec![text("host"), Value::Int(70_000)])),

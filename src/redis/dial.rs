@@ -4,6 +4,7 @@
 //! This file must not know the protocol of Redis, nor when to connect.
 
 use std::{
+    collections::HashMap,
     error, fmt, io,
     net::SocketAddr,
     panic::AssertUnwindSafe,
@@ -12,11 +13,14 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt as _;
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream, lookup_host},
+    net::{TcpStream, lookup_host},
     time::timeout,
 };
 
@@ -82,7 +86,10 @@ pub(super) struct Dialer {
     pub(super) step: Duration,
     /// The addresses that were of no use last, of names that have several. The latest is the last.
     useless: Mutex<Vec<SocketAddr>>,
+    look_ups: Mutex<HashMap<NodeAddress, LookUp>>,
 }
+
+type LookUp = Shared<BoxFuture<'static, Result<Vec<SocketAddr>, String>>>;
 
 /// Nobody waits for a connection.
 const MIN_STEP: Duration = Duration::from_millis(500);
@@ -109,10 +116,8 @@ impl Dialer {
             Address::Tcp { host, port, .. } => (host, *port),
             Address::Unix(_) => return Ok(vec![Target::Unix]),
         };
-        let found = self.within(lookup_host((host.as_str(), port))).await;
-        let found: Result<Vec<SocketAddr>, String> = match found {
-            Some(Ok(found)) => Ok(found.collect()),
-            Some(Err(error)) => Err(error.to_string()),
+        let found = match self.within(self.look_up(host, port)).await {
+            Some(found) => found,
             None => Err(format!("no answer within {:?}", self.step)),
         };
         let mut found = found.map_err(|error| {
@@ -125,6 +130,26 @@ impl Dialer {
         // Stable: otherwise in the order of the name.
         found.sort_by_key(|address| useless.iter().position(|known| known == address).map_or(0, |at| at + 1));
         Ok(found.into_iter().map(Target::Tcp).collect())
+    }
+
+    /// The addresses of a name. Of each name there is one look-up at a time, which goes on after
+    /// its time is over: one that hangs does not take up the resolvers of all other names.
+    fn look_up(&self, host: &str, port: u16) -> LookUp {
+        let mut look_ups = self.look_ups.lock().unwrap_or_else(PoisonError::into_inner);
+        look_ups.retain(|_, look_up| look_up.peek().is_none());
+        let name = (host.to_owned(), port);
+        let start = || {
+            let name = name.clone();
+            let task = tokio::spawn(async move { lookup_host(name).await.map(Vec::from_iter) });
+            let found = async move {
+                match task.await {
+                    Ok(found) => found.map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                }
+            };
+            found.boxed().shared()
+        };
+        look_ups.entry(name.clone()).or_insert_with(start).clone()
     }
 
     /// Where a name has several addresses, one that was of no use is not tried first again.
@@ -143,8 +168,11 @@ impl Dialer {
     /// Opens a socket, encrypted where the address says so. The error says what to do.
     pub(super) async fn dial(&self, address: &Address, target: &Target) -> Result<BoxedStream, String> {
         let (host, tls, socket) = match (address, target) {
+            #[cfg(not(unix))]
+            (Address::Unix(_), _) => return Err("this system has no unix sockets: use host and port".to_owned()),
+            #[cfg(unix)]
             (Address::Unix(path), _) => {
-                let socket = self.within(UnixStream::connect(path)).await;
+                let socket = self.within(tokio::net::UnixStream::connect(path)).await;
                 return match socket {
                     Some(Ok(socket)) => Ok(Box::new(socket)),
                     Some(Err(error)) => {
@@ -232,9 +260,11 @@ impl fmt::Debug for Dialer {
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (idle, interval, retries) = KEEPALIVE;
-    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
-    #[cfg(not(windows))]
-    let keepalive = keepalive.with_retries(retries);
+    let keepalive = TcpKeepalive::new().with_time(idle);
+    #[cfg(any(target_os = "linux", target_vendor = "apple", windows))]
+    let keepalive = keepalive.with_interval(interval).with_retries(retries);
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple", windows)))]
+    let _ = (interval, retries);
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]

@@ -100,6 +100,11 @@ impl Health {
         self.is(LinkState::Up)
     }
 
+    /// Whether there is a connection, or one that is revived when somebody asks.
+    pub(super) fn has_server(&self) -> bool {
+        !self.is(LinkState::Down)
+    }
+
     /// Ends when there is a connection.
     pub(super) async fn until_connected(&self) {
         loop {

@@ -8,7 +8,10 @@
 use std::{
     convert::Infallible,
     io,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -22,6 +25,8 @@ type Guard = mpsc::Sender<Infallible>;
 #[derive(Default)]
 pub(super) struct IoThread {
     running: Mutex<Option<Running>>,
+    /// Whether it was reported that there is no thread: each request tries to start one.
+    refused: AtomicBool,
 }
 
 struct Running {
@@ -39,7 +44,8 @@ impl IoThread {
         if running.is_none() {
             match start() {
                 Ok(started) => *running = Some(started),
-                Err(error) => events::no_redis_thread(&error),
+                Err(error) if !self.refused.swap(true, Ordering::Relaxed) => events::no_redis_thread(&error),
+                Err(_) => {}
             }
         }
         if let Some(Running { runtime, guard }) = &*running {

@@ -80,7 +80,9 @@ impl Node {
 
     /// Ends when there is a connection.
     pub(super) async fn until_connected(&self) {
-        let health = self.worker().health;
+        let WorkerHandle { requests, health } = self.worker();
+        // Where the worker has ended, nobody connects.
+        let _ = requests.send(WorkerRequest::Connect);
         health.until_connected().await;
     }
 
@@ -105,10 +107,10 @@ impl Node {
         replied.await.ok()
     }
 
-    /// Sends a settlement where there is a connection, even a slow one, from any thread. If it is
+    /// Sends a settlement where there is a connection, even a slow one, or one that rests. If it is
     /// lost, the cells stay acquired.
     pub(super) fn settle(&self, settlement: Settlement) {
-        if let Some(worker) = self.lock().as_ref().filter(|worker| worker.health.is_up()) {
+        if let Some(worker) = self.lock().as_ref().filter(|worker| worker.health.has_server()) {
             let _ = worker.requests.send(WorkerRequest::Settle(settlement));
         }
     }

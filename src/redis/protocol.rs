@@ -92,10 +92,13 @@ impl RedisDemand {
 /// The slot of a key, of a cluster's 16,384: that of the text in its first braces, which all our
 /// keys have.
 fn slot(key: &str) -> u16 {
-    const SLOTS: u16 = 16_384;
+    const CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
     let tag = key.trim_start_matches('{').split('}').next().unwrap_or_default();
-    crc::Crc::<u16>::new(&crc::CRC_16_XMODEM).checksum(tag.as_bytes()) % SLOTS
+    CRC.checksum(tag.as_bytes()) % SLOTS
 }
+
+/// The number of a cluster's slots.
+pub(super) const SLOTS: u16 = 16_384;
 
 /// The names of buckets in Redis: `{prefix:principal}:policy:quota`.
 ///
@@ -192,6 +195,11 @@ pub(super) struct SettlementPart {
 }
 
 impl Settlement {
+    /// All its keys are in one.
+    pub(super) fn slot(&self) -> u16 {
+        self.parts.first().map_or(0, |part| slot(&part.key))
+    }
+
     /// Refunds a granted request before which the backlogs were these. `None` where it has acquired
     /// nothing.
     pub(super) fn refund_all<'a>(

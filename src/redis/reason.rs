@@ -66,8 +66,11 @@ pub(super) fn of_reply(code: &str, text: &str) -> String {
     }
 }
 
-/// Servers differ in how they write the name of an unknown command.
+/// A code is a word of its own. Servers differ in how they write the name of an unknown command.
 fn contains(text: &str, words: &str) -> bool {
+    if words.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        return text.split(|character: char| !character.is_ascii_alphanumeric()).any(|word| word == words);
+    }
     text.replace('`', "'").to_lowercase().contains(&words.to_lowercase())
 }
 
@@ -111,6 +114,7 @@ mod tests {
 
     #[test]
     fn an_error_of_a_value_is_of_its_key() {
+        assert!(!is_of_server("a script of BUSYBOX, with room for zoom"));
         assert!(!is_of_server("Operation against the wrong kind of value"));
         assert!(is_of_server("ACL failure in script: User x has no permissions to run the 'get' command"));
         assert!(is_of_server("DB index is out of range"));

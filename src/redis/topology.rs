@@ -73,13 +73,19 @@ impl Topology {
     }
 
     /// The node of a redirect, or the same node where it names none.
-    pub(super) fn follow(&self, from: Arc<Node>, redirect: &Redirect) -> Option<Arc<Node>> {
+    /// It has this slot.
+    pub(super) fn follow(&self, from: Arc<Node>, redirect: &Redirect, slot: u16) -> Option<Arc<Node>> {
         let Self::Cluster(cluster) = self else { return None };
         match (&redirect.address, from.address()) {
             (None, _) => Some(from),
             // The host of the node that answers, which is reached at this address already.
-            (Some((host, port)), Some((own, _))) if host.is_empty() => cluster.node_at(&(own.clone(), *port)),
-            (Some(address), _) => cluster.node_at(&cluster.config.dialer.map(address.clone())),
+            (Some((host, port)), Some((own, _))) if host.is_empty() => cluster.node_at(&(own.clone(), *port), slot),
+            // It has no name of the kind that it prefers. The map has its address.
+            (Some((host, _)), _) if host == "?" => {
+                cluster.refresh();
+                None
+            }
+            (Some(address), _) => cluster.node_at(&cluster.config.dialer.map(address.clone()), slot),
         }
     }
 
@@ -189,7 +195,7 @@ impl Cluster {
 
     /// The node at this address. One that is not on the map is new, has no slots yet, and connects
     /// now. It stays on the map until the next refresh.
-    fn node_at(self: &Arc<Self>, address: &NodeAddress) -> Option<Arc<Node>> {
+    fn node_at(self: &Arc<Self>, address: &NodeAddress, slot: u16) -> Option<Arc<Node>> {
         let mut map = self.lock_map();
         if let Some(node) = map.nodes.get(address) {
             return Some(Arc::clone(node));
@@ -197,7 +203,7 @@ impl Cluster {
         if map.nodes.len() >= MAX_NODES {
             return None;
         }
-        let node = self.new_node(address, |_| true);
+        let node = self.new_node(address, |other| other == slot);
         let mut nodes = map.nodes.clone();
         nodes.insert(address.clone(), Arc::clone(&node));
         *map = Arc::new(SlotMap { ranges: map.ranges.clone(), nodes });
@@ -286,9 +292,9 @@ impl ClusterEvents for Cluster {
     }
 
     fn forward(self: Arc<Self>, redirect: &Redirect, settlement: Settlement) {
-        let address = redirect.address.as_ref().filter(|(host, _)| !host.is_empty());
+        let address = redirect.address.as_ref().filter(|(host, _)| !host.is_empty() && host != "?");
         let address = address.map(|address| self.config.dialer.map(address.clone()));
-        if let Some(node) = address.and_then(|address| self.node_at(&address)) {
+        if let Some(node) = address.and_then(|address| self.node_at(&address, settlement.slot())) {
             node.settle(settlement);
         }
     }

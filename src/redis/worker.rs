@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use futures_util::{
+    FutureExt as _,
+    stream::{FuturesUnordered, StreamExt as _},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, sleep_until, timeout},
@@ -50,6 +53,8 @@ pub(super) enum WorkerRequest {
     Acquire(AcquireRequest),
     /// Refunds or charges. Nothing waits for it. If it is lost, the cells stay acquired.
     Settle(Settlement),
+    /// Opens a connection now, where the last one ended in a pause.
+    Connect,
     /// Where are the slots of the cluster? The sender is dropped where the server does not say.
     Slots(oneshot::Sender<Vec<SlotRange>>),
 }
@@ -91,8 +96,10 @@ const PAUSE: Nanos = Nanos::SECOND;
 const IDLE: Nanos = Nanos::new(5 * Nanos::SECOND.get());
 /// A connection that the server closed in a pause is opened again after this time, or by a request.
 const REST: Nanos = Nanos::new(5 * Nanos::SECOND.get());
-/// Between attempts to connect: the first pause, doubled each time, up to the second one.
-const BACKOFF: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(250)];
+/// Between attempts to connect: the first pause, doubled each time, up to the second one; the third
+/// one after [`LASTING`] attempts, some ten seconds.
+const BACKOFF: [Duration; 3] = [Duration::from_millis(25), Duration::from_millis(250), Duration::from_secs(1)];
+const LASTING: u32 = 40;
 /// Another reason than the last one is reported after this time.
 const NEW_REASON: Nanos = Nanos::new(5 * Nanos::SECOND.get());
 
@@ -137,6 +144,8 @@ struct Link {
     closed: Closed,
     latency: Duration,
     address: Address,
+    /// When it was opened.
+    since: Timestamp,
 }
 
 /// A request that waits for a connection.
@@ -168,6 +177,10 @@ struct WorkerState {
     delayed: Vec<DelayedRequest>,
     /// Those that wait for a call for the same buckets.
     waiting: HashMap<RedisDemands, Vec<RequestId>>,
+    /// Those of the calls in flight that acquire.
+    acquiring: usize,
+    /// What is settled when there is a connection.
+    unsettled: Vec<Settlement>,
     reports: Reports,
 }
 
@@ -196,6 +209,8 @@ impl Worker {
             pending: Pending::new(),
             delayed: Vec::new(),
             waiting: HashMap::new(),
+            acquiring: 0,
+            unsettled: Vec::new(),
             reports: Reports::default(),
         };
         metrics::redis_started();
@@ -273,11 +288,14 @@ impl WorkerState {
         for settlement in refunds {
             self.settle(settlement);
         }
+        let pending = &self.pending;
+        self.delayed.retain(|request| pending.waits(request.id));
         if self.rests_until.is_some_and(|until| until <= now) {
             self.revive();
         }
         if self.is_idle() && now.since(self.answered) >= IDLE {
-            self.check(self.worker.call_timeout);
+            // A request that comes meanwhile has as much again.
+            self.check(self.worker.call_timeout / 2);
         }
     }
 
@@ -290,15 +308,14 @@ impl WorkerState {
     fn receive(&mut self, request: WorkerRequest) {
         let AcquireRequest { demands, asking, patient, deadline, reply } = match request {
             WorkerRequest::Acquire(request) => request,
-            WorkerRequest::Settle(settlement) => return self.settle(settlement),
+            WorkerRequest::Settle(settlement) => return self.settle_soon(settlement),
             WorkerRequest::Slots(reply) => return self.ask_for_slots(reply),
+            WorkerRequest::Connect => return self.end_rest(),
         };
-        if reply.is_closed() {
+        if reply.is_closed() || deadline <= self.now() {
             return;
         }
-        if self.rests_until.is_some() {
-            self.revive();
-        }
+        self.end_rest();
         if self.link.is_none() && !(self.reviving || patient) {
             // Decided without Redis.
             return;
@@ -314,11 +331,27 @@ impl WorkerState {
         }
     }
 
+    fn end_rest(&mut self) {
+        if self.rests_until.is_some() {
+            self.revive();
+        }
+    }
+
+    /// Settles now, or when there is a connection again.
+    fn settle_soon(&mut self, settlement: Settlement) {
+        self.end_rest();
+        if self.link.is_some() {
+            self.settle(settlement);
+        } else if self.reviving && self.unsettled.len() < MAX_TOGETHER {
+            self.unsettled.push(settlement);
+        }
+    }
+
     /// How long to wait for a check of the connection before a request is sent over it. `None`
     /// where none is needed, or where the request's time does not suffice for a check, another
     /// connection and the request.
     fn patience_of_a_check(&self) -> Option<Duration> {
-        let link = self.link.as_ref().filter(|_| self.is_idle() && self.is_after_a_pause())?;
+        let link = self.link.as_ref().filter(|_| self.acquiring == 0 && self.is_after_a_pause())?;
         let patience = self.worker.health.stall();
         let all = patience.saturating_add(link.latency.saturating_mul(10));
         (all < self.worker.call_timeout).then_some(patience)
@@ -368,6 +401,7 @@ impl WorkerState {
         let in_advance = leases.map_or(0, |leases| leases.in_advance(&demands, since));
         let cells = count(requests.len()).saturating_add(in_advance);
         let call = Call { demands, asking, requests, since };
+        self.acquiring += 1;
         self.send(self.worker.call_timeout, |mut connection, within| async move {
             let reply = timeout(within, connection.acquire(&call.demands, cells, call.asking)).await;
             CallResult::Acquired { call, reply: reply.unwrap_or(Err(CallError::Timeout)) }
@@ -418,7 +452,10 @@ impl WorkerState {
         self.worker.health.returned();
         let after_a_pause = completed.after_a_pause;
         match completed.result {
-            CallResult::Acquired { call, reply } => self.acquired(call, reply, after_a_pause),
+            CallResult::Acquired { call, reply } => {
+                self.acquiring -= 1;
+                self.acquired(call, reply, after_a_pause);
+            }
             CallResult::Checked(checked) => self.checked(checked),
             CallResult::Settled { settlement, settled } => {
                 // While a slot migrates, its settlements are lost.
@@ -480,6 +517,7 @@ impl WorkerState {
 
     /// Sends the requests that came during a call. There is none where the connection was given up.
     fn acquire_for_waiting(&mut self, demands: RedisDemands) {
+        self.pending.expire(self.worker.health.now());
         let Some(waiting) = self.waiting.get_mut(&demands) else { return };
         let mut waiting = std::mem::take(waiting);
         waiting.retain(|id| self.pending.waits(*id) && !self.takes_lease(&demands, *id));
@@ -504,6 +542,7 @@ impl WorkerState {
                     self.slots_may_have_moved();
                 }
             }
+            Some(error @ (CallError::Closed | CallError::Timeout)) if self.checking => self.checked(Err(error)),
             Some(CallError::Timeout) if self.timeouts + 1 < MAX_TIMEOUTS && !after_a_pause => self.timeouts += 1,
             Some(error) => self.give_up(&error),
         }
@@ -531,6 +570,10 @@ impl WorkerState {
     }
 
     fn ask_for_delayed(&mut self) {
+        self.pending.expire(self.now());
+        for settlement in std::mem::take(&mut self.unsettled) {
+            self.settle(settlement);
+        }
         for DelayedRequest { demands, asking, id } in std::mem::take(&mut self.delayed) {
             if self.pending.waits(id) {
                 self.ask(demands, asking, id);
@@ -540,15 +583,30 @@ impl WorkerState {
 
     /// The server, or a device in between, has closed the connection.
     fn closed(&mut self) {
+        // What was answered before it.
+        while let Some(Some(completed)) = self.in_flight.next().now_or_never() {
+            self.complete(completed);
+        }
+        if self.link.is_none() {
+            return;
+        }
         if self.checking {
             self.checked(Err(CallError::Closed));
         } else if self.in_flight.is_empty() {
+            if self.is_of_age() {
+                self.attempt = 0;
+            }
             self.drop_link();
             self.worker.health.rests();
             self.rests_until = Some(self.now().saturating_add(REST));
         } else {
             self.give_up(&CallError::Closed);
         }
+    }
+
+    /// Whether the connection has lasted: it was not closed for what it is.
+    fn is_of_age(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| self.now().since(link.since) >= PAUSE)
     }
 
     fn answered(&mut self) {
@@ -574,11 +632,21 @@ impl WorkerState {
         self.worker.health.disconnected();
         metrics::redis_lost();
         self.report(error);
+        if !self.is_of_age() {
+            // Not again and again without a pause.
+            self.attempt = self.attempt.max(1);
+        }
         self.drop_link();
-        self.pending.give_up_all();
-        self.delayed.clear();
+        self.abandon_delayed();
         self.slots_may_have_moved();
         self.connect();
+    }
+
+    /// All that wait are decided without Redis.
+    fn abandon_delayed(&mut self) {
+        self.pending.give_up_all();
+        self.delayed.clear();
+        self.unsettled.clear();
     }
 
     fn drop_link(&mut self) {
@@ -586,6 +654,7 @@ impl WorkerState {
         self.checking = false;
         self.timeouts = 0;
         self.in_flight.clear();
+        self.acquiring = 0;
         self.waiting.clear();
         if let Some(leases) = &mut self.worker.leases {
             leases.clear();
@@ -636,7 +705,7 @@ impl WorkerState {
         let was_reviving = std::mem::take(&mut self.reviving);
         match connected {
             Ok(Connected { connection, closed, latency, address }) => {
-                self.link = Some(Link { connection, closed, latency, address });
+                self.link = Some(Link { connection, closed, latency, address, since: self.now() });
                 self.answered = self.now();
                 self.worker.health.connected(latency);
                 events::redis_connected();
@@ -649,8 +718,7 @@ impl WorkerState {
                 if was_reviving {
                     metrics::redis_lost();
                 }
-                self.pending.give_up_all();
-                self.delayed.clear();
+                self.abandon_delayed();
                 self.report_reason(reason);
                 self.attempt = self.attempt.saturating_add(1);
                 self.slots_may_have_moved();
@@ -667,10 +735,11 @@ fn count(requests: usize) -> u32 {
 /// The pause before this attempt: none before the first, then with a random half more or less, so
 /// that many processes do not reconnect together.
 fn backoff(attempt: u32) -> Duration {
-    let [first, max] = BACKOFF;
+    let [first, max, lasting] = BACKOFF;
     match attempt.checked_sub(1) {
         None => Duration::ZERO,
         Some(doubled) => {
+            let max = if attempt > LASTING { lasting } else { max };
             let pause = first.saturating_mul(1 << doubled.min(10)).min(max);
             #[allow(clippy::cast_possible_truncation, reason = "below 1,000")]
             let thousandths = 500 + (entropy() % 1_000) as u32;
@@ -684,10 +753,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_attempt_is_at_once_and_later_ones_back_off_to_a_quarter_second_and_a_half() {
+    fn the_first_attempt_is_at_once_and_later_ones_back_off() {
         assert_eq!(backoff(0), Duration::ZERO);
         for attempt in 1..100 {
-            let max = BACKOFF[0].saturating_mul(1 << (attempt - 1).min(10)).min(BACKOFF[1]);
+            let max = BACKOFF[if attempt > LASTING { 2 } else { 1 }];
+            let max = BACKOFF[0].saturating_mul(1 << (attempt - 1).min(10)).min(max);
             let pause = backoff(attempt);
             assert!(pause >= max / 2 && pause < max * 3 / 2, "{attempt}: {pause:?}");
         }

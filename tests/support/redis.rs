@@ -221,7 +221,7 @@ impl Server {
 }
 
 /// As the script says.
-fn path_of(name: &str) -> String {
+pub(crate) fn path_of(name: &str) -> String {
     // Also for measurements, which are packages of their own below this one.
     let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let script = above.find_map(|folder| Some(folder.join("tests/support/redis.sh")).filter(|file| file.exists()));

