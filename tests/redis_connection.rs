@@ -123,7 +123,7 @@ async fn a_server_that_is_far_away_decides_where_the_timeout_says_so() {
     let server = Server::start(Engine::Redis);
     let proxy = Proxy::before(server.port);
     proxy.delay_each_way(Duration::from_millis(150));
-    let limiter = connected(builder(&proxy.url()).timeout(Duration::from_millis(450))).await;
+    let limiter = connected(builder(&proxy.url()).timeout(Duration::from_millis(900))).await;
     for _ in 0..3 {
         assert!(admits(&limiter).await);
     }

@@ -114,8 +114,8 @@ impl RedisBuilder {
 
     /// Sets how long a request waits for Redis at most; 50 ms unless set.
     ///
-    /// Connecting takes several round trips, which nobody waits for. Each may take twice this time,
-    /// and 500 ms or more.
+    /// Connecting takes several round trips, in the background. Each may take twice this time, and
+    /// at least 500 ms.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

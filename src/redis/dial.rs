@@ -91,7 +91,7 @@ pub(super) struct Dialer {
 
 type LookUp = Shared<BoxFuture<'static, Result<Vec<SocketAddr>, String>>>;
 
-/// Nobody waits for a connection.
+/// The shortest step: connecting happens in the background, so it may take longer than a request.
 const MIN_STEP: Duration = Duration::from_millis(500);
 /// So many addresses are known as useless. A name that has more is tried in its own order.
 const MAX_USELESS: usize = 64;
