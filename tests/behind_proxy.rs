@@ -2,12 +2,14 @@
 
 #[path = "support/example.rs"]
 mod example;
+#[path = "support/port.rs"]
+mod port;
 #[path = "support/wire.rs"]
 mod wire;
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -15,6 +17,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use example::Example;
+use port::free_port;
 use tokio::net::{TcpSocket, UnixListener};
 use tower_quota::{Limiter, Policy, Quota, RateLimitLayer, clock::ManualClock, key::ClientIp, limiter::Sweep};
 use wire::{Connection, Reply};
@@ -36,7 +39,7 @@ impl Nginx {
         assert!(found.status.success(), "this test needs nginx: install it, or run on Debian");
         let binary = String::from_utf8(found.stdout).unwrap();
 
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let folder = tools.join(format!("{}", address.port()));
         fs::create_dir_all(&folder).unwrap();
         let configuration = folder.join("nginx.conf");

@@ -3,15 +3,18 @@
 
 #[path = "wire.rs"]
 mod driver_wire;
+#[path = "port.rs"]
+mod port;
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use driver_wire::Connection;
+use port::free_port;
 use serde_json::{Value, json};
 
 pub(crate) struct Browser {
@@ -32,7 +35,7 @@ impl Browser {
         let found = Command::new("sh").arg(script).stderr(Stdio::inherit()).output().unwrap();
         assert!(found.status.success(), "this test needs Chromium: install it, or run as root on Debian");
         let chromium = String::from_utf8(found.stdout).unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let profile =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driven-{}-{}", std::process::id(), address.port()));
         let driver = Command::new("chromedriver")

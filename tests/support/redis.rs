@@ -1,15 +1,19 @@
 //! Servers of the tests' own: Redis and Valkey, started on a free port in a directory of their own, and ended with the test.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+#[path = "port.rs"]
+mod port;
+
 use std::{
     env, fs,
     future::Future,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
+
+pub(crate) use port::free_port;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Engine {
@@ -29,10 +33,6 @@ pub(crate) struct Server {
     settings: Option<PathBuf>,
     /// In place of the system's.
     has_clock: bool,
-}
-
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl Server {
