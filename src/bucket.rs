@@ -220,12 +220,6 @@ impl Bucket {
         Self(self.0.saturating_sub(added.saturating_sub(elapsed)))
     }
 
-    /// The later arrival time of two.
-    #[cfg(feature = "redis")]
-    pub(crate) fn max(self, other: Self) -> Self {
-        Self(self.0.max(other.0))
-    }
-
     /// For storage in an atomic.
     #[inline(always)]
     pub(crate) fn from_bits(bits: u64) -> Self {

@@ -16,7 +16,7 @@ pub use self::{denied::Denied, reason::Reason, standing::Standing};
 pub(crate) use self::{
     denied::LONGEST_ADVERTISED,
     message::{Message, RETRY_IN},
-    receipt::{PolicyOutcome, PolicyOutcomes, Receipt, Receipts},
+    receipt::{PolicyOutcome, PolicyOutcomes, Receipt, ReceiptOrigin, Receipts},
     standing::Verdict,
 };
 use crate::{clock::Timestamp, policy::Policy};

@@ -73,8 +73,22 @@ pub(crate) struct Receipt {
     pub(crate) generation: u64,
     /// The bucket afterwards.
     pub(crate) after: Bucket,
-    /// Whether the bucket is a slot of the overflow table.
-    pub(crate) from_overflow: bool,
+    pub(crate) origin: ReceiptOrigin,
+}
+
+/// Which bucket has granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReceiptOrigin {
+    /// The key's own, in memory.
+    Own,
+    /// A slot of the overflow table, in memory.
+    Overflow,
+    /// One in Redis.
+    #[cfg(feature = "redis")]
+    Redis {
+        /// When, on the server's clock.
+        at: Timestamp,
+    },
 }
 
 /// The receipts of a decision, in the policies' order, those of four policies without an

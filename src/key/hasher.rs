@@ -58,14 +58,10 @@ impl KeyHasher {
         }
     }
 
-    /// The key in 128 bits, which do not reveal its value.
+    /// The key in 104 bits, which do not reveal its value.
     #[cfg_attr(not(any(feature = "redis", feature = "tracing")), allow(dead_code, reason = "events may be off"))]
     pub(crate) fn opaque(&self, key: Key) -> u128 {
-        let mut hasher = self.keyed;
-        // No kind has this number, so that no key of a limiter has this hash.
-        hasher.write_u8(u8::MAX);
-        hasher.write_u128(key.bits());
-        hasher.finish128().as_u128()
+        key.principal().unwrap_or_else(|| self.digest(Kind::Principal, |hasher| hasher.write_u128(key.bits())))
     }
 
     pub(super) fn bytes(&self, bytes: &[u8]) -> Key {

@@ -42,6 +42,18 @@ impl Key {
     /// sent twice).
     pub(crate) const AMBIGUOUS: Self = Self::exact(Kind::Ambiguous, 0);
 
+    /// The key of which only the opaque form is known.
+    #[cfg(feature = "redis")]
+    pub(crate) fn of_principal(opaque: u128) -> Self {
+        Self::exact(Kind::Principal, opaque)
+    }
+
+    /// The opaque form, if the key is known by nothing else.
+    #[cfg_attr(not(any(feature = "redis", feature = "tracing")), allow(dead_code, reason = "events may be off"))]
+    pub(super) fn principal(self) -> Option<u128> {
+        (self.kind() == Kind::Principal as u8).then_some(self.bits() >> 8)
+    }
+
     /// Distinguishes the keys of a fallback ([`KeyExtractor::or`](super::KeyExtractor::or)) from
     /// those of the first choice and of other fallbacks.
     pub(super) const fn fallback(nth: u32) -> Self {
@@ -208,9 +220,11 @@ pub(super) enum Kind {
     WithIpv4,
     /// 40 bits of network, then 64 bits of hash.
     WithIpv6,
+    /// 104 bits of hash of another key.
+    Principal,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Global,
     Kind::Shared,
     Kind::Ambiguous,
@@ -223,4 +237,5 @@ const KINDS: [Kind; 12] = [
     Kind::Composite,
     Kind::WithIpv4,
     Kind::WithIpv6,
+    Kind::Principal,
 ];

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     clock::{Nanos, Timestamp},
-    decision::{Allowed, Decision, Denied, PolicyOutcome, PolicyOutcomes, Receipt, Receipts},
+    decision::{Allowed, Decision, Denied, PolicyOutcome, PolicyOutcomes, Receipt, ReceiptOrigin, Receipts},
     key::RequestHead,
     observe::metrics::Outcome,
     policy::Demand,
@@ -128,7 +128,8 @@ impl LocalBuckets {
                 let mut outcomes = PolicyOutcomes::new();
                 outcomes.push(PolicyOutcome::of(0, &demand, evaluation.clamped, evaluation, now));
                 let key = [(0, demand.key)];
-                Err(set.denied(outcomes, &key, &key, now, self.decided_by))
+                set.strike(&mut outcomes, &key, now, self.decided_by);
+                Err(set.denied(outcomes, &key, now, self.decided_by))
             }
             FastOutcome::DoesNotApply => Ok(Grant::at(set.now())),
             FastOutcome::Granted(_, FastPath { now, .. }) => Ok(Grant::at(now)),
@@ -205,7 +206,10 @@ impl LocalBuckets {
             set.count_overflow(policy);
             self.each[policy].request_sweep();
         }
-        result.map_err(|now| set.denied(outcomes, &strikes, &strikes, now, self.decided_by))
+        result.map_err(|now| {
+            set.strike(&mut outcomes, &strikes, now, self.decided_by);
+            set.denied(outcomes, &strikes, now, self.decided_by)
+        })
     }
 
     /// How one policy answers a request that is denied in any case: from the bucket that the key
@@ -277,6 +281,6 @@ fn receipt(demand: &Demand, found: &FastPath) -> Receipt {
         added: quota.cost(cells),
         generation,
         after: evaluation.after,
-        from_overflow: false,
+        origin: ReceiptOrigin::Own,
     }
 }

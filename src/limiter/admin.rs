@@ -2,12 +2,13 @@
 //!
 //! Every method names a policy. None of them is used by a decision.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use super::{
     Limiter,
     error::{BlockError, UnknownPolicy},
     local_buckets::PolicyBuckets,
+    top_denied::DeniedKey,
 };
 use crate::{
     decision::{Allowed, Standing},
@@ -84,7 +85,7 @@ impl Limiter {
     pub fn reset(&self, policy: &str, key: impl IntoKey) -> Result<bool, UnknownPolicy> {
         let ((index, _, buckets), key) = (self.find(policy)?, self.key_of(key));
         let was_used = buckets.reset(key, self.set().quota(index), self.set().clock());
-        let was_blocked = self.set().penalties(index).is_some_and(|penalties| penalties.forget(key, self.set().now()));
+        let was_blocked = self.set().forgive(index, key);
         Ok(was_used || was_blocked)
     }
 
@@ -204,13 +205,7 @@ impl Limiter {
     /// built with [`top_denied`](super::Builder::top_denied).
     #[must_use]
     pub fn top_denied(&self) -> Vec<DeniedKey> {
-        let named = self.set().top_denied().into_iter().map(|tracked| DeniedKey {
-            policy: self.policies()[tracked.policy].shared_name(),
-            key: tracked.key,
-            denials: tracked.count,
-            overestimate: tracked.overestimate,
-        });
-        named.collect()
+        self.set().denied_keys()
     }
 
     /// Refunds the cells of an allowed request that is not served, less what time has returned
@@ -272,19 +267,4 @@ pub struct Page<'a> {
     pub keys: Vec<(Key, Standing<'a>)>,
     /// The position of the next page, if there is one.
     pub next: Option<usize>,
-}
-
-/// A key that was denied often. Made by [`Limiter::top_denied`].
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct DeniedKey {
-    /// The policy that denied it.
-    pub policy: Arc<str>,
-    /// The key.
-    pub key: Key,
-    /// The number of denials. It is never too small, except for denials that came while another one
-    /// was being counted.
-    pub denials: u64,
-    /// By how much the number may be too large.
-    pub overestimate: u64,
 }

@@ -40,8 +40,9 @@ pub struct Admission {
     inner: Arc<OpenReceipts<dyn Settle>>,
 }
 
-/// Where receipts are refunded and charged.
+/// Where receipts are refunded and charged: a limiter.
 pub(crate) trait Settle: Send + Sync + 'static {
+    /// What the limiter has beside its buckets.
     fn policy_set(&self) -> &PolicySet;
 
     /// Refunds what was acquired at `at`, less what time has returned since.

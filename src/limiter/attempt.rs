@@ -13,7 +13,7 @@ use super::{
 use crate::{
     bucket::{Bucket, ConvertedEvaluation, Evaluation},
     clock::{Nanos, Timestamp},
-    decision::{PolicyOutcome, Receipt, Verdict},
+    decision::{PolicyOutcome, Receipt, ReceiptOrigin, Verdict},
     key::Key,
     policy::Demand,
     store::Placement,
@@ -229,7 +229,7 @@ impl<'a> Attempt<'a> {
             added: if acquired { quota.cost(cells) } else { Nanos::ZERO },
             generation: self.generation,
             after: self.after().unwrap_or(self.found),
-            from_overflow: self.placement == Placement::Overflow,
+            origin: if self.placement == Placement::Overflow { ReceiptOrigin::Overflow } else { ReceiptOrigin::Own },
         }
     }
 

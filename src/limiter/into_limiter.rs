@@ -1,6 +1,8 @@
 //! Contains [`IntoLimiter`]: what a layer can be made of.
 
-use super::{error::ConfigError, policy_set::PolicySet};
+use std::time::Duration;
+
+use super::{admission::Settle, error::ConfigError};
 
 /// A limiter, or policies to build one of.
 ///
@@ -25,7 +27,8 @@ pub trait IntoLimiter {
 }
 
 /// A limiter, wherever its buckets are. Only the limiters of this crate implement it.
-pub trait Handle: Clone + Send + Sync + 'static {
-    /// What the limiter has beside its buckets.
-    fn policy_set(&self) -> &PolicySet;
+#[expect(private_bounds, reason = "nobody else implements it")]
+pub trait Handle: Settle + Clone {
+    /// Lets requests wait for as long, now and later.
+    fn allow_waits(&self, longest: Duration);
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     bucket::{Bucket, Evaluation, MAX_SLACK, furthest},
     clock::{Clock, Nanos, Timestamp},
-    decision::Receipt,
+    decision::{Receipt, ReceiptOrigin},
     key::Key,
     observe::metrics::DecidedBy,
     policy::{Basis, Demand, Policy},
@@ -55,7 +55,7 @@ impl LocalBuckets {
     }
 
     /// Lets requests wait for as long, now and later.
-    pub(super) fn allow_slack(&self, slack: Nanos) {
+    pub(crate) fn allow_slack(&self, slack: Nanos) {
         self.each.iter().for_each(|buckets| buckets.allow_slack(slack));
     }
 
@@ -244,7 +244,7 @@ impl PolicyBuckets {
     /// The guard of the bucket that a receipt is for.
     fn guard_of(&self, receipt: &Receipt) -> BucketGuard<'_> {
         match &self.storage {
-            Storage::Keyed { buckets, .. } if receipt.from_overflow => {
+            Storage::Keyed { buckets, .. } if receipt.origin == ReceiptOrigin::Overflow => {
                 BucketGuard::Keyed(KeyedGuard::overflow(buckets, receipt.key))
             }
             _ => self.guard(receipt.key),
@@ -420,7 +420,7 @@ mod models {
             added: demand.quota.cell_nanos(),
             generation,
             after: evaluation.after,
-            from_overflow: false,
+            origin: ReceiptOrigin::Own,
         })
     }
 

@@ -42,7 +42,7 @@ mod quota_table;
 mod remembered;
 mod top_denied;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::Request;
 
@@ -50,11 +50,12 @@ pub(crate) use self::{
     acquire::Grant, admission::Settle, into_limiter::Handle, local_buckets::LocalBuckets, policy_set::PolicySet,
 };
 pub use self::{
-    admin::{DeniedKey, Page},
+    admin::Page,
     admission::Admission,
     builder::Builder,
     error::{BlockError, ConfigError, ConfigErrorKind, UnknownPolicy},
     into_limiter::IntoLimiter,
+    top_denied::DeniedKey,
 };
 #[cfg(feature = "redis")]
 pub(crate) use self::{
@@ -138,11 +139,6 @@ impl Limiter {
         buckets.acquire(set, head, Some(receipts), patience)
     }
 
-    /// Lets requests wait for as long, now and later.
-    pub(crate) fn allow_waits(&self, longest: Nanos) {
-        self.parts.buckets.allow_slack(longest);
-    }
-
     #[inline(always)]
     pub(crate) fn set(&self) -> &PolicySet {
         &self.parts.set
@@ -150,8 +146,8 @@ impl Limiter {
 }
 
 impl Handle for Limiter {
-    fn policy_set(&self) -> &PolicySet {
-        self.set()
+    fn allow_waits(&self, longest: Duration) {
+        self.parts.buckets.allow_slack(longest.into());
     }
 }
 

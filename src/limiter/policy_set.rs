@@ -17,7 +17,7 @@ use super::{
     error::{ConfigError, ConfigErrorKind, MAX_NAME, UnknownPolicy},
     live_quota::LiveQuota,
     penalties::Penalties,
-    top_denied::{TopDenied, TrackedKey},
+    top_denied::{DeniedKey, TopDenied},
 };
 use crate::{
     clock::{Clock, Nanos, Timestamp},
@@ -37,7 +37,7 @@ use crate::{
 pub(crate) type Demands = SmallVec<[(usize, Demand); 4]>;
 
 /// What a limiter has beside its buckets.
-pub struct PolicySet {
+pub(crate) struct PolicySet {
     /// In the limiter's order: the keyed policies as they were given, then the global ones.
     policies: Arc<[Policy]>,
     /// In the same order.
@@ -155,7 +155,7 @@ impl PolicySet {
         self.live[index].quota()
     }
 
-    pub(super) fn set_quota(&self, index: usize, quota: Quota) {
+    pub(crate) fn set_quota(&self, index: usize, quota: Quota) {
         self.live[index].quota.set(quota);
     }
 
@@ -177,8 +177,22 @@ impl PolicySet {
             .get_or_init(|| Penalties::new(policy.ban_rule(), &self.clock, self.swept_as(policy).as_ref()))
     }
 
-    pub(super) fn top_denied(&self) -> Vec<TrackedKey> {
-        self.top_denied.as_ref().map(TopDenied::top).unwrap_or_default()
+    /// The keys that were denied most.
+    pub(crate) fn denied_keys(&self) -> Vec<DeniedKey> {
+        let top = self.top_denied.as_ref().map(TopDenied::top).unwrap_or_default();
+        let named = top.into_iter().map(|tracked| DeniedKey {
+            policy: self.policies[tracked.policy].shared_name(),
+            key: tracked.key,
+            denials: tracked.count,
+            overestimate: tracked.overestimate,
+        });
+        named.collect()
+    }
+
+    /// Ends the blocks of a key that are in memory, and forgets its denials. True if it was
+    /// blocked.
+    pub(crate) fn forgive(&self, index: usize, key: Key) -> bool {
+        self.penalties(index).is_some_and(|penalties| penalties.forget(key, self.now()))
     }
 
     /// The index of the policy of this name, and the policy.
@@ -240,27 +254,33 @@ impl PolicySet {
         if demands.iter().all(|(policy, _)| self.penalties(*policy).is_none()) {
             return None;
         }
-        self.denial_of_blocked(demands, decided_by, outcome)
+        let until = |index: usize| {
+            let (policy, demand) = &demands[index];
+            self.penalties(*policy)?.blocked_until(demand.key)
+        };
+        self.denial_of_blocked(demands, decided_by, until, |index| {
+            let (policy, demand) = &demands[index];
+            outcome(*policy, demand)
+        })
     }
 
+    /// Like [`blocked`](Self::blocked). `until` says when the block of the key ends that the demand
+    /// at an index asks for, `outcome` how its policy would answer.
     #[inline(never)]
-    fn denial_of_blocked(
+    pub(crate) fn denial_of_blocked(
         &self,
         demands: &[(usize, Demand)],
         decided_by: DecidedBy,
-        outcome: impl Fn(usize, &Demand) -> PolicyOutcome,
+        until: impl Fn(usize) -> Option<Timestamp>,
+        outcome: impl Fn(usize) -> PolicyOutcome,
     ) -> Option<Denied> {
-        let until = |(policy, demand): &(usize, Demand)| {
-            let until = self.penalties(*policy)?.blocked_until(demand.key)?;
-            (!demand.shadow && until > self.now()).then_some(until)
-        };
-        demands.iter().find_map(until)?;
+        let until = |index: usize| until(index).filter(|until| !demands[index].1.shadow && *until > self.now());
+        (0..demands.len()).find_map(until)?;
         // The wait is the longest of all policies: the end of the block is not enough where cells
         // are missing.
-        let outcomes = demands.iter().map(|demanded| {
-            let (policy, demand) = demanded;
-            let mut outcome = outcome(*policy, demand);
-            if let Some(until) = until(demanded) {
+        let outcomes = demands.iter().enumerate().map(|(index, (policy, demand))| {
+            let mut outcome = outcome(index);
+            if let Some(until) = until(index) {
                 let left = until.since(self.now());
                 outcome.verdict = match outcome.verdict {
                     // A request that can never be granted is not granted after the block either.
@@ -277,21 +297,20 @@ impl PolicySet {
         let outcomes: PolicyOutcomes = outcomes.collect();
         // The block may have ended since it was found.
         let keys: SmallVec<[_; 4]> = demands.iter().map(|(policy, demand)| (*policy, demand.key)).collect();
-        outcomes.iter().any(PolicyOutcome::denies).then(|| self.denied(outcomes, &keys, &[], self.now(), decided_by))
+        outcomes.iter().any(PolicyOutcome::denies).then(|| self.denied(outcomes, &keys, self.now(), decided_by))
     }
 
-    /// Makes the denial, counts it, and reports it. `keys` are those of policies that deny, as far
-    /// as they are known. `strikes` are the keys that lacked cells at `now`. Called while nothing
-    /// is locked.
+    /// Counts the denials of keys that lacked cells at `now`. Returns which keys are banned for it,
+    /// and for how long: their outcomes say so from then on. Called while nothing is locked.
     #[inline(never)]
-    pub(crate) fn denied(
+    pub(crate) fn strike(
         &self,
-        mut outcomes: PolicyOutcomes,
-        keys: &[(usize, Key)],
+        outcomes: &mut PolicyOutcomes,
         strikes: &[(usize, Key)],
         now: Timestamp,
         decided_by: DecidedBy,
-    ) -> Denied {
+    ) -> SmallVec<[(usize, Key, Nanos); 1]> {
+        let mut bans = SmallVec::new();
         for (policy, key) in strikes {
             if let Some(top_denied) = &self.top_denied {
                 top_denied.count(*policy, *key);
@@ -306,8 +325,22 @@ impl PolicySet {
                 let wait = if let Verdict::Wait(wait) = outcome.verdict { wait } else { Nanos::ZERO };
                 outcome.verdict = Verdict::Blocked(length.max(wait));
                 events::banned(self.policies[*policy].name(), length);
+                bans.push((*policy, *key, length));
             }
         }
+        bans
+    }
+
+    /// Makes the denial, counts it, and reports it. `keys` are those of policies that deny, as far
+    /// as they are known. Called while nothing is locked.
+    #[inline(never)]
+    pub(crate) fn denied(
+        &self,
+        outcomes: PolicyOutcomes,
+        keys: &[(usize, Key)],
+        now: Timestamp,
+        decided_by: DecidedBy,
+    ) -> Denied {
         for outcome in outcomes.iter().filter(|outcome| cfg!(feature = "metrics") && outcome.denies()) {
             let counted = match outcome.verdict {
                 Verdict::Blocked(_) => Outcome::Blocked,

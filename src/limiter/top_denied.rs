@@ -7,7 +7,7 @@
 //! small, and too large by at most `overestimate`. With `n` places, a key with more than one in `n`
 //! of all denials is always tracked.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::key::Key;
 
@@ -49,6 +49,21 @@ impl TopDenied {
         top.sort_by_key(|tracked| std::cmp::Reverse(tracked.count));
         top
     }
+}
+
+/// A key that was denied often. Made by [`Limiter::top_denied`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeniedKey {
+    /// The policy that denied it.
+    pub policy: Arc<str>,
+    /// The key.
+    pub key: Key,
+    /// The number of denials. It is never too small, except for denials that came while another one
+    /// was being counted.
+    pub denials: u64,
+    /// By how much the number may be too large.
+    pub overestimate: u64,
 }
 
 #[cfg(test)]

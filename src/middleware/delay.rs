@@ -51,9 +51,9 @@ use super::{
     state::LayerState,
 };
 use crate::{
-    clock::Nanos,
+    clock::{Nanos, Timestamp},
     decision::{Denied, Receipts},
-    limiter::{Grant, Limiter, Settle as _},
+    limiter::{Grant, Handle, Limiter},
     response::Respond,
 };
 
@@ -61,24 +61,23 @@ use crate::{
 /// [`RateLimitLayer::max_delay`](crate::RateLimitLayer::max_delay).
 #[must_use]
 pub struct DelayLayer<L, R, T> {
-    state: Arc<LayerState<L>>,
-    respond: R,
-    queue: Arc<Queue<T>>,
+    pub(crate) state: Arc<LayerState<L>>,
+    pub(crate) respond: R,
+    pub(crate) queue: Arc<Queue<T>>,
 }
 
 /// What all services of a layer share beside the limiter.
-struct Queue<T> {
-    timer: T,
-    max_delay: Nanos,
+pub(crate) struct Queue<T> {
+    pub(crate) timer: T,
+    pub(crate) max_delay: Nanos,
     max_waiters: usize,
     waiters: AtomicUsize,
 }
 
-impl<R, T> DelayLayer<Limiter, R, T> {
-    pub(super) fn new(state: Arc<LayerState<Limiter>>, respond: R, max: Duration, timer: T) -> Self {
-        let max_delay = max.into();
-        state.limiter.allow_waits(max_delay);
-        let queue = Queue { timer, max_delay, max_waiters: 1_024, waiters: AtomicUsize::new(0) };
+impl<L: Handle, R, T> DelayLayer<L, R, T> {
+    pub(super) fn new(state: Arc<LayerState<L>>, respond: R, max: Duration, timer: T) -> Self {
+        state.limiter.allow_waits(max);
+        let queue = Queue { timer, max_delay: max.into(), max_waiters: 1_024, waiters: AtomicUsize::new(0) };
         Self { state, respond, queue: Arc::new(queue) }
     }
 }
@@ -131,8 +130,8 @@ impl<S, L, R: Clone, T> Layer<S> for DelayLayer<L, R, T> {
 /// permit of a concurrency limit, for instance) stays reserved while it waits. Apply limits of that
 /// kind outside of this layer.
 pub struct Delay<S, L, R, T> {
-    inner: S,
-    layer: DelayLayer<L, R, T>,
+    pub(crate) inner: S,
+    pub(crate) layer: DelayLayer<L, R, T>,
 }
 
 impl<S: Clone, L, R: Clone, T> Clone for Delay<S, L, R, T> {
@@ -150,7 +149,7 @@ where
 {
     type Response = Response<R::Body>;
     type Error = S::Error;
-    type Future = DeferredFuture<S, Limiter, R, Q, WaitForCells<T, F>, S::Future, R::Body>;
+    type Future = DeferredFuture<S, Limiter, R, Q, WaitForCells<Limiter, T, F>, S::Future, R::Body>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -173,13 +172,13 @@ where
         let waits = !grant.wait.is_zero();
         if let (true, Some(slot)) = (waits, slot) {
             // First, so that a panic in what follows refunds the cells.
-            let cells = ReservedCells { state: Arc::clone(state), grant, receipts: Some(receipts), slot };
+            let cells = ReservedCells::new(state, grant, receipts, slot, grant.at);
             // The instance that was polled ready is the one that is called.
             let clone = self.inner.clone();
             let inner = mem::replace(&mut self.inner, clone);
             let sleep = (queue.timer)(grant.wait.into());
             let pending = PendingRequest { inner, state: Arc::clone(state), respond: respond.clone(), request };
-            return DeferredFuture::waiting(WaitForCells { sleep, cells: Some(cells) }, pending);
+            return DeferredFuture::waiting(WaitForCells::new(sleep, cells), pending);
         }
         let hook = state.allowed(&mut request, grant.at, &mut receipts, || state.limiter.clone());
         DeferredFuture::decided(ResponseFuture::called(self.inner.call(request), hook))
@@ -187,12 +186,12 @@ where
 }
 
 /// One of the requests that may wait, until this is dropped.
-struct WaiterSlot<T> {
+pub(crate) struct WaiterSlot<T> {
     queue: Arc<Queue<T>>,
 }
 
 impl<T> WaiterSlot<T> {
-    fn take(queue: &Arc<Queue<T>>) -> Option<Self> {
+    pub(crate) fn take(queue: &Arc<Queue<T>>) -> Option<Self> {
         let waiters = queue.waiters.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiters| {
             (waiters < queue.max_waiters).then_some(waiters + 1)
         });
@@ -207,23 +206,36 @@ impl<T> Drop for WaiterSlot<T> {
 }
 
 /// The cells of a request that waits. Dropped before they are there, they are refunded.
-struct ReservedCells<T> {
-    state: Arc<LayerState<Limiter>>,
+pub(crate) struct ReservedCells<L: Handle, T> {
+    state: Arc<LayerState<L>>,
     grant: Grant,
+    /// When the cells are there.
+    ready: Timestamp,
     receipts: Option<Receipts>,
     slot: WaiterSlot<T>,
 }
 
-impl<T> ReservedCells<T> {
+impl<L: Handle, T> ReservedCells<L, T> {
+    /// The wait counts from `from`.
+    pub(crate) fn new(
+        state: &Arc<LayerState<L>>,
+        grant: Grant,
+        receipts: Receipts,
+        slot: WaiterSlot<T>,
+        from: Timestamp,
+    ) -> Self {
+        let ready = from.saturating_add(grant.wait);
+        Self { state: Arc::clone(state), grant, ready, receipts: Some(receipts), slot }
+    }
+
     /// The time until the cells are there: a timer may end early.
     fn remaining_wait(&self) -> Option<Duration> {
-        let ready = self.grant.at.saturating_add(self.grant.wait);
-        let left = ready.since(self.state.limiter.set().now());
+        let left = self.ready.since(self.state.limiter.policy_set().now());
         (!left.is_zero()).then(|| left.into())
     }
 
     /// The wait is over.
-    fn take(mut self) -> Admitted<Limiter> {
+    pub(crate) fn take(mut self) -> Admitted<L> {
         let mut receipts = self.receipts.take().unwrap_or_default();
         for receipt in &mut *receipts {
             // The fields show how the policies stand now, and not when the request came.
@@ -233,7 +245,7 @@ impl<T> ReservedCells<T> {
     }
 }
 
-impl<T> Drop for ReservedCells<T> {
+impl<L: Handle, T> Drop for ReservedCells<L, T> {
     fn drop(&mut self) {
         for receipt in self.receipts.iter().flat_map(|receipts| &**receipts) {
             self.state.limiter.refund_receipt(receipt, self.grant.at);
@@ -243,19 +255,26 @@ impl<T> Drop for ReservedCells<T> {
 
 pin_project! {
     /// Ends when the cells of a request are there. Dropped before, it returns them.
-    pub struct WaitForCells<T, F> {
+    pub struct WaitForCells<L: Handle, T, F> {
         #[pin]
         sleep: F,
-        cells: Option<ReservedCells<T>>,
+        cells: Option<ReservedCells<L, T>>,
     }
 }
 
-impl<T, F> Future for WaitForCells<T, F>
+impl<L: Handle, T, F> WaitForCells<L, T, F> {
+    pub(crate) fn new(sleep: F, cells: ReservedCells<L, T>) -> Self {
+        Self { sleep, cells: Some(cells) }
+    }
+}
+
+impl<L, T, F> Future for WaitForCells<L, T, F>
 where
+    L: Handle,
     T: Fn(Duration) -> F,
     F: Future<Output = ()>,
 {
-    type Output = Result<Admitted<Limiter>, Denied>;
+    type Output = Result<Admitted<L>, Denied>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -289,7 +308,7 @@ impl<S: fmt::Debug, L, R, T> fmt::Debug for Delay<S, L, R, T> {
     }
 }
 
-impl<T, F> fmt::Debug for WaitForCells<T, F> {
+impl<L: Handle, T, F> fmt::Debug for WaitForCells<L, T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WaitForCells").finish_non_exhaustive()
     }

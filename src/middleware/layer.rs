@@ -168,7 +168,7 @@ impl<L: Handle, R> RateLimitLayer<L, R> {
     }
 }
 
-impl<R> RateLimitLayer<Limiter, R> {
+impl<L: Handle, R> RateLimitLayer<L, R> {
     /// Queues requests for at most `max`, in FIFO order, instead of denying them at once. See
     /// [`delay`](super::delay).
     ///
@@ -177,7 +177,7 @@ impl<R> RateLimitLayer<Limiter, R> {
     ///
     /// `timer` makes the future that ends after a time: `tokio::time::sleep`, or that of another
     /// runtime.
-    pub fn max_delay<T, F>(self, max: Duration, timer: T) -> DelayLayer<Limiter, R, T>
+    pub fn max_delay<T, F>(self, max: Duration, timer: T) -> DelayLayer<L, R, T>
     where
         T: Fn(Duration) -> F,
         F: Future<Output = ()>,

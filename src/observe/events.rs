@@ -8,6 +8,8 @@ use std::{
 };
 
 use crate::clock::{Nanos, Timestamp};
+#[cfg(feature = "redis")]
+use crate::quota::Quota;
 
 /// Lets one event a minute through.
 #[derive(Debug, Default)]
@@ -37,7 +39,7 @@ pub(crate) fn denied<'a, R: fmt::Debug>(
 ) {
     #[cfg(feature = "tracing")]
     if tracing::enabled!(tracing::Level::DEBUG) {
-        let key = key().map(|key| format!("{key:032x}"));
+        let key = key().map(|key| format!("{key:026x}"));
         tracing::debug!(policy = policy(), reason = ?reason(), key, "request denied");
     } else if tracing::enabled!(tracing::Level::INFO) && throttle.opens(now) {
         tracing::info!(
@@ -168,4 +170,33 @@ pub(crate) fn redis_lost(reason: &str, throttle: &Throttle, is_new: bool, now: T
         tracing::warn!(reason, "Redis is not used; policies use the fallback until it is");
     }
     opens || is_new
+}
+
+/// Logged at most once a minute, because anybody who may publish can send as many.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_announcement_ignored(throttle: &Throttle, now: Timestamp) {
+    #[cfg(feature = "tracing")]
+    if throttle.opens(now) {
+        tracing::warn!("an announcement over Redis has a form that this version does not know, and is ignored");
+    }
+}
+
+/// Logged at most once a minute, because a connection may be lost several times a second.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_unheard(reason: &str, throttle: &Throttle, now: Timestamp) {
+    #[cfg(feature = "tracing")]
+    if throttle.opens(now) {
+        tracing::warn!(
+            reason,
+            remedy = "give the user the rights that docs/redis.md lists",
+            "blocks, resets and quotas that other processes set are heard late, or not at all"
+        );
+    }
+}
+
+/// The quota of a policy was set by another process, or before this one was started.
+#[cfg(feature = "redis")]
+pub(crate) fn quota_changed(policy: &str, quota: Quota) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(policy, %quota, "an operator has set the quota of this policy in Redis");
 }

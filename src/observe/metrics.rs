@@ -179,3 +179,10 @@ pub(crate) fn redis_lost() {
     #[cfg(feature = "metrics")]
     counter!("tower_quota_redis_lost_total").increment(1);
 }
+
+/// Counts what another process, or an operator, has said in a form that is not known here.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_announcement_ignored() {
+    #[cfg(feature = "metrics")]
+    counter!("tower_quota_redis_announcements_ignored_total").increment(1);
+}

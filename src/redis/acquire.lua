@@ -1,36 +1,68 @@
 -- Acquires the cells of as many requests as wanted from each bucket, or of as many as all buckets
--- grant. KEYS: one for each bucket. ARGV: the number of requests, then for each bucket the
--- nanoseconds that a request costs, those of the whole burst, and 1 for shadow mode. Returns how
--- many requests are granted, when (seconds and nanoseconds), and the backlog of each bucket before.
+-- grant. KEYS: one for each bucket. ARGV: the number of requests, then for each bucket the cells of
+-- a request, the time of a cell, the burst, how long requests may wait, the count and the period of
+-- a quota that was chosen for the key (or nothing), and 1 for shadow mode.
+--
+-- Returns how many requests are granted, when (seconds and nanoseconds), and for each bucket its
+-- backlog before, the time of a cell that this backlog is in (0: that of the request), how long the
+-- key is blocked, and the generation. Then, for each bucket that was decided by the quota that was
+-- chosen for the key before, the number of the bucket, and count, period, burst and time of a cell.
 local granted = tonumber(ARGV[1])
-local backlogs, reply, clamped = {}, {}, {}
+local asked, reply, plans = {}, {}, {}
 
 for i = 1, #KEYS do
-    local cost, burst, shadow = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i]), ARGV[3 * i + 1] == '1'
-    local backlog = math.max(0, backlog_of(KEYS[i]))
-    if backlog > burst then
-        -- The server's clock has stepped back.
-        backlog = burst
-        clamped[i] = true
+    local n, bucket = 6 * i - 4, read(KEYS[i])
+    local cells, cell, burst, plan = tonumber(ARGV[n]), ARGV[n + 1], ARGV[n + 2], ARGV[n + 4]
+    if plan == '' then
+        plan = nil
+        if bucket.plan and bucket.backlog > 0 then
+            -- Who says no quota has the one that was chosen for the key.
+            cell, burst, plan = bucket.cell, bucket.burst, bucket.plan
+            plans[#plans + 1] = i
+            plans[#plans + 1] = plan .. ' ' .. burst .. ' ' .. cell
+        end
     end
-    backlogs[i] = backlog
-    reply[i + 3] = backlog
-    if cost > 0 and not shadow then
-        local fits = math.floor((burst - backlog) / cost)
-        if fits < granted then granted = fits end
+    local to, shadow = tonumber(cell), ARGV[n + 5] == '1'
+    local from = bucket.from or to
+    local backlog = convert(bucket.backlog, from, to)
+    local ask = {
+        bucket = bucket, cell = cell, burst = burst, plan = plan, shadow = shadow, cost = cells * to,
+        backlog = backlog, converts = from ~= to, fits = 0
+    }
+    local patient = 0
+    if cells > 0 and cells <= tonumber(burst) then
+        local free = tonumber(burst) * to - backlog
+        ask.fits = math.max(0, math.floor(free / ask.cost))
+        patient = math.max(0, math.floor((free + tonumber(ARGV[n + 3])) / ask.cost))
+        -- A slower quota that denies leaves the bucket to its faster one.
+        ask.takes_over = ask.fits == 0 and to < from
     end
+    local blocked = math.max(bucket.block, bucket.ban)
+    if not shadow then
+        if cells > 0 and patient < granted then granted = patient end
+        if blocked > 0 then granted = 0 end
+    end
+    asked[i] = ask
+    reply[4 * i] = bucket.backlog
+    reply[4 * i + 1] = ask.converts and bucket.cell or 0
+    reply[4 * i + 2] = blocked
 end
 
 for i = 1, #KEYS do
-    local cost, burst = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
-    local requests = 0
+    local ask = asked[i]
+    local bucket, requests = ask.bucket, 0
     -- A bucket in shadow mode may have less left than the others.
-    if cost > 0 then requests = math.min(granted, math.floor((burst - backlogs[i]) / cost)) end
-    if requests > 0 then
-        write(KEYS[i], backlogs[i] + requests * cost)
-    elseif clamped[i] then
-        write(KEYS[i], backlogs[i])
+    if ask.cost > 0 then requests = ask.shadow and math.min(granted, ask.fits) or granted end
+    if requests > 0 or ask.takes_over then
+        if ask.converts then advance(bucket) end
+        bucket.backlog = ask.backlog + requests * ask.cost
+        bucket.cell, bucket.burst, bucket.plan = ask.cell, ask.burst, ask.plan
+        write(KEYS[i], bucket)
+    elseif bucket.moved then
+        write(KEYS[i], bucket)
     end
+    reply[4 * i + 3] = bucket.generation
 end
-reply[1], reply[2], reply[3] = granted, s, ns
+reply[1], reply[2], reply[3] = granted, s, us * 1000
+for i = 1, #plans do reply[#reply + 1] = plans[i] end
 return reply

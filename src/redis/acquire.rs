@@ -10,18 +10,27 @@ use smallvec::{SmallVec, smallvec};
 use super::{
     connection::Redirect,
     limiter::{RedisLimiter, RedisParts},
+    lower_bounds::{AllAsked, Asked, Bans, demands_of},
+    names::Principal,
     node::Node,
-    protocol::{Backlogs, CallGroup, Decided, RedisDemand, RedisDemands, Settlement},
-    settlement::RedisReceipts,
+    protocol::{Decided, RedisDemand, RedisDemands, Settlement},
     worker::WorkerReply,
 };
 use crate::{
+    bucket::MAX_SLACK,
     clock::{Nanos, Timestamp},
     decision::{Allowed, Decision, Denied, Receipts},
     key::RequestHead,
     limiter::{Demands, Grant},
     observe::metrics::DecidedBy,
 };
+
+/// What is asked for in one call: of the policies, and of the server.
+#[derive(Clone)]
+struct CallGroup {
+    asked: AllAsked,
+    redis_demands: RedisDemands,
+}
 
 /// The result of a call.
 enum CallOutcome {
@@ -49,7 +58,7 @@ impl RedisLimiter {
         let demands = self.evaluate(self.parts.set.parts(request).head());
         async move {
             let mut receipts = Receipts::default();
-            match self.acquire_all(demands, &mut receipts, None).await {
+            match self.acquire_all(demands, Nanos::ZERO, &mut receipts).await {
                 Ok(grant) => Decision::Allow(Allowed { policies: self.policies(), at: grant.at, receipts }),
                 Err(denied) => Decision::Deny(denied),
             }
@@ -65,22 +74,25 @@ impl RedisLimiter {
         Ok(demands)
     }
 
-    /// Acquires what a request asks of all policies, or nothing. `redis_receipts` are for settling
-    /// later.
+    /// Acquires what a request asks of all policies, or nothing. The request may wait for its cells
+    /// for `patience`, and then returns them if it is dropped before this has ended.
     pub(super) async fn acquire_all(
         &self,
         demands: Result<Demands, Denied>,
+        patience: Nanos,
         receipts: &mut Receipts,
-        redis_receipts: Option<&mut RedisReceipts>,
     ) -> Result<Grant, Denied> {
         let demands = demands?;
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
-        if let Some(denied) = lower_bounds.cached_denial(set, &demands) {
+        let patience = patience.min(MAX_SLACK);
+        let (asked, principals) = self.ask(&demands);
+        if let Some((denied, bans)) = lower_bounds.cached_denial(set, &asked, patience) {
+            self.ban(bans);
             return Err(denied);
         }
         // Read before Redis is asked: so recorded bounds are never too high.
         let at = set.now();
-        let groups = self.groups(demands);
+        let groups = self.groups(&asked, &principals, patience);
         let mut replies: SmallVec<[GroupReply; 1]> = match &groups[..] {
             [only] => self.call_group(only.clone()).await,
             several => {
@@ -90,87 +102,107 @@ impl RedisLimiter {
         };
         let result = match &mut replies[..] {
             // No policy applies.
-            [] => Ok(Grant { at, wait: Nanos::ZERO }),
-            [GroupReply { group, decided: Some((_, Decided { granted, backlogs, .. })) }] => {
-                lower_bounds.record_reply(set, &group.demands, backlogs, *granted, at, receipts)
+            [] => return Ok(Grant { at, wait: Nanos::ZERO }),
+            [GroupReply { group, decided: Some((_, decided)) }] => {
+                lower_bounds.record_reply(set, &group.asked, decided, at, patience, receipts)
             }
-            [GroupReply { group, decided: None }] => fallback.acquire(set, &group.demands, receipts),
-            several => self.combine(several, at, receipts),
+            [GroupReply { group, decided: None }] => {
+                return fallback.acquire(set, &demands_of(&group.asked), patience, receipts);
+            }
+            several => self.combine(several, at, patience, receipts),
         };
-        if let (Ok(_), Some(redis_receipts)) = (&result, redis_receipts) {
-            for GroupReply { group, decided } in &replies {
-                if let Some((node, decided)) = decided {
-                    redis_receipts.add(group, node, decided.at);
-                }
-            }
+        for (_, decided) in replies.iter_mut().filter_map(|reply| reply.decided.as_mut()) {
+            decided.is_received();
         }
-        result
+        result.map_err(|(denied, bans)| {
+            self.ban(bans);
+            denied
+        })
+    }
+
+    /// What is asked of each policy in which epoch, and of whom.
+    fn ask(&self, demands: &Demands) -> (AllAsked, SmallVec<[Principal; 4]>) {
+        let RedisParts { set, lower_bounds, .. } = &*self.parts;
+        let asked = demands.iter().map(|(policy, demand)| {
+            let principal = Principal::of(demand.key, set.hasher());
+            (Asked { policy: *policy, demand: *demand, epoch: lower_bounds.epochs.of(principal) }, principal)
+        });
+        asked.unzip()
     }
 
     /// Groups what can be asked for in one call. In a cluster a call asks for one slot: the
     /// policies that count one principal.
-    fn groups(&self, demands: Demands) -> SmallVec<[CallGroup; 1]> {
-        let RedisParts { set, names, topology, .. } = &*self.parts;
-        let mut groups: SmallVec<[(Demands, Vec<RedisDemand>); 1]> = SmallVec::new();
-        for (policy, demand) in demands {
-            let redis_demand = RedisDemand::new(names, set.hasher(), self.policies()[policy].name(), &demand);
+    fn groups(&self, asked: &[Asked], principals: &[Principal], patience: Nanos) -> SmallVec<[CallGroup; 1]> {
+        let RedisParts { names, topology, .. } = &*self.parts;
+        let mut groups: SmallVec<[(AllAsked, Vec<RedisDemand>); 1]> = SmallVec::new();
+        for (asked, principal) in asked.iter().zip(principals) {
+            let key = names.bucket(*principal, self.policies()[asked.policy].name());
+            let redis_demand = RedisDemand::new(key, &asked.demand, patience);
             let slot = |demand: &RedisDemand| if topology.has_slots() { demand.slot() } else { 0 };
             match groups.iter_mut().find(|(_, others)| slot(&others[0]) == slot(&redis_demand)) {
-                Some((demands, redis_demands)) => {
-                    demands.push((policy, demand));
+                Some((group, redis_demands)) => {
+                    group.push(*asked);
                     redis_demands.push(redis_demand);
                 }
-                None => groups.push((smallvec![(policy, demand)], vec![redis_demand])),
+                None => groups.push((smallvec![*asked], vec![redis_demand])),
             }
         }
         let groups = groups.into_iter();
-        groups.map(|(demands, redis_demands)| CallGroup { demands, redis_demands: redis_demands.into() }).collect()
+        groups.map(|(asked, redis_demands)| CallGroup { asked, redis_demands: redis_demands.into() }).collect()
     }
 
     /// Combines the answers of several slots: all grant, or the granted ones are refunded, because
     /// no call runs over several slots.
-    #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
-    fn combine(&self, replies: &[GroupReply], at: Timestamp, receipts: &mut Receipts) -> Result<Grant, Denied> {
+    fn combine(
+        &self,
+        replies: &[GroupReply],
+        at: Timestamp,
+        patience: Nanos,
+        receipts: &mut Receipts,
+    ) -> Result<Grant, (Denied, Bans)> {
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
-        let (mut answered, mut unanswered) = (SmallVec::<[_; 4]>::new(), Demands::new());
+        let (mut answered, mut unanswered) = (SmallVec::<[_; 4]>::new(), AllAsked::new());
         for GroupReply { group, decided } in replies {
             match decided {
                 Some((_, decided)) => {
-                    answered.extend(group.demands.iter().copied().zip(decided.backlogs.iter().copied()));
+                    let states = decided.buckets.iter().copied();
+                    answered.extend(group.asked.iter().copied().zip(states).map(|each| (each, decided.at)));
                 }
-                None => unanswered.extend_from_slice(&group.demands),
+                None => unanswered.extend_from_slice(&group.asked),
             }
         }
         // In the limiter's order.
-        answered.sort_unstable_by_key(|((policy, _), _)| *policy);
-        let (demands, backlogs): (Demands, Backlogs) = answered.into_iter().unzip();
+        answered.sort_unstable_by_key(|((asked, _), _)| asked.policy);
+        unanswered.sort_unstable_by_key(|asked| asked.policy);
         let granted = replies.iter().flat_map(|reply| &reply.decided).all(|(_, decided)| decided.granted);
+        let combined =
+            |receipts: &mut Receipts| lower_bounds.record_replies(set, &answered, granted, at, patience, receipts);
         let denied = if !granted {
             None
         } else if unanswered.is_empty() {
-            return lower_bounds.record_reply(set, &demands, &backlogs, true, at, receipts);
+            return combined(receipts);
         } else {
-            match fallback.acquire(set, &unanswered, receipts) {
+            match fallback.acquire(set, &demands_of(&unanswered), patience, receipts) {
                 Ok(local) => {
-                    let granted = lower_bounds.record_reply(set, &demands, &backlogs, true, at, receipts);
+                    let granted = combined(receipts);
                     receipts.sort();
                     // The time of the receipts of the fallback. Those of Redis have their own.
-                    return granted.map(|_| local);
+                    return granted.map(|granted| Grant { wait: granted.wait.max(local.wait), ..local });
                 }
                 Err(denied) => Some(denied),
             }
         };
         for GroupReply { group, decided } in replies {
-            if let Some((node, Decided { granted: true, at, backlogs })) = decided {
-                let demands = group.redis_demands.iter().zip(backlogs.iter().copied());
+            if let Some((node, Decided { granted: true, at, buckets, .. })) = decided {
+                let demands = group.redis_demands.iter().zip(buckets.iter().copied());
                 if let Some(refund) = Settlement::refund_all(demands, *at) {
                     node.settle(refund);
                 }
             }
         }
         match denied {
-            Some(denied) => Err(denied),
-            None => lower_bounds.record_reply(set, &demands, &backlogs, false, at, receipts),
+            Some(denied) => Err((denied, Bans::new())),
+            None => combined(receipts),
         }
     }
 
@@ -181,8 +213,8 @@ impl RedisLimiter {
         match self.call(&group.redis_demands, started).await {
             CallOutcome::Decided(node, decided) => smallvec![GroupReply { group, decided: Some((node, decided)) }],
             CallOutcome::SplitSlot if group.redis_demands.len() > 1 => {
-                let each = group.demands.iter().zip(&*group.redis_demands).map(|(demand, redis_demand)| CallGroup {
-                    demands: smallvec![*demand],
+                let each = group.asked.iter().zip(&*group.redis_demands).map(|(asked, redis_demand)| CallGroup {
+                    asked: smallvec![*asked],
                     redis_demands: [redis_demand.clone()].into(),
                 });
                 let call = async |group: CallGroup| {
@@ -201,7 +233,7 @@ impl RedisLimiter {
     async fn call(&self, demands: &RedisDemands, started: Timestamp) -> CallOutcome {
         let RedisParts { topology, config, set, .. } = &*self.parts;
         let call_timeout = config.limits.call_timeout;
-        let Some(mut node) = topology.node_of(&demands[0]) else { return CallOutcome::Unanswered };
+        let Some(mut node) = topology.node_of(demands[0].slot()) else { return CallOutcome::Unanswered };
         let (mut asking, mut split, mut redirected) = (false, false, false);
         // Once more than a migrating slot needs.
         for _ in 0..3 {

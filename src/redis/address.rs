@@ -40,8 +40,8 @@ pub(super) struct Login {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) database: i64,
-    /// Whether to use the third version of the protocol.
-    pub(super) resp3: bool,
+    /// Whether to use the third version of the protocol, where the address says it.
+    pub(super) resp3: Option<bool>,
 }
 
 /// Never shows the password.
@@ -88,7 +88,7 @@ impl Endpoint {
                         "db" => login.database = database(value)?,
                         "user" => login.user = some_text(value)?,
                         "pass" => login.password = some_text(value)?,
-                        "protocol" => login.resp3 = is_resp3(value)?,
+                        "protocol" => login.resp3 = Some(is_resp3(value)?),
                         other => return Err(AddressError::Parameter(other.to_owned())),
                     }
                 }
@@ -102,7 +102,7 @@ impl Endpoint {
         };
         for (name, value) in parameters() {
             match name {
-                "protocol" => login.resp3 = is_resp3(value)?,
+                "protocol" => login.resp3 = Some(is_resp3(value)?),
                 other => return Err(AddressError::Parameter(other.to_owned())),
             }
         }
@@ -233,14 +233,14 @@ mod tests {
             user: Some(user.to_owned()).filter(|user| !user.is_empty()),
             password: Some(password.to_owned()).filter(|password| !password.is_empty()),
             database,
-            resp3: false,
+            resp3: None,
         };
         let parse = |text: &str| Endpoint::parse(text).unwrap();
         for (text, address, login) in [
             ("redis://limits.example", tcp("limits.example", 6_379), login("", "", 0)),
             ("REDIS://10.0.0.1:7000/5", tcp("10.0.0.1", 7_000), login("", "", 5)),
             ("valkey://:p%40ss@[2001:db8::1]:7000/", tcp("2001:db8::1", 7_000), login("", "p@ss", 0)),
-            ("redis://user:p%2Fw@host?protocol=resp2", tcp("host", 6_379), login("user", "p/w", 0)),
+            ("redis://user:p%2Fw@host", tcp("host", 6_379), login("user", "p/w", 0)),
             (
                 "unix:///run/redis.sock?db=2&user=u&pass=p+p",
                 Address::Unix("/run/redis.sock".into()),
@@ -250,7 +250,9 @@ mod tests {
         ] {
             assert_eq!(parse(text), Endpoint { address, login }, "{text}");
         }
-        assert!(parse("redis://host?protocol=resp3").login.resp3);
+        for (version, resp3) in [("resp3", true), ("3", true), ("resp2", false), ("2", false)] {
+            assert_eq!(parse(&format!("redis://host?protocol={version}")).login.resp3, Some(resp3));
+        }
         assert_eq!(parse("redis://[2001:db8::1]").address.to_string(), "[2001:db8::1]:6379");
         assert!(!format!("{:?}", parse("redis://user:secret@host")).contains("secret"));
     }

@@ -1,22 +1,91 @@
--- A bucket is an arrival time in nanoseconds since 1970, as decimal digits: a Lua number would lose
--- the last ones. So times are pairs of seconds and nanoseconds here, and only a backlog, a
--- difference, is one number.
+-- A bucket is text: "ARRIVAL WRITTEN GENERATION CELL", and then, as far as there are such,
+-- " pCOUNT PERIOD BURST" (the quota that was chosen for the key), " bEND" (a block), " nEND" (a
+-- ban). The arrival time and the ends are in nanoseconds since 1970: a Lua number would lose the
+-- last digits, so only differences are numbers here. WRITTEN and GENERATION are in microseconds
+-- since 1970, which are exact. CELL and PERIOD are nanoseconds.
 local time = redis.call('TIME')
-local s, ns = tonumber(time[1]), tonumber(time[2]) * 1000
+local s, us = tonumber(time[1]), tonumber(time[2])
+local now = s * 1000000 + us
 
--- The backlog, below zero for a bucket that is full. Zero where the value is not a bucket.
-local function backlog_of(key)
-    local value = redis.call('GET', key)
-    if value and #value > 9 and #value < 20 and not string.find(value, '%D') then
-        return (tonumber(string.sub(value, 1, -10)) - s) * 1000000000 + (tonumber(string.sub(value, -9)) - ns)
-    end
-    return 0
+-- The time until then, below zero where it is over.
+local function left(digits)
+    return (tonumber(string.sub(digits, 1, -10)) - s) * 1000000000 + (tonumber(string.sub(digits, -9)) - us * 1000)
 end
 
-local function write(key, backlog)
-    local after = ns + backlog
-    local carried = math.floor(after / 1000000000)
-    local value = string.format('%.0f%09.0f', s + carried, after - carried * 1000000000)
-    redis.call('SET', key, value, 'PX', string.format('%.0f', math.ceil(backlog / 1000000) + 1))
+-- The end of so long a time, in digits.
+local function after(nanos)
+    local ends = us * 1000 + nanos
+    local carried = math.floor(ends / 1000000000)
+    local rest = math.max(0, math.min(999999999, ends - carried * 1000000000))
+    return string.format('%.0f%09.0f', s + carried, rest)
+end
+
+-- An empty value, and one that is not a bucket, are full buckets.
+local function read(key)
+    local value = redis.call('GET', key)
+    local arrival, written, generation, cell, more
+    if value then
+        arrival, written, generation, cell, more =
+            string.match(value, '^(%d%d%d%d%d%d%d%d%d%d+) (%d+) (%d+) (%d+)(.*)$')
+    end
+    if not arrival or #arrival > 20 then return { backlog = 0, block = 0, ban = 0, generation = now } end
+    -- Where the clock has stepped back, everything is moved: nothing lasts longer than it did.
+    local back = math.max(0, tonumber(written) - now) * 1000
+    local function remaining(digits)
+        if not digits then return 0 end
+        return math.max(0, left(digits) - back)
+    end
+    local bucket = {
+        arrival = arrival, backlog = remaining(arrival), block = 0, ban = 0, cell = cell, from = tonumber(cell),
+        generation = tonumber(generation), moved = back > 0
+    }
+    if more ~= '' then
+        bucket.plan, bucket.burst = string.match(more, ' p(%d+ %d+) (%d+)')
+        bucket.block = remaining(string.match(more, ' b(%d%d%d%d%d%d%d%d%d%d+)'))
+        bucket.ban = remaining(string.match(more, ' n(%d%d%d%d%d%d%d%d%d%d+)'))
+    end
+    return bucket
+end
+
+local function write(key, bucket)
+    local value = string.format('%s %.0f %.0f %s', after(bucket.backlog), now, bucket.generation, bucket.cell or '1')
+    if bucket.plan then value = value .. ' p' .. bucket.plan .. ' ' .. bucket.burst end
+    if bucket.block > 0 then value = value .. ' b' .. after(bucket.block) end
+    if bucket.ban > 0 then value = value .. ' n' .. after(bucket.ban) end
+    local lasts = math.max(bucket.backlog, bucket.block, bucket.ban)
+    redis.call('SET', key, value, 'PX', string.format('%.0f', math.ceil(lasts / 1000000) + 1))
+end
+
+-- Makes earlier receipts void.
+local function advance(bucket)
+    bucket.generation = math.max(now, bucket.generation + 1)
+end
+
+-- A product of whole numbers below 2^53, as two numbers whose sum it is exactly.
+local function product(a, b)
+    local p = a * b
+    local ca, cb = 134217729 * a, 134217729 * b
+    local ah, bh = ca - (ca - a), cb - (cb - b)
+    local al, bl = a - ah, b - bh
+    return p, ((ah * bh - p) + ah * bl + al * bh) + al * bl
+end
+
+-- As many cells as `backlog` is at `from` each, at `to` each. A part of a cell is rounded up.
+local function convert(backlog, from, to)
+    if backlog == 0 or from == to then return backlog end
+    local whole = math.floor(backlog / from)
+    local rest = backlog - whole * from
+    local part = rest * to
+    if part < 9007199254740992 then
+        part = math.ceil(part / from)
+    else
+        local high, low = product(rest, to)
+        part = math.floor(part / from)
+        local product_high, product_low = product(part, from)
+        local missing = (high - product_high) + (low - product_low)
+        while missing > 0 do part, missing = part + 1, missing - from end
+        while missing <= -from do part, missing = part - 1, missing + from end
+    end
+    return whole * to + part
 end
 

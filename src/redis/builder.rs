@@ -1,12 +1,17 @@
 //! Contains [`RedisBuilder`]: from policies and the address of a server to a limiter, or to the
 //! reason why not.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Weak, atomic::AtomicU64},
+    time::Duration,
+};
 
 #[cfg(feature = "redis-tls")]
 use super::tls::{Tls, TlsOptions};
 use super::{
     address::{AddressError, Endpoint},
+    announcement::Listener,
     connect::Server,
     dial::{AddressMap, BoxError, CredentialsProvider, Dialer, RedisCredentials},
     error::{MIN_SECRET, RedisConfigError},
@@ -15,8 +20,9 @@ use super::{
     leases::LeaseConfig,
     limiter::{RedisLimiter, RedisParts},
     lower_bounds::LowerBounds,
+    names::KeyNames,
     node::{Node, NodeConfig},
-    protocol::{KeyNames, RedisDemand},
+    protocol::RedisDemand,
     topology::{Cluster, Topology},
 };
 use crate::{
@@ -56,6 +62,7 @@ impl RedisLimiter {
             timeout: Duration::from_millis(50),
             stall: None,
             lease: None,
+            top_denied: 0,
             credentials: None,
             address_map: None,
             #[cfg(feature = "redis-tls")]
@@ -80,6 +87,7 @@ pub struct RedisBuilder {
     timeout: Duration,
     stall: Option<Duration>,
     lease: Option<LeaseConfig>,
+    top_denied: usize,
     credentials: Option<CredentialsProvider>,
     address_map: Option<AddressMap>,
     #[cfg(feature = "redis-tls")]
@@ -202,6 +210,13 @@ impl RedisBuilder {
         self
     }
 
+    /// Tracks so many of the keys that this process denies most, for
+    /// [`RedisLimiter::top_denied`]. None unless set, and at most 4,096.
+    pub fn top_denied(mut self, keys: usize) -> Self {
+        self.top_denied = keys.min(4_096);
+        self
+    }
+
     /// Acquires cells in advance for keys with many requests: at most `max` for a key. This process
     /// uses them for `time`, and refunds the rest then. Off unless set.
     ///
@@ -264,37 +279,48 @@ impl RedisBuilder {
         {
             dialer.tls = self.tls(&servers)?;
         }
-        let config = NodeConfig {
-            prefix: self.prefix.clone(),
-            limits: HealthLimits { call_timeout: self.timeout, stall: self.stall },
-            counts: Arc::default(),
-            lease: self.lease,
-            dialer: Arc::new(dialer),
-            io: Arc::default(),
+        let options = PolicySetOptions {
+            hasher: Some(KeyHasher::with_secret(&self.secret)),
+            top_denied: self.top_denied,
+            ..PolicySetOptions::default()
         };
-        let topology = match servers {
-            Servers::Cluster(seeds) => Topology::Cluster(Arc::new(Cluster::new(seeds, config.clone()))),
-            Servers::Single(server) => {
-                let probe = RedisDemand::probe(&self.prefix, |_| true);
-                Topology::Single(Arc::new(Node::new(server, probe, config.clone(), None)))
-            }
-        };
-        let options =
-            PolicySetOptions { hasher: Some(KeyHasher::with_secret(&self.secret)), ..PolicySetOptions::default() };
         let set = PolicySet::new(self.policies, options)?;
         let mut on_failure: Box<[_]> = set.policies().iter().map(|_| self.on_failure).collect();
         for (name, exception) in self.exceptions {
             let (policy, _) = set.find(&name).map_err(RedisConfigError::UnknownPolicy)?;
             on_failure[policy] = exception;
         }
-        Ok(RedisLimiter::of(RedisParts {
-            names: KeyNames { prefix: self.prefix },
-            topology,
-            lower_bounds: LowerBounds::new(&set),
-            fallback: FallbackBuckets::new(&set, on_failure),
-            config,
-            set,
-        }))
+        let names = KeyNames::new(self.prefix);
+        // The connections hear what other processes announce.
+        let parts = Arc::new_cyclic(|parts: &Weak<RedisParts>| {
+            let listener: Weak<dyn Listener> = parts.clone();
+            let config = NodeConfig {
+                names: names.clone(),
+                listener,
+                limits: HealthLimits { call_timeout: self.timeout, stall: self.stall },
+                counts: Arc::default(),
+                lease: self.lease,
+                dialer: Arc::new(dialer),
+                io: Arc::default(),
+            };
+            let topology = match servers {
+                Servers::Cluster(seeds) => Topology::Cluster(Arc::new(Cluster::new(seeds, config.clone()))),
+                Servers::Single(server) => {
+                    let probe = RedisDemand::probe(names.probe(|_| true));
+                    Topology::Single(Arc::new(Node::new(server, probe, config.clone(), None)))
+                }
+            };
+            RedisParts {
+                names,
+                topology,
+                lower_bounds: LowerBounds::new(&set),
+                fallback: FallbackBuckets::new(&set, on_failure),
+                config,
+                slack: AtomicU64::new(0),
+                set,
+            }
+        });
+        Ok(RedisLimiter { parts })
     }
 
     fn check(&self) -> Result<(), RedisConfigError> {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{
     address::{Address, Endpoint, NodeAddress},
-    connection::{CallError, Closed, Connection, SlotRange},
+    connection::{Announcements, CallError, Closed, Connection, Opened, Prepared, SlotRange},
     dial::{Dialer, Target},
     protocol::RedisDemand,
 };
@@ -33,6 +33,8 @@ pub(super) enum Server {
 pub(super) struct Connected {
     pub(super) connection: Connection,
     pub(super) closed: Closed,
+    pub(super) announcements: Announcements,
+    pub(super) prepared: Prepared,
     /// How long an answer took.
     pub(super) latency: Duration,
     /// Where the server is.
@@ -43,6 +45,8 @@ pub(super) struct Connected {
 #[derive(Clone, Copy)]
 pub(super) struct Test<'a> {
     pub(super) probe: &'a RedisDemand,
+    /// The hash and the channel of what an operator says.
+    pub(super) control: &'a str,
     /// A node of a cluster also works if it names another node for the probe, whose slot may be
     /// migrating or have moved.
     pub(super) in_cluster: bool,
@@ -87,7 +91,7 @@ pub(super) async fn slots(dialer: &Dialer, node: &Endpoint) -> Result<Vec<SlotRa
     let Some((host, _)) = &node.node_address() else { return Err("a unix socket is in no cluster".to_owned()) };
     at_each_target(dialer, &node.address, |target| {
         Box::pin(async move {
-            let (mut connection, _closed) = log_in(dialer, node, &target, true).await?;
+            let Opened { mut connection, .. } = log_in(dialer, node, &target, true).await?;
             let slots = dialer.within(connection.slots(host)).await;
             slots.ok_or_else(|| dialer.no_answer("to CLUSTER SLOTS"))?.map_err(|error| explain(node, &error))
         })
@@ -98,7 +102,7 @@ pub(super) async fn slots(dialer: &Dialer, node: &Endpoint) -> Result<Vec<SlotRa
 async fn find_primary(dialer: &Dialer, sentinel: &Endpoint, name: &str) -> Result<NodeAddress, String> {
     at_each_target(dialer, &sentinel.address, |target| {
         Box::pin(async move {
-            let (mut connection, _closed) = log_in(dialer, sentinel, &target, false).await?;
+            let Opened { mut connection, .. } = log_in(dialer, sentinel, &target, false).await?;
             let found = dialer.within(connection.primary(name)).await.ok_or_else(|| dialer.no_answer("to SENTINEL"))?;
             let found = found.map_err(|error| explain(sentinel, &error))?;
             found.ok_or_else(|| {
@@ -112,9 +116,11 @@ async fn find_primary(dialer: &Dialer, sentinel: &Endpoint, name: &str) -> Resul
 async fn connect_to(dialer: &Dialer, endpoint: &Endpoint, test: Test<'_>) -> Result<Connected, String> {
     at_each_target(dialer, &endpoint.address, |target| {
         Box::pin(async move {
-            let (mut connection, closed) = log_in(dialer, endpoint, &target, true).await?;
-            let loaded = dialer.within(connection.load_scripts()).await;
-            loaded.ok_or_else(|| dialer.no_answer("to SCRIPT LOAD"))?.map_err(|error| explain(endpoint, &error))?;
+            let Opened { mut connection, closed, announcements } = log_in(dialer, endpoint, &target, true).await?;
+            let prepared = dialer.within(connection.prepare(test.control)).await;
+            let prepared = prepared
+                .ok_or_else(|| dialer.no_answer("to SCRIPT LOAD"))?
+                .map_err(|error| explain(endpoint, &error))?;
             let first = dialer.within(test.run(&mut connection)).await;
             first.ok_or_else(|| dialer.no_answer("to the script"))?.map_err(|error| explain(endpoint, &error))?;
             let clock = Clock::system();
@@ -126,7 +132,7 @@ async fn connect_to(dialer: &Dialer, endpoint: &Endpoint, test: Test<'_>) -> Res
                 })?
                 .map_err(|error| explain(endpoint, &error))?;
             let latency = clock.now().since(start).into();
-            Ok(Connected { connection, closed, latency, address: endpoint.address.clone() })
+            Ok(Connected { connection, closed, announcements, prepared, latency, address: endpoint.address.clone() })
         })
     })
     .await
@@ -165,16 +171,25 @@ async fn at_each_target<'a, T>(
     Err(address.with(&failed.join("; ")))
 }
 
+/// Logs in, with the third version of the protocol where the server has it, unless the address says
+/// which.
 async fn log_in(
     dialer: &Dialer,
     endpoint: &Endpoint,
     target: &Target,
     with_credentials: bool,
-) -> Result<(Connection, Closed), String> {
+) -> Result<Opened, String> {
     let login = if with_credentials { dialer.login(&endpoint.login).await? } else { endpoint.login.clone() };
-    let stream = dialer.dial(&endpoint.address, target).await?;
-    let opened =
-        dialer.within(Connection::open(stream, &login)).await.ok_or_else(|| dialer.no_answer("to the login"))?;
+    let open = async |resp3: bool| {
+        let stream = dialer.dial(&endpoint.address, target).await?;
+        let opened = dialer.within(Connection::open(stream, &login, resp3)).await;
+        opened.ok_or_else(|| dialer.no_answer("to the login"))
+    };
+    let mut opened = open(login.resp3.unwrap_or(with_credentials)).await?;
+    if let (Err(CallError::Closed | CallError::NoResp3), None, true) = (&opened, login.resp3, with_credentials) {
+        // A server from before the third version, or a proxy, may not know it.
+        opened = open(false).await?;
+    }
     opened.map_err(|error| {
         let reason = explain(endpoint, &error);
         // A proxy that does not know a command may repeat what it was sent.

@@ -7,17 +7,22 @@
 use std::{error::Error, io, sync::Arc};
 
 use ::redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, ProtocolVersion, RedisConnectionInfo, RedisError, Value,
+    AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError, Value,
     aio::MultiplexedConnection, cmd, pipe,
 };
-use futures_util::future::join_all;
-use tokio::{sync::oneshot, task::AbortHandle};
+use futures_util::future::{join, join_all};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
+};
 
 use super::{
     address::{Login, NodeAddress},
     dial::BoxedStream,
-    protocol::{ACQUIRE, RedisDemand, Reply, SETTLE, SLOTS, Script, ServerTime, Settlement, SettlementPart},
+    names::SLOTS,
+    protocol::{Element, Query, RedisDemand, Reply, Settlement, SettlementPart, plan_text},
     reason,
+    script::{ACQUIRE, SETTLE, Script},
 };
 
 /// A range of slots, and the primary that serves it.
@@ -93,15 +98,29 @@ impl Drop for AbortOnDrop {
 /// Receives an error when the connection has ended.
 pub(super) type Closed = oneshot::Receiver<()>;
 
+/// Receives what is announced to those that have subscribed.
+pub(super) type Announcements = mpsc::UnboundedReceiver<String>;
+
+/// A connection that is logged in.
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    pub(super) closed: Closed,
+    pub(super) announcements: Announcements,
+}
+
 impl Connection {
-    /// Logs in.
-    pub(super) async fn open(stream: BoxedStream, login: &Login) -> Result<(Self, Closed), CallError> {
-        let Login { user, password, database, resp3 } = login;
+    /// Logs in. Only the third version of the protocol has announcements.
+    pub(super) async fn open(stream: BoxedStream, login: &Login, resp3: bool) -> Result<Opened, CallError> {
+        let Login { user, password, database, .. } = login;
         // The name of the client library is not announced: it would take a right, and some proxies
         // close the connection at it.
         let mut info = RedisConnectionInfo::default().set_db(*database).set_skip_set_lib_name();
-        if *resp3 {
+        let (announce, announcements) = mpsc::unbounded_channel();
+        // The worker has the timeouts.
+        let mut config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(1_024);
+        if resp3 {
             info = info.set_protocol(ProtocolVersion::RESP3);
+            config = config.set_push_sender(move |pushed| message(pushed).map_or(Ok(()), |text| announce.send(text)));
         }
         if let Some(user) = user {
             info = info.set_username(user);
@@ -109,8 +128,6 @@ impl Connection {
         if let Some(password) = password {
             info = info.set_password(password);
         }
-        // The worker has the timeouts.
-        let config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(1_024);
         let opened = MultiplexedConnection::new_with_config(&info, stream, config).await;
         let (multiplexed, driver) = opened.map_err(|error| CallError::of(&error))?;
         let (open, closed) = oneshot::channel();
@@ -118,13 +135,33 @@ impl Connection {
             driver.await;
             drop::<oneshot::Sender<()>>(open);
         });
-        Ok((Self { multiplexed, _driver: Arc::new(AbortOnDrop(driver.abort_handle())) }, closed))
+        let connection = Self { multiplexed, _driver: Arc::new(AbortOnDrop(driver.abort_handle())) };
+        Ok(Opened { connection, closed, announcements })
+    }
+
+    /// Loads the scripts, subscribes to the channel, and reads the hash of the same name.
+    pub(super) async fn prepare(&self, control: &str) -> Result<Prepared, CallError> {
+        let (subscribed, prepared) =
+            join(self.subscribe(control), join(self.load_scripts(), self.settings(control))).await;
+        let (loaded, settings) = prepared;
+        loaded?;
+        Ok(Prepared { subscribed, settings })
+    }
+
+    async fn subscribe(&self, channel: &str) -> Result<(), CallError> {
+        self.multiplexed.clone().subscribe(channel).await.map_err(|error| CallError::of(&error))
+    }
+
+    /// Reads a hash: fields and values.
+    pub(super) async fn settings(&self, hash: &str) -> Result<Vec<(String, String)>, CallError> {
+        let read = cmd("HGETALL").arg(hash).query_async(&mut self.multiplexed.clone()).await;
+        read.map_err(|error| CallError::of(&error))
     }
 
     /// Loads the scripts, so that none is dropped for others. A server or a proxy that forbids it
     /// gets them in full.
-    pub(super) async fn load_scripts(&self) -> Result<(), CallError> {
-        let loads = [&*ACQUIRE, &*SETTLE].map(|script| {
+    async fn load_scripts(&self) -> Result<(), CallError> {
+        let loads = Script::of_requests().map(|script| {
             let mut connection = self.multiplexed.clone();
             async move { cmd("SCRIPT").arg("LOAD").arg(script.text).query_async::<Value>(&mut connection).await }
         });
@@ -163,40 +200,67 @@ impl Connection {
         let call = |verb: &str, script: &str| {
             let mut command = script_call(verb, script, demands.iter().map(|demand| &demand.key));
             command.arg(requests);
-            for RedisDemand { cost, burst, shadow, .. } in demands {
-                command.arg(cost.get()).arg(burst.get()).arg(u8::from(*shadow));
+            for RedisDemand { cells, quota, planned, patience, shadow, .. } in demands {
+                command.arg(*cells).arg(quota.cell_nanos().get()).arg(quota.burst_size()).arg(patience.get());
+                command.arg(if *planned { plan_text(*quota) } else { String::new() }).arg(u8::from(*shadow));
             }
             command
         };
         let Script { text, name } = &*ACQUIRE;
         let (by_name, in_full) = (call("EVALSHA", name), || call("EVAL", text));
-        let numbers = if asking {
+        let reply = if asking {
             // In one pipeline, and in full, because it is not known which scripts that node has.
             let mut both = pipe();
             both.cmd("ASKING").ignore().add_command(in_full());
-            let answers: Result<(Vec<i64>,), _> = both.query_async(&mut self.multiplexed).await;
-            answers.map(|(numbers,)| numbers).map_err(|error| CallError::of(&last_of(error)))?
+            let answers: Result<(Value,), _> = both.query_async(&mut self.multiplexed).await;
+            answers.map(|(reply,)| reply).map_err(|error| CallError::of(&last_of(error)))?
         } else {
             self.run(by_name, in_full).await?
         };
-        Reply::read(&numbers, demands.len()).ok_or_else(|| CallError::Key("the reply is not that of the script".into()))
+        elements(reply)
+            .and_then(|reply| Reply::read(&reply, demands.len()))
+            .ok_or_else(|| CallError::Key("the reply is not that of the script".into()))
     }
 
     pub(super) async fn settle(&mut self, settlement: &Settlement) -> Result<(), CallError> {
-        let Settlement { at: ServerTime { seconds, nanos }, parts } = settlement;
+        let Settlement { at, parts } = settlement;
         let call = |verb: &str, script: &str| {
             let mut command = script_call(verb, script, parts.iter().map(|part| &part.key));
-            command.arg(*seconds).arg(*nanos);
-            for SettlementPart { refund, charge, burst, .. } in parts {
-                command.arg(refund.get()).arg(charge.get()).arg(burst.get());
+            command.arg(at.seconds).arg(at.nanos);
+            for SettlementPart { refund, generation, quota, arrival, charge, slack, .. } in parts {
+                command.arg(refund.get()).arg(*generation).arg(quota.cell_nanos().get()).arg(quota.burst_size());
+                command.arg(arrival.map(|arrival| arrival.as_nanos().to_string()).unwrap_or_default());
+                command.arg(*charge).arg(slack.get());
             }
             command
         };
         let Script { text, name } = &*SETTLE;
-        self.run::<i64>(call("EVALSHA", name), || call("EVAL", text)).await.map(drop)
+        self.run(call("EVALSHA", name), || call("EVAL", text)).await.map(drop)
     }
 
-    async fn run<T: FromRedisValue>(&mut self, by_name: Cmd, in_full: impl FnOnce() -> Cmd) -> Result<T, CallError> {
+    /// Runs what an operator has asked for.
+    pub(super) async fn query(&mut self, query: &Query) -> Result<Vec<Element>, CallError> {
+        let reply = match query {
+            Query::Script { script, key, arguments } => {
+                let call = |verb: &str, script: &str| {
+                    let mut command = script_call(verb, script, std::iter::once(key));
+                    command.arg(arguments);
+                    command
+                };
+                self.run(call("EVALSHA", &script.name), || call("EVAL", script.text)).await?
+            }
+            Query::Scan { cursor, pattern, count } => {
+                let mut command = cmd("SCAN");
+                command.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(*count);
+                let reply = command.query_async(&mut self.multiplexed).await;
+                reply.map_err(|error| CallError::of(&error))?
+            }
+            Query::Settle(settlement) => return self.settle(settlement).await.map(|()| Vec::new()),
+        };
+        elements(reply).ok_or_else(|| CallError::Key("the reply is not that of the script".into()))
+    }
+
+    async fn run(&mut self, by_name: Cmd, in_full: impl FnOnce() -> Cmd) -> Result<Value, CallError> {
         let mut answer = by_name.query_async(&mut self.multiplexed).await;
         if answer.as_ref().is_err_and(|error: &RedisError| error.code() == Some("NOSCRIPT")) {
             // The scripts were flushed, or another server has the address. Nothing has run, so this
@@ -205,6 +269,37 @@ impl Connection {
         }
         answer.map_err(|error| CallError::of(&error))
     }
+}
+
+/// A connection that was prepared.
+pub(super) struct Prepared {
+    pub(super) subscribed: Result<(), CallError>,
+    pub(super) settings: Result<Vec<(String, String)>, CallError>,
+}
+
+/// The text of a message to those that have subscribed.
+fn message(pushed: PushInfo) -> Option<String> {
+    match (pushed.kind, pushed.data.into_iter().nth(1)) {
+        (PushKind::Message, Some(Value::BulkString(text))) => Some(String::from_utf8_lossy(&text).into_owned()),
+        (PushKind::Message, Some(Value::SimpleString(text))) => Some(text),
+        _ => None,
+    }
+}
+
+/// The numbers and texts of a reply. `None` where it has others.
+fn elements(reply: Value) -> Option<Vec<Element>> {
+    fn add(value: Value, to: &mut Vec<Element>) -> Option<()> {
+        match value {
+            Value::Int(number) => to.push(Element::Number(number)),
+            Value::BulkString(text) => to.push(Element::Text(String::from_utf8_lossy(&text).into_owned())),
+            Value::SimpleString(text) => to.push(Element::Text(text)),
+            Value::Array(values) => return values.into_iter().try_for_each(|value| add(value, to)),
+            _ => return None,
+        }
+        Some(())
+    }
+    let mut elements = Vec::new();
+    add(reply, &mut elements).map(|()| elements)
 }
 
 /// The error of the last command of a pipeline. The client's error for all has neither code nor
@@ -262,6 +357,8 @@ pub(super) enum CallError {
     Protocol,
     /// Another node has these keys.
     Redirect(Redirect),
+    /// The server has no third version of the protocol.
+    NoResp3,
     /// No answer in time. It is unknown whether the call has run, so no call is ever repeated.
     Timeout,
 }
@@ -275,6 +372,12 @@ impl CallError {
             return Self::Redirect(redirect);
         }
         let detail = error.detail().unwrap_or_default();
+        if error.kind() == ErrorKind::RESP3NotSupported
+            || error.code() == Some("NOPROTO")
+            || detail.to_ascii_lowercase().contains("'hello'")
+        {
+            return Self::NoResp3;
+        }
         match (error.code(), error.kind()) {
             // The script met a value of another type for these keys, or a number that is none.
             (Some(code @ ("WRONGTYPE" | "ERR")), _) if !reason::is_of_server(detail) => {
@@ -306,6 +409,7 @@ impl CallError {
         match self {
             Self::Closed => "the server closed the connection",
             Self::Connection(reason) | Self::Key(reason) => reason,
+            Self::NoResp3 => "the server does not know the third version of the protocol: write ?protocol=resp2",
             Self::Protocol => "what answers does not speak the protocol of Redis",
             Self::Redirect(_) => reason::CLUSTER_MODE,
             Self::Timeout => "no answer in time",

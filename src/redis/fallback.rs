@@ -46,7 +46,13 @@ impl FallbackBuckets {
 
     /// Decides without Redis, as each policy says.
     #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
-    pub(super) fn acquire(&self, set: &PolicySet, demands: &Demands, receipts: &mut Receipts) -> Result<Grant, Denied> {
+    pub(super) fn acquire(
+        &self,
+        set: &PolicySet,
+        demands: &Demands,
+        patience: Nanos,
+        receipts: &mut Receipts,
+    ) -> Result<Grant, Denied> {
         let mut local = Demands::new();
         for (policy, demand) in demands {
             match self.on_failure[*policy] {
@@ -65,11 +71,16 @@ impl FallbackBuckets {
                 }
             }
         }
-        let grant = self.buckets.acquire_all(set, &local, Some(receipts), Nanos::ZERO)?;
+        let grant = self.buckets.acquire_all(set, &local, Some(receipts), patience)?;
         for (policy, _) in demands.iter().filter(|(policy, _)| self.on_failure[*policy] == OnFailure::Open) {
             set.count((*policy, &set.policies()[*policy]), Outcome::Allowed, false, DecidedBy::Open, || false);
         }
         Ok(grant)
+    }
+
+    /// Lets requests wait for as long, now and later.
+    pub(super) fn allow_slack(&self, slack: Nanos) {
+        self.buckets.allow_slack(slack);
     }
 
     pub(super) fn refund(&self, set: &PolicySet, receipt: &Receipt, at: Timestamp) {

@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use super::protocol::{Decided, RedisDemands, Reply, Settlement, SettlementPart};
+use super::{
+    names::Principal,
+    protocol::{Decided, RedisDemands, Reply, Settlement, SettlementPart},
+};
 use crate::clock::{Nanos, Timestamp};
 
 /// The limits of a lease.
@@ -67,7 +70,9 @@ impl Leases {
         }
         let mut decided = lease.reply.decided(lease.used, demands);
         // Time has returned a part since.
-        decided.backlogs.iter_mut().for_each(|backlog| *backlog = backlog.saturating_sub(age));
+        for bucket in &mut decided.buckets {
+            bucket.backlog = bucket.backlog.saturating_sub(age);
+        }
         lease.used += 1;
         Some(decided)
     }
@@ -79,9 +84,12 @@ impl Leases {
         // Not extrapolated below the time of a lease: a second request a millisecond later does not
         // make a thousand requests a second.
         let expected = u128::from(lease.requests) * u128::from(time.get()) / u128::from(age.max(time).get().max(1));
-        let backlogs = lease.reply.backlogs_before(lease.reply.granted, demands);
-        let enforced = demands.iter().zip(backlogs).filter(|(demand, _)| !demand.shadow);
-        let left = enforced.map(|(demand, backlog)| demand.requests_left(backlog.saturating_sub(age)));
+        let buckets = lease.reply.buckets_before(lease.reply.granted, demands);
+        let enforced = demands.iter().zip(buckets).filter(|(demand, _)| !demand.shadow);
+        let left = enforced.map(|(demand, mut bucket)| {
+            bucket.backlog = bucket.backlog.saturating_sub(age);
+            demand.requests_left(&bucket)
+        });
         let share = left.map(|left| left.unwrap_or(u64::MAX)).min().unwrap_or(0) / 16;
         u32::try_from(expected.min(u128::from(share))).unwrap_or(u32::MAX).min(self.config.max)
     }
@@ -134,6 +142,15 @@ impl Leases {
         self.active.drain().filter_map(|(demands, lease)| refund_of(&lease, &demands)).collect()
     }
 
+    /// Ends the leases of a principal, and returns the refunds of their unused cells.
+    pub(super) fn end(&mut self, principal: Principal) -> Vec<Settlement> {
+        // The names of its buckets have it in braces.
+        let tag = format!(":{principal}}}:");
+        let of_it = |demands: &RedisDemands| demands.iter().any(|demand| demand.key.contains(&tag));
+        let ended: Vec<_> = self.active.keys().filter(|demands| of_it(demands)).cloned().collect();
+        ended.iter().filter_map(|demands| refund_of(&self.active.remove(demands)?, demands)).collect()
+    }
+
     /// Forgets all leases. Their cells stay acquired, because no server can be reached.
     pub(super) fn clear(&mut self) {
         self.active.clear();
@@ -146,12 +163,15 @@ fn refund_of(lease: &Lease, demands: &RedisDemands) -> Option<Settlement> {
         return None;
     }
     let reply = &lease.reply;
-    let (used, all) = (reply.backlogs_before(lease.used, demands), reply.backlogs_before(reply.granted, demands));
+    let (used, all) = (reply.buckets_before(lease.used, demands), reply.buckets_before(reply.granted, demands));
     let parts = demands.iter().zip(used.into_iter().zip(all)).map(|(demand, (used, all))| SettlementPart {
         key: demand.key.clone(),
-        refund: all.saturating_sub(used),
-        charge: Nanos::ZERO,
-        burst: demand.burst,
+        refund: all.converted(demand.quota).saturating_sub(used.converted(demand.quota)),
+        generation: all.generation,
+        quota: all.decided_by(demand.quota),
+        arrival: None,
+        charge: 0,
+        slack: Nanos::ZERO,
     });
     Some(Settlement { at: reply.at, parts: parts.collect() })
 }
@@ -159,7 +179,10 @@ fn refund_of(lease: &Lease, demands: &RedisDemands) -> Option<Settlement> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::protocol::{Backlogs, RedisDemand, ServerTime};
+    use crate::{
+        quota::Quota,
+        redis::protocol::{BucketState, RedisDemand, ServerTime},
+    };
 
     const AT: ServerTime = ServerTime { seconds: 7, nanos: 8 };
 
@@ -168,11 +191,15 @@ mod tests {
     }
 
     fn demands(burst: u64) -> RedisDemands {
-        [RedisDemand { key: "k".to_owned(), cost: Nanos::new(10), burst: Nanos::new(10 * burst), shadow: false }].into()
+        let quota = Quota::every(Duration::from_nanos(10)).burst(burst.try_into().unwrap());
+        let key = "{p:00000000000000000000000abc}:k".to_owned();
+        [RedisDemand { key, cells: 1, quota, planned: false, patience: Nanos::ZERO, shadow: false }].into()
     }
 
     fn reply(granted: u32, backlog: u64) -> Reply {
-        Reply { granted, at: AT, backlogs: Backlogs::from_slice(&[Nanos::new(backlog)]) }
+        let backlog = Nanos::new(backlog);
+        let bucket = BucketState { backlog, from: None, blocked: Nanos::ZERO, generation: 3, plan: None };
+        Reply { granted, at: AT, buckets: [bucket].into_iter().collect() }
     }
 
     fn leases(max: u32) -> Leases {
@@ -211,7 +238,8 @@ mod tests {
     fn leased_cells_are_used_once_and_in_time() {
         let (mut leases, demands) = (leases(64), demands(100));
         leases.renew(&demands, reply(3, 40), 1, ms(0));
-        let taken = |decided: Option<Decided>| decided.map(|decided| (decided.granted, decided.backlogs[0].get()));
+        let taken =
+            |decided: Option<Decided>| decided.map(|decided| (decided.granted, decided.buckets[0].backlog.get()));
         let later = Timestamp::from_nanos(7);
         assert_eq!(taken(leases.take(&demands, ms(0))), Some((true, 50)));
         assert_eq!(taken(leases.take(&demands, later)), Some((true, 53)), "time has returned seven");

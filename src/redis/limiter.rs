@@ -2,17 +2,22 @@
 
 use std::{
     fmt,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    fallback::FallbackBuckets, health::CallCounts, lower_bounds::LowerBounds, node::NodeConfig, protocol::KeyNames,
+    fallback::FallbackBuckets, health::CallCounts, lower_bounds::LowerBounds, names::KeyNames, node::NodeConfig,
     topology::Topology,
 };
 use crate::{
+    bucket::MAX_SLACK,
+    clock::Nanos,
     key::{IntoKey, Key},
     limiter::{ConfigError, Handle, IntoLimiter, PolicySet},
     policy::Policy,
@@ -34,11 +39,14 @@ pub(super) struct RedisParts {
     pub(super) lower_bounds: LowerBounds,
     pub(super) fallback: FallbackBuckets,
     pub(super) config: NodeConfig,
+    /// How long requests may wait, in nanoseconds.
+    pub(super) slack: AtomicU64,
 }
 
 impl RedisLimiter {
-    pub(super) fn of(parts: RedisParts) -> Self {
-        Self { parts: Arc::new(parts) }
+    /// How long requests may wait.
+    pub(super) fn slack(&self) -> Nanos {
+        Nanos::new(self.parts.slack.load(Ordering::Relaxed))
     }
 
     /// Returns the policies, in the limiter's order.
@@ -100,8 +108,10 @@ impl RedisLimiter {
 }
 
 impl Handle for RedisLimiter {
-    fn policy_set(&self) -> &PolicySet {
-        &self.parts.set
+    fn allow_waits(&self, longest: Duration) {
+        let longest = Nanos::from(longest).min(MAX_SLACK);
+        self.parts.slack.fetch_max(longest.get(), Ordering::Relaxed);
+        self.parts.fallback.allow_slack(longest);
     }
 }
 

@@ -1,35 +1,92 @@
 //! Contains [`LowerBounds`]: what a process knows of the buckets in Redis.
 //!
-//! An entry is a lower bound of a bucket there, under the same quota: its backlog, when it was last
+//! What is known of a bucket is a lower bound of it, under one quota: its backlog, when it was last
 //! seen, can only have shrunk with time and grown by the requests of others. So a denial that
-//! follows from an entry is the denial that Redis would give. An entry is never evicted before its
-//! time is over.
+//! follows from a bound is the denial that Redis would give. A bound is never evicted before its
+//! time is over, and ends with its [`Epoch`].
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
+use super::{
+    epochs::{Epoch, Epochs},
+    names::Principal,
+    protocol::{BucketState, Decided, ServerTime},
+};
 use crate::{
-    bucket::{self, Bucket},
+    bucket::{Bucket, Evaluation},
     clock::{Nanos, Timestamp},
-    decision::{Denied, PolicyOutcome, PolicyOutcomes, Receipt, Receipts, Verdict},
+    decision::{Denied, PolicyOutcome, PolicyOutcomes, Receipt, ReceiptOrigin, Receipts, Verdict},
     key::Key,
     limiter::{Demands, Grant, PolicySet, is_near_limit, start_sweeping},
     observe::metrics::{DecidedBy, Outcome},
     policy::Demand,
-    store::{AtCap, Cap, Placement, Store},
+    quota::Quota,
+    store::{AtCap, Cap, Expiring, Placement, Store},
     sweeper::Sweeping,
 };
 
 pub(super) struct LowerBounds {
     /// One for each policy, in the limiter's order.
     each: Box<[PolicyBounds]>,
+    pub(super) epochs: Epochs,
 }
 
-/// The lower bounds of one policy. There is one for each key and quota, as there is a bucket in
-/// Redis.
+/// What is known of one policy.
 struct PolicyBounds {
-    store: Arc<Store>,
-    _sweeping: Option<Sweeping>,
+    /// By key and quota.
+    buckets: Arc<Store<Known>>,
+    /// The ends of blocks, by key.
+    blocks: Arc<Store<Known>>,
+    _sweepings: Vec<Sweeping>,
 }
+
+/// A time, known in an epoch.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    until: Timestamp,
+    epoch: Epoch,
+}
+
+impl Expiring for Known {
+    fn is_over(self, now: Timestamp) -> bool {
+        self.until <= now
+    }
+}
+
+impl Known {
+    fn since(self, epoch: Epoch) -> Timestamp {
+        if self.epoch == epoch { self.until } else { Timestamp::ORIGIN }
+    }
+}
+
+/// What a request asks of a policy, and in which epoch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) policy: usize,
+    pub(super) demand: Demand,
+    pub(super) epoch: Epoch,
+}
+
+/// What a request asks of all policies, in the limiter's order.
+pub(super) type AllAsked = SmallVec<[Asked; 4]>;
+
+pub(super) fn demands_of(asked: &[Asked]) -> Demands {
+    asked.iter().map(|asked| (asked.policy, asked.demand)).collect()
+}
+
+/// How a policy answers by a bucket.
+struct Answer {
+    outcome: PolicyOutcome,
+    /// Until the cells of a granted request are there.
+    wait: Nanos,
+    /// What the bucket then is under the quota of the request, if it has become one of that quota.
+    bound: Option<Nanos>,
+}
+
+/// A ban that a denial has brought about: policy, key, and length.
+pub(super) type Bans = SmallVec<[(usize, Key, Nanos); 1]>;
 
 /// For a global policy: one for each quota that `quota_by` chooses.
 const MAX_GLOBAL_QUOTAS: usize = 1_024;
@@ -40,66 +97,107 @@ impl LowerBounds {
             let max_keys = if policy.is_global() { MAX_GLOBAL_QUOTAS } else { policy.cap().max_keys };
             let cap = Cap { max_keys, beyond: AtCap::Deny, ..policy.cap() };
             // A key without a place of its own is not cached.
-            let store = Arc::new(Store::new(cap, set.clock().clone()));
-            let sweeping = set.swept_as(policy).map(|name| start_sweeping(name, &store, policy));
-            PolicyBounds { store, _sweeping: sweeping }
+            let store = || Arc::new(Store::new(cap, set.clock().clone()));
+            let (buckets, blocks) = (store(), store());
+            let sweep = |store: &Arc<Store<Known>>, what: &str| {
+                let name = set.swept_as(policy)?;
+                Some(start_sweeping(format!("{name}{what}").into(), store, policy))
+            };
+            let sweepings = [sweep(&buckets, ""), sweep(&blocks, " (blocks)")];
+            PolicyBounds { _sweepings: sweepings.into_iter().flatten().collect(), buckets, blocks }
         });
-        Self { each: each.collect() }
+        Self { each: each.collect(), epochs: Epochs::new() }
     }
 
     /// The denial that is certain without asking Redis: a key is blocked, or its backlog is known
-    /// to be too long.
-    pub(super) fn cached_denial(&self, set: &PolicySet, demands: &Demands) -> Option<Denied> {
-        let known = |policy: usize, demand: &Demand| {
-            let key = set.hasher().under_quota(demand.key, demand.quota);
-            let entry = self.each[policy].store.get(key);
+    /// to be too long for a request that waits no longer than `patience`.
+    pub(super) fn cached_denial(&self, set: &PolicySet, asked: &[Asked], patience: Nanos) -> Option<(Denied, Bans)> {
+        let known = |asked: &Asked| {
+            let Asked { policy, demand, epoch } = *asked;
+            let entry = self.each[policy].buckets.get(set.hasher().under_quota(demand.key, demand.quota));
             // Read under the lock: a time from before a wait for it would overstate the backlog.
             let now = set.now();
-            let bucket = entry.as_deref().copied().unwrap_or_default();
+            let until = entry.as_deref().copied().unwrap_or_default().since(epoch);
             drop(entry);
-            outcome(policy, demand, bucket, now)
+            answer(policy, &demand, until.since(now), None, patience).outcome
         };
-        if let Some(denied) = set.blocked(demands, DecidedBy::Cache, known) {
-            return Some(denied);
+        let blocks = |asked: &Asked| {
+            let blocks = &self.each[asked.policy].blocks;
+            if blocks.len() == 0 { None } else { blocks.get(asked.demand.key).map(|until| until.since(asked.epoch)) }
+        };
+        if asked.iter().any(|asked| blocks(asked).is_some()) {
+            let denied = set.denial_of_blocked(
+                &demands_of(asked),
+                DecidedBy::Cache,
+                |index| blocks(&asked[index]),
+                |index| known(&asked[index]),
+            );
+            if let Some(denied) = denied {
+                return Some((denied, Bans::new()));
+            }
         }
-        let outcomes: PolicyOutcomes = demands.iter().map(|(policy, demand)| known(*policy, demand)).collect();
-        denial(set, outcomes, demands, DecidedBy::Cache)
+        let outcomes: PolicyOutcomes = asked.iter().map(known).collect();
+        denial(set, outcomes, asked, DecidedBy::Cache)
     }
 
-    /// Records what Redis has replied: the backlog of each bucket before the request, and whether
-    /// it was granted. `at` is when Redis was asked, or before.
-    #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
+    /// Records what Redis has replied. `at` is when Redis was asked, or before.
     pub(super) fn record_reply(
         &self,
         set: &PolicySet,
-        demands: &Demands,
-        backlogs: &[Nanos],
+        asked: &[Asked],
+        decided: &Decided,
+        at: Timestamp,
+        patience: Nanos,
+        receipts: &mut Receipts,
+    ) -> Result<Grant, (Denied, Bans)> {
+        let states = decided.buckets.iter().copied();
+        let answered: SmallVec<[_; 4]> = asked.iter().copied().zip(states).map(|each| (each, decided.at)).collect();
+        self.record_replies(set, &answered, decided.granted, at, patience, receipts)
+    }
+
+    /// Records what servers have replied, each at a time of its own.
+    pub(super) fn record_replies(
+        &self,
+        set: &PolicySet,
+        answered: &[((Asked, BucketState), ServerTime)],
         granted: bool,
         at: Timestamp,
+        patience: Nanos,
         receipts: &mut Receipts,
-    ) -> Result<Grant, Denied> {
+    ) -> Result<Grant, (Denied, Bans)> {
         let mut outcomes = PolicyOutcomes::new();
-        for ((policy, demand), backlog) in demands.iter().zip(backlogs) {
-            // The backlog does not depend on the clock that it is evaluated by.
-            let bucket = Bucket::with_backlog(Timestamp::ORIGIN, *backlog);
-            let outcome = outcome(*policy, demand, bucket, Timestamp::ORIGIN);
-            let after = if granted { outcome.backlog } else { *backlog };
-            self.raise(set, *policy, demand, Bucket::with_backlog(at, after));
-            if granted {
-                let Demand { key, cells, .. } = *demand;
-                receipts.push(Receipt {
-                    outcome,
-                    key,
-                    cells,
-                    added: after.saturating_sub(*backlog),
-                    generation: 0,
-                    after: Bucket::with_backlog(Timestamp::ORIGIN, after),
-                    from_overflow: false,
-                });
+        let mut wait = Nanos::ZERO;
+        for ((asked, state), replied_at) in answered {
+            let Asked { policy, mut demand, .. } = *asked;
+            let own = state.plan.is_none();
+            demand.quota = state.decided_by(demand.quota);
+            let mut answer = answer(policy, &demand, state.backlog, state.from, patience);
+            if granted && !demand.shadow {
+                // In bursts of months the server, which computes in doubles, may grant by
+                // nanoseconds what this process would deny.
+                answer.outcome.verdict = Verdict::Granted;
             }
-            outcomes.push(outcome);
+            let acquired = granted && answer.outcome.verdict == Verdict::Granted;
+            let bound = if acquired {
+                Some(answer.outcome.backlog)
+            } else if answer.outcome.verdict == Verdict::Granted {
+                // What another policy has denied.
+                state.from.is_none().then_some(state.backlog)
+            } else {
+                answer.bound
+            };
+            if let (Some(bound), true) = (bound, own) {
+                self.raise(set, asked, at.saturating_add(bound));
+            }
+            if !state.blocked.is_zero() {
+                self.record_block(set, policy, demand.key, at.saturating_add(state.blocked), asked.epoch);
+            }
+            if granted {
+                receipts.push(receipt(&demand, state, &answer, acquired, replied_at.timestamp()));
+                wait = wait.max(answer.wait);
+            }
+            outcomes.push(answer.outcome);
         }
-        let grant = Grant { at, wait: Nanos::ZERO };
         if granted {
             for outcome in &outcomes {
                 // In shadow mode the policy may have denied.
@@ -109,56 +207,141 @@ impl LowerBounds {
                 let policy = (outcome.policy, &set.policies()[outcome.policy]);
                 set.count(policy, counted, outcome.shadow, DecidedBy::Redis, near_limit);
             }
-            return Ok(grant);
+            return Ok(Grant { at, wait });
         }
-        // The server computes in doubles. In bursts of months it may deny by nanoseconds what this
-        // process would grant.
-        if !outcomes.iter().any(PolicyOutcome::denies) {
-            if let Some(enforced) = outcomes.iter_mut().find(|outcome| !outcome.shadow) {
-                enforced.verdict = Verdict::Wait(Nanos::new(1));
-            }
-        }
-        denial(set, outcomes, demands, DecidedBy::Redis).map_or(Ok(grant), Err)
+        denial_of_reply(set, answered, outcomes, at)
     }
 
     /// Records a refund of what was recorded at `at`: the backlog may be so much shorter.
-    pub(super) fn record_refund(&self, set: &PolicySet, policy: usize, demand: &Demand, refund: Nanos, at: Timestamp) {
-        let key = set.hasher().under_quota(demand.key, demand.quota);
-        if let Some(mut bucket) = self.each[policy].store.get(key) {
-            *bucket = bucket.refund(refund, set.now().since(at));
+    pub(super) fn record_refund(
+        &self,
+        set: &PolicySet,
+        policy: usize,
+        (key, quota): (Key, Quota),
+        refund: Nanos,
+        at: Timestamp,
+    ) {
+        if let Some(mut known) = self.each[policy].buckets.get(set.hasher().under_quota(key, quota)) {
+            let left = refund.saturating_sub(set.now().since(at));
+            known.until = known.until.saturating_sub(left);
         }
     }
 
-    /// Records that the backlog of a bucket is at least this long.
-    fn raise(&self, set: &PolicySet, policy: usize, demand: &Demand, least: Bucket) {
+    /// Records that a key is blocked until then.
+    pub(super) fn record_block(&self, set: &PolicySet, policy: usize, key: Key, until: Timestamp, epoch: Epoch) {
+        if self.epochs.of(Principal::of(key, set.hasher())) == epoch {
+            let mut guard = self.each[policy].blocks.guard(key);
+            if guard.placement() == Placement::Own {
+                guard.write(Known { until, epoch });
+            }
+        }
+    }
+
+    /// Records that a bucket is not idle before then.
+    fn raise(&self, set: &PolicySet, asked: &Asked, until: Timestamp) {
+        let Asked { policy, demand, epoch } = asked;
         // Where responses refund regularly, here or in other processes, no bound lasts.
-        if least.is_idle(set.now()) || set.policies()[policy].counts_by_response() {
+        if until <= set.now() || set.policies()[*policy].counts_by_response() {
             return;
         }
-        let key: Key = set.hasher().under_quota(demand.key, demand.quota);
-        let mut guard = self.each[policy].store.guard(key);
-        if guard.placement() == Placement::Own {
-            let raised = guard.value().max(least);
-            guard.write(raised);
+        let mut guard = self.each[*policy].buckets.guard(set.hasher().under_quota(demand.key, demand.quota));
+        if guard.placement() != Placement::Own {
+            return;
+        }
+        // Under the lock. A bound of an epoch that has ended is known by nobody.
+        if self.epochs.of(Principal::of(demand.key, set.hasher())) == *epoch {
+            let until = guard.value().since(*epoch).max(until);
+            guard.write(Known { until, epoch: *epoch });
         }
     }
 }
 
-fn denial(set: &PolicySet, outcomes: PolicyOutcomes, demands: &Demands, decided_by: DecidedBy) -> Option<Denied> {
+fn denial_of_reply(
+    set: &PolicySet,
+    answered: &[((Asked, BucketState), ServerTime)],
+    mut outcomes: PolicyOutcomes,
+    at: Timestamp,
+) -> Result<Grant, (Denied, Bans)> {
+    let asked: AllAsked = answered.iter().map(|((asked, _), _)| *asked).collect();
+    let blocked = |index: usize| {
+        let left = answered[index].0.1.blocked;
+        // By this process's clock now, which is when the block is evaluated.
+        (!left.is_zero()).then(|| set.now().saturating_add(left))
+    };
+    let is_blocked = |index: usize| blocked(index).is_some() && !asked[index].demand.shadow;
+    if (0..asked.len()).any(is_blocked) {
+        let denied = set.denial_of_blocked(&demands_of(&asked), DecidedBy::Redis, blocked, |index| outcomes[index]);
+        if let Some(denied) = denied {
+            return Err((denied, Bans::new()));
+        }
+    }
+    // In bursts of months the server may deny by nanoseconds what this process would grant.
+    if !outcomes.iter().any(PolicyOutcome::denies) {
+        if let Some(enforced) = outcomes.iter_mut().find(|outcome| !outcome.shadow) {
+            enforced.verdict = Verdict::Wait(Nanos::new(1));
+        }
+    }
+    match denial(set, outcomes, &asked, DecidedBy::Redis) {
+        Some(denied) => Err(denied),
+        None => Ok(Grant { at, wait: Nanos::ZERO }),
+    }
+}
+
+fn denial(
+    set: &PolicySet,
+    mut outcomes: PolicyOutcomes,
+    asked: &[Asked],
+    decided_by: DecidedBy,
+) -> Option<(Denied, Bans)> {
     if !outcomes.iter().any(PolicyOutcome::denies) {
         return None;
     }
-    let lacking = |(outcome, (_, demand)): (&PolicyOutcome, &(usize, Demand))| {
-        (matches!(outcome.verdict, Verdict::Wait(_)) && !outcome.shadow).then_some((outcome.policy, demand.key))
+    let lacking = |(outcome, asked): (&PolicyOutcome, &Asked)| {
+        (matches!(outcome.verdict, Verdict::Wait(_)) && !outcome.shadow).then_some((outcome.policy, asked.demand.key))
     };
-    let keys: smallvec::SmallVec<[_; 4]> = outcomes.iter().zip(demands).filter_map(lacking).collect();
-    Some(set.denied(outcomes, &keys, &keys, set.now(), decided_by))
+    let keys: SmallVec<[_; 4]> = outcomes.iter().zip(asked).filter_map(lacking).collect();
+    let now = set.now();
+    let bans = set.strike(&mut outcomes, &keys, now, decided_by);
+    Some((set.denied(outcomes, &keys, now, decided_by), bans))
 }
 
-/// How a policy answers by this bucket.
-fn outcome(policy: usize, demand: &Demand, bucket: Bucket, now: Timestamp) -> PolicyOutcome {
-    let quota = demand.quota;
-    let evaluation = bucket.evaluate(now, quota, demand.cells, bucket::horizon(quota));
+fn receipt(demand: &Demand, state: &BucketState, answer: &Answer, acquired: bool, at: Timestamp) -> Receipt {
+    Receipt {
+        outcome: answer.outcome,
+        key: demand.key,
+        cells: demand.cells,
+        added: if acquired { demand.quota.cost(demand.cells) } else { Nanos::ZERO },
+        generation: state.generation,
+        after: Bucket::with_backlog(at, answer.outcome.backlog),
+        origin: ReceiptOrigin::Redis { at },
+    }
+}
+
+/// How a policy answers by a backlog, which is in the time of a cell of `from`.
+fn answer(policy: usize, demand: &Demand, backlog: Nanos, from: Option<Nanos>, patience: Nanos) -> Answer {
+    // Not cut: the server has done that. The backlog does not depend on the clock that it is
+    // evaluated by.
+    let (now, horizon) = (Timestamp::ORIGIN, Nanos::MAX);
+    let Demand { quota, cells, shadow, .. } = *demand;
+    let bucket = Bucket::with_backlog(now, backlog);
+    let (evaluation, wait_if_reserved, keeps) = match from.filter(|from| *from != quota.cell_nanos()) {
+        Some(from) => {
+            let converted = bucket.evaluate_converted(now, from, quota, cells, horizon);
+            (converted.evaluation, converted.wait_converted, !converted.takes_over)
+        }
+        None => {
+            let evaluation = bucket.evaluate(now, quota, cells, horizon);
+            (evaluation, evaluation.wait, false)
+        }
+    };
     let after = if evaluation.is_granted() { evaluation.after } else { evaluation.clamped };
-    PolicyOutcome::of(policy, demand, after, evaluation, now)
+    let mut outcome = PolicyOutcome::of(policy, demand, after, evaluation, now);
+    let may_wait =
+        !evaluation.is_granted() && !shadow && wait_if_reserved <= patience && wait_if_reserved != Evaluation::NEVER;
+    let reserved = may_wait.then(|| evaluation.clamped.reserve(now, quota, cells, patience)).flatten();
+    let mut wait = Nanos::ZERO;
+    if let Some(reserved) = reserved {
+        (outcome.backlog, outcome.verdict, wait) = (reserved.backlog(now), Verdict::Granted, wait_if_reserved);
+    }
+    Answer { outcome, wait, bound: (!keeps).then_some(evaluation.clamped.backlog(now)) }
 }

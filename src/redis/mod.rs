@@ -76,10 +76,13 @@
 
 mod acquire;
 mod address;
+mod announcement;
 mod builder;
 mod connect;
 mod connection;
+mod control;
 mod dial;
+mod epochs;
 mod error;
 mod fallback;
 mod health;
@@ -87,10 +90,12 @@ mod io_thread;
 mod leases;
 mod limiter;
 mod lower_bounds;
+mod names;
 mod node;
 mod pending;
 mod protocol;
 mod reason;
+mod script;
 mod service;
 mod settlement;
 #[cfg(feature = "redis-tls")]
@@ -101,6 +106,7 @@ mod worker;
 pub use self::{
     address::AddressError,
     builder::RedisBuilder,
+    control::{ControlError, ListCursor, RedisPage},
     dial::RedisCredentials,
     error::RedisConfigError,
     fallback::OnFailure,

@@ -12,21 +12,24 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     address::NodeAddress,
+    announcement::Listener,
     connect::Server,
     connection::SlotRange,
     dial::Dialer,
     health::{CallCounts, Health, HealthLimits},
     io_thread::IoThread,
     leases::{LeaseConfig, Leases},
-    protocol::{RedisDemand, RedisDemands, Settlement},
-    worker::{AcquireRequest, ClusterEvents, Worker, WorkerReply, WorkerRequest},
+    names::KeyNames,
+    protocol::{Element, Query, RedisDemand, RedisDemands, Settlement},
+    worker::{AcquireRequest, ClusterEvents, QueryError, QueryRequest, Worker, WorkerReply, WorkerRequest},
 };
 use crate::clock::{Clock, Nanos};
 
 /// What the nodes of a limiter have in common.
 #[derive(Clone)]
 pub(super) struct NodeConfig {
-    pub(super) prefix: String,
+    pub(super) names: KeyNames,
+    pub(super) listener: Weak<dyn Listener>,
     pub(super) limits: HealthLimits,
     pub(super) counts: Arc<CallCounts>,
     pub(super) lease: Option<LeaseConfig>,
@@ -127,6 +130,26 @@ impl Node {
         replied.await.ok()
     }
 
+    /// Does what an operator asks for. Where no connection works it says so at once.
+    pub(super) async fn query(&self, query: Query, within: Duration) -> Result<Vec<Element>, QueryError> {
+        let WorkerHandle { requests, health } = self.worker();
+        let (reply, replied) = oneshot::channel();
+        let deadline = health.now().saturating_add(Nanos::from(within));
+        let gone = || QueryError::Refused("the thread that talks to Redis does not run".to_owned());
+        requests.send(WorkerRequest::Query(QueryRequest { query, deadline, reply })).map_err(|_| gone())?;
+        // The worker has the deadline. It drops the sender with the connection.
+        replied.await.unwrap_or(Err(QueryError::Unanswered))
+    }
+
+    /// Does something that nobody waits for, where there is a server to do it.
+    pub(super) fn tell(&self, query: Query, within: Duration) {
+        if let Some(WorkerHandle { requests, health }) = &*self.lock() {
+            let deadline = health.now().saturating_add(Nanos::from(within));
+            let (reply, _nobody) = oneshot::channel();
+            let _ = requests.send(WorkerRequest::Query(QueryRequest { query, deadline, reply }));
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<WorkerHandle>> {
         self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -142,7 +165,7 @@ impl Node {
 
     fn start_worker(&self) -> WorkerHandle {
         let (requests, receiver) = mpsc::unbounded_channel();
-        let NodeConfig { limits, counts, lease, dialer, io, .. } = &self.config;
+        let NodeConfig { names, listener, limits, counts, lease, dialer, io } = &self.config;
         let health = Arc::new(Health::new(Clock::system(), Arc::clone(counts), *limits));
         let worker = Worker {
             server: self.server.clone(),
@@ -151,6 +174,9 @@ impl Node {
             call_timeout: limits.call_timeout,
             health: Arc::clone(&health),
             cluster: self.cluster.as_ref().map(|(cluster, _)| Weak::clone(cluster)),
+            control: names.control(),
+            listener: Weak::clone(listener),
+            own: requests.downgrade(),
             leases: lease.map(Leases::new),
         };
         io.spawn(worker.run(receiver));

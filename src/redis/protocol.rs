@@ -1,50 +1,30 @@
-//! Contains what is sent to the server, and its replies: the scripts, their arguments, and the
-//! names of keys.
+//! Contains what is sent to the server, and its replies: the arguments of the scripts, and what
+//! they return.
 //!
 //! This file must not know of connections.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::{names::slot, script::Script};
 use crate::{
-    bucket,
-    clock::Nanos,
-    key::{Key, KeyHasher},
-    limiter::Demands,
+    bucket::{self, Bucket},
+    clock::{Nanos, Timestamp},
     policy::Demand,
     quota::Quota,
 };
-
-/// Acquires the cells of requests: on the server's clock, in whole nanoseconds, in one round trip
-/// for all buckets.
-pub(super) static ACQUIRE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("bucket.lua"), include_str!("acquire.lua"))));
-/// Refunds and charges after a request was allowed.
-pub(super) static SETTLE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("bucket.lua"), include_str!("settle.lua"))));
-
-/// A script of the server's.
-pub(super) struct Script {
-    pub(super) text: &'static str,
-    /// By which the server knows it once it has run: its SHA-1.
-    pub(super) name: String,
-}
-
-impl Script {
-    fn new(text: &'static str) -> Self {
-        Self { text, name: sha1_smol::Sha1::from(text).digest().to_string() }
-    }
-}
 
 /// What a request asks of one bucket in Redis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RedisDemand {
     pub(super) key: String,
-    /// The backlog that one request adds.
-    pub(super) cost: Nanos,
-    /// The backlog of an exhausted bucket.
-    pub(super) burst: Nanos,
+    pub(super) cells: u32,
+    pub(super) quota: Quota,
+    /// Whether the quota was chosen for the request.
+    pub(super) planned: bool,
+    /// How long the request may wait for its cells.
+    pub(super) patience: Nanos,
     /// Whether the bucket denies nothing.
     pub(super) shadow: bool,
 }
@@ -52,69 +32,30 @@ pub(super) struct RedisDemand {
 /// What a request asks of its buckets. Requests that ask the same can be asked for together.
 pub(super) type RedisDemands = Arc<[RedisDemand]>;
 
-/// What is asked for in one call: by the policies, and by the server.
-#[derive(Clone)]
-pub(super) struct CallGroup {
-    pub(super) demands: Demands,
-    pub(super) redis_demands: RedisDemands,
-}
-
 impl RedisDemand {
-    pub(super) fn new(names: &KeyNames, hasher: &KeyHasher, policy: &str, demand: &Demand) -> Self {
-        let Demand { key, quota, cells, shadow, .. } = *demand;
-        Self { key: names.key(hasher, policy, key, quota), cost: quota.cost(cells), burst: quota.burst_nanos(), shadow }
+    pub(super) fn new(key: String, demand: &Demand, patience: Nanos) -> Self {
+        let Demand { quota, cells, planned, shadow, .. } = *demand;
+        let patience = if shadow { Nanos::ZERO } else { patience };
+        Self { key, cells, quota, planned, patience, shadow }
     }
 
-    /// A demand of no request, which tests whether the script runs. Each node of a cluster has one
-    /// in a slot of its own, which is found by trying numbers.
-    pub(super) fn probe(prefix: &str, has_slot: impl Fn(u16) -> bool) -> Self {
-        let keys = (0_u32..).map(|number| format!("{{{prefix}:probe{number}}}"));
-        let key = keys.take(1 << 20).find(|key| has_slot(slot(key))).unwrap_or_default();
-        Self { key, cost: Nanos::new(1_000_000), burst: Nanos::new(2_000_000), shadow: true }
+    /// A demand of no request, which tests whether the script runs.
+    pub(super) fn probe(key: String) -> Self {
+        const QUOTA: Quota = Quota::per_second(1_000).burst(2);
+        Self { key, cells: 1, quota: QUOTA, planned: false, patience: Nanos::ZERO, shadow: true }
     }
 
     pub(super) fn slot(&self) -> u16 {
         slot(&self.key)
     }
 
-    /// How many requests are left at this backlog. `None` where they cost nothing.
-    pub(super) fn requests_left(&self, backlog: Nanos) -> Option<u64> {
-        bucket::requests_left(self.burst, backlog, self.cost)
-    }
-
-    /// What a granted request has added to this backlog. A bucket in shadow mode may have had less
-    /// left than the others, and then nothing was acquired from it.
-    fn added(&self, backlog: Nanos) -> Nanos {
-        if self.requests_left(backlog).is_some_and(|left| left > 0) { self.cost } else { Nanos::ZERO }
-    }
-}
-
-/// The slot of a key, of a cluster's 16,384: that of the text in its first braces, which all our
-/// keys have.
-fn slot(key: &str) -> u16 {
-    const CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
-    let tag = key.trim_start_matches('{').split('}').next().unwrap_or_default();
-    CRC.checksum(tag.as_bytes()) % SLOTS
-}
-
-/// The number of a cluster's slots.
-pub(super) const SLOTS: u16 = 16_384;
-
-/// The names of buckets in Redis: `{prefix:principal}:policy:quota`.
-///
-/// The principal is a keyed hash in hexadecimal, so that no address and no API key is in a name,
-/// and no client chooses a slot. All policies that count one principal are in one slot. The quota
-/// is part of the name, because a backlog has no meaning under another quota: a change of quota
-/// starts with a full burst.
-pub(super) struct KeyNames {
-    pub(super) prefix: String,
-}
-
-impl KeyNames {
-    fn key(&self, hasher: &KeyHasher, policy: &str, key: Key, quota: Quota) -> String {
-        let (principal, prefix) = (hasher.opaque(key), &self.prefix);
-        let (cell, burst) = (quota.cell_nanos().get(), quota.burst_size());
-        format!("{{{prefix}:{principal:032x}}}:{policy}:{cell:x}x{burst}")
+    /// How many requests are left in a bucket. `None` where they cost nothing.
+    pub(super) fn requests_left(&self, bucket: &BucketState) -> Option<u64> {
+        let (quota, backlog) = (bucket.decided_by(self.quota), bucket.converted(self.quota));
+        if self.cells > quota.burst_size() {
+            return Some(0);
+        }
+        bucket::requests_left(quota.burst_nanos(), backlog, quota.cost(self.cells))
     }
 }
 
@@ -126,8 +67,60 @@ pub(super) struct ServerTime {
     pub(super) nanos: i64,
 }
 
-/// The backlog of each bucket of a call.
-pub(super) type Backlogs = SmallVec<[Nanos; 4]>;
+impl ServerTime {
+    /// Since 1970, like every time of a limiter, but on the server's clock.
+    pub(super) fn timestamp(self) -> Timestamp {
+        let [seconds, nanos] = [self.seconds, self.nanos].map(|part| u64::try_from(part).unwrap_or(0));
+        Timestamp::from_nanos(seconds.saturating_mul(Nanos::SECOND.get()).saturating_add(nanos))
+    }
+
+    pub(super) fn of(timestamp: Timestamp) -> Self {
+        let nanos = timestamp.as_nanos();
+        let [seconds, nanos] = [nanos / Nanos::SECOND.get(), nanos % Nanos::SECOND.get()];
+        let [seconds, nanos] = [seconds, nanos].map(|part| i64::try_from(part).unwrap_or(i64::MAX));
+        Self { seconds, nanos }
+    }
+}
+
+/// A bucket as the server found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BucketState {
+    pub(super) backlog: Nanos,
+    /// The time of a cell that the backlog is in, where it is not that of the request.
+    pub(super) from: Option<Nanos>,
+    /// How long the key is blocked.
+    pub(super) blocked: Nanos,
+    /// After the call.
+    pub(super) generation: u64,
+    /// The quota that was chosen for the key before, where it has decided in place of that of the
+    /// request.
+    pub(super) plan: Option<Quota>,
+}
+
+impl BucketState {
+    /// The quota that decides, where the request has this one.
+    pub(super) fn decided_by(&self, asked: Quota) -> Quota {
+        self.plan.unwrap_or(asked)
+    }
+
+    /// The backlog in the time of the quota that decides.
+    pub(super) fn converted(&self, asked: Quota) -> Nanos {
+        let (quota, start) = (self.decided_by(asked), Timestamp::ORIGIN);
+        let from = self.from.unwrap_or(quota.cell_nanos());
+        Bucket::with_backlog(start, self.backlog).converted(start, from, quota.cell_nanos()).backlog(start)
+    }
+
+    /// The bucket after requests before were granted so much.
+    fn with_added(&self, asked: Quota, added: Nanos) -> Self {
+        if added.is_zero() {
+            return *self;
+        }
+        Self { backlog: self.converted(asked).saturating_add(added), from: None, ..*self }
+    }
+}
+
+/// The buckets of a call.
+pub(super) type BucketStates = SmallVec<[BucketState; 2]>;
 
 /// The reply of the acquiring script, for all requests of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +129,7 @@ pub(super) struct Reply {
     pub(super) granted: u32,
     pub(super) at: ServerTime,
     /// Before the call.
-    pub(super) backlogs: Backlogs,
+    pub(super) buckets: BucketStates,
 }
 
 /// The server's answer to one request.
@@ -144,37 +137,131 @@ pub(super) struct Decided {
     pub(super) granted: bool,
     pub(super) at: ServerTime,
     /// Before the request.
-    pub(super) backlogs: Backlogs,
+    pub(super) buckets: BucketStates,
+    /// Cells that nobody has received.
+    pub(super) unclaimed: Option<Unclaimed>,
+}
+
+impl Decided {
+    /// The request has its answer: from here on its cells are its own.
+    pub(super) fn is_received(&mut self) {
+        if let Some(unclaimed) = &mut self.unclaimed {
+            unclaimed.refund = None;
+        }
+    }
+}
+
+/// Refunds the cells of a request that is dropped before it has its answer.
+pub(super) struct Unclaimed {
+    refund: Option<(Settlement, Box<dyn FnOnce(Settlement) + Send>)>,
+}
+
+impl Unclaimed {
+    pub(super) fn new(refund: Settlement, settle: impl FnOnce(Settlement) + Send + 'static) -> Self {
+        Self { refund: Some((refund, Box::new(settle))) }
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some((refund, settle)) = self.refund.take() {
+            settle(refund);
+        }
+    }
+}
+
+/// An element of a script's reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Element {
+    Number(i64),
+    Text(String),
+}
+
+impl Element {
+    /// A number, also as text: beyond 2^53 the script has no numbers.
+    pub(super) fn number(&self) -> Option<u64> {
+        match self {
+            Self::Number(number) => u64::try_from(*number).ok(),
+            Self::Text(text) => text.parse().ok(),
+        }
+    }
+
+    pub(super) fn nanos(&self) -> Option<Nanos> {
+        self.number().map(Nanos::new)
+    }
 }
 
 impl Reply {
-    /// `None` where these numbers are not the reply of the script.
-    pub(super) fn read(numbers: &[i64], buckets: usize) -> Option<Self> {
-        let [granted, seconds, nanos, backlogs @ ..] = numbers else { return None };
-        if backlogs.len() != buckets {
-            return None;
+    /// `None` where this is not the reply of the script.
+    pub(super) fn read(reply: &[Element], buckets: usize) -> Option<Self> {
+        let [granted, seconds, nanos, rest @ ..] = reply else { return None };
+        let (states, plans) = rest.split_at_checked(4 * buckets)?;
+        let state = |state: &[Element]| {
+            let [backlog, from, blocked, generation] = state else { return None };
+            let from = from.nanos()?;
+            Some(BucketState {
+                backlog: backlog.nanos()?,
+                from: (!from.is_zero()).then_some(from),
+                blocked: blocked.nanos()?,
+                generation: generation.number()?,
+                plan: None,
+            })
+        };
+        let mut buckets: BucketStates = states.chunks_exact(4).map(state).collect::<Option<_>>()?;
+        let plans = plans.chunks(2).map(|plan| match plan {
+            [number, Element::Text(plan)] => Some((usize::try_from(number.number()?).ok()?, read_quota(plan)?)),
+            _ => None,
+        });
+        for plan in plans {
+            let (number, plan) = plan?;
+            buckets.get_mut(number.checked_sub(1)?)?.plan = Some(plan);
         }
-        let backlogs =
-            backlogs.iter().map(|nanos| u64::try_from(*nanos).ok().map(Nanos::new)).collect::<Option<_>>()?;
-        let at = ServerTime { seconds: *seconds, nanos: *nanos };
-        Some(Self { granted: u32::try_from(*granted).ok()?, at, backlogs })
+        let [seconds, nanos] = [seconds.number()?, nanos.number()?].map(i64::try_from);
+        let at = ServerTime { seconds: seconds.ok()?, nanos: nanos.ok()? };
+        Some(Self { granted: u32::try_from(granted.number()?).ok()?, at, buckets })
     }
 
-    /// The backlogs before the request at this index, of those that were asked for together.
-    pub(super) fn backlogs_before(&self, index: u32, demands: &[RedisDemand]) -> Backlogs {
+    /// The buckets before the request at this index, of those that were asked for together.
+    pub(super) fn buckets_before(&self, index: u32, demands: &[RedisDemand]) -> BucketStates {
         let earlier = u64::from(index.min(self.granted));
-        let backlogs = self.backlogs.iter().zip(demands).map(|(backlog, demand)| {
-            let granted = demand.requests_left(*backlog).unwrap_or(0).min(earlier);
-            backlog.saturating_add(demand.cost.saturating_mul(granted))
+        let buckets = self.buckets.iter().zip(demands).map(|(bucket, demand)| {
+            // A bucket in shadow mode may have had less left than the others.
+            let granted = if demand.shadow { demand.requests_left(bucket).unwrap_or(0).min(earlier) } else { earlier };
+            let cost = bucket.decided_by(demand.quota).cost(demand.cells);
+            bucket.with_added(demand.quota, cost.saturating_mul(granted))
         });
-        backlogs.collect()
+        buckets.collect()
     }
 
     /// The answer to the request at this index.
     pub(super) fn decided(&self, index: u32, demands: &[RedisDemand]) -> Decided {
-        let backlogs = self.backlogs_before(index, demands);
-        Decided { granted: index < self.granted, at: self.at, backlogs }
+        let buckets = self.buckets_before(index, demands);
+        Decided { granted: index < self.granted, at: self.at, buckets, unclaimed: None }
     }
+}
+
+/// Reads count, period, burst and the time of a cell.
+fn read_quota(text: &str) -> Option<Quota> {
+    let mut numbers = text.split(' ').map(str::parse::<u64>);
+    let [count, period, burst, cell] = [(); 4].map(|()| numbers.next().and_then(Result::ok));
+    quota_of(count?, period?, burst?).filter(|quota| Some(quota.cell_nanos().get()) == cell)
+}
+
+/// Reads count, period and burst.
+pub(super) fn read_plan(text: &str) -> Option<Quota> {
+    let mut numbers = text.split(' ').map(str::parse::<u64>);
+    let [count, period, burst] = [(); 3].map(|()| numbers.next().and_then(Result::ok));
+    quota_of(count?, period?, burst?)
+}
+
+fn quota_of(count: u64, period: u64, burst: u64) -> Option<Quota> {
+    let quota = Quota::new(u32::try_from(count).ok()?, Nanos::new(period).into()).ok()?;
+    quota.try_burst(u32::try_from(burst).ok()?).ok()
+}
+
+/// How a quota that was chosen for a key is written: count and period.
+pub(super) fn plan_text(quota: Quota) -> String {
+    format!("{} {}", quota.cells(), Nanos::from(quota.period()).get())
 }
 
 /// What is to be refunded of acquired cells, or charged beyond them.
@@ -189,9 +276,33 @@ pub(super) struct Settlement {
 pub(super) struct SettlementPart {
     pub(super) key: String,
     pub(super) refund: Nanos,
-    pub(super) charge: Nanos,
-    /// The backlog of an exhausted bucket.
-    pub(super) burst: Nanos,
+    pub(super) generation: u64,
+    /// By which the cells were acquired.
+    pub(super) quota: Quota,
+    /// The arrival time after the cells were acquired, where requests wait in line.
+    pub(super) arrival: Option<Timestamp>,
+    /// Cells to charge.
+    pub(super) charge: u32,
+    /// How long requests may wait.
+    pub(super) slack: Nanos,
+}
+
+/// What an operator asks of a server.
+#[derive(Clone, Debug)]
+pub(super) enum Query {
+    /// Runs a script for one key.
+    Script {
+        script: &'static Script,
+        key: String,
+        arguments: Vec<String>,
+    },
+    /// Lists some of the names that match.
+    Scan {
+        cursor: String,
+        pattern: String,
+        count: usize,
+    },
+    Settle(Settlement),
 }
 
 impl Settlement {
@@ -200,86 +311,142 @@ impl Settlement {
         self.parts.first().map_or(0, |part| slot(&part.key))
     }
 
-    /// Refunds a granted request before which the backlogs were these. `None` where it has acquired
+    /// Refunds a granted request before which the buckets were these. `None` where it has acquired
     /// nothing.
     pub(super) fn refund_all<'a>(
-        demands: impl IntoIterator<Item = (&'a RedisDemand, Nanos)>,
+        demands: impl IntoIterator<Item = (&'a RedisDemand, BucketState)>,
         at: ServerTime,
     ) -> Option<Self> {
-        let parts = demands.into_iter().map(|(demand, backlog)| SettlementPart {
-            key: demand.key.clone(),
-            refund: demand.added(backlog),
-            charge: Nanos::ZERO,
-            burst: demand.burst,
+        let parts = demands.into_iter().filter_map(|(demand, bucket)| {
+            let quota = bucket.decided_by(demand.quota);
+            let added = quota.cost(demand.cells);
+            if added.is_zero() || (demand.shadow && demand.requests_left(&bucket) == Some(0)) {
+                return None;
+            }
+            let arrival = at.timestamp().saturating_add(bucket.converted(demand.quota).saturating_add(added));
+            Some(SettlementPart {
+                key: demand.key.clone(),
+                refund: added,
+                generation: bucket.generation,
+                quota,
+                arrival: (!demand.patience.is_zero()).then_some(arrival),
+                charge: 0,
+                slack: Nanos::ZERO,
+            })
         });
-        let parts: SmallVec<_> = parts.filter(|part| !part.refund.is_zero()).collect();
+        let parts: SmallVec<_> = parts.collect();
         (!parts.is_empty()).then_some(Self { at, parts })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const AT: ServerTime = ServerTime { seconds: 7, nanos: 8 };
 
     fn demand(key: &str, cost: u64, shadow: bool) -> RedisDemand {
-        RedisDemand { key: key.to_owned(), cost: Nanos::new(cost), burst: Nanos::new(100), shadow }
+        // A cell takes a nanosecond.
+        let quota = Quota::every(Duration::from_nanos(1)).burst(100);
+        let cells = u32::try_from(cost).unwrap();
+        RedisDemand { key: key.to_owned(), cells, quota, planned: false, patience: Nanos::ZERO, shadow }
     }
 
-    fn nanos(backlogs: &[u64]) -> Backlogs {
-        backlogs.iter().copied().map(Nanos::new).collect()
+    fn state(backlog: u64) -> BucketState {
+        BucketState { backlog: Nanos::new(backlog), from: None, blocked: Nanos::ZERO, generation: 3, plan: None }
+    }
+
+    fn states(backlogs: &[u64]) -> BucketStates {
+        backlogs.iter().copied().map(state).collect()
+    }
+
+    fn numbers(numbers: &[i64]) -> Vec<Element> {
+        numbers.iter().copied().map(Element::Number).collect()
     }
 
     #[test]
-    fn rds09_numbers_that_are_not_a_reply_of_the_script_are_none() {
-        let read = |numbers: &[i64]| Reply::read(numbers, 2);
-        let reply = |granted| Some(Reply { granted, at: AT, backlogs: nanos(&[5, 0]) });
-        assert_eq!(read(&[1, 7, 8, 5, 0]), reply(1));
-        assert_eq!(read(&[0, 7, 8, 5, 0]), reply(0));
-        for wrong in [&[][..], &[1], &[1, 7, 8, 5], &[1, 7, 8, 5, 0, 0], &[-1, 7, 8, 5, 0], &[1, 7, 8, -5, 0]] {
+    fn rds09_elements_that_are_not_a_reply_of_the_script_are_none() {
+        let read = |elements: &[i64]| Reply::read(&numbers(elements), 2);
+        let reply = |granted| Some(Reply { granted, at: AT, buckets: states(&[5, 0]) });
+        assert_eq!(read(&[1, 7, 8, 5, 0, 0, 3, 0, 0, 0, 3]), reply(1));
+        assert_eq!(read(&[0, 7, 8, 5, 0, 0, 3, 0, 0, 0, 3]), reply(0));
+        for wrong in [
+            &[][..],
+            &[1],
+            &[1, 7, 8, 5, 0, 0, 3],
+            &[1, 7, 8, 5, 0, 0, 3, 0, 0, 0, 3, 0],
+            &[-1, 7, 8, 5, 0, 0, 3, 0, 0, 0, 3],
+            &[1, 7, 8, -5, 0, 0, 3, 0, 0, 0, 3],
+        ] {
             assert_eq!(read(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_quota_that_was_chosen_before_stands_behind_the_buckets() {
+        let read = |number: i64, plan: &str| {
+            let mut elements = numbers(&[1, 7, 8, 5, 0, 0, 3]);
+            elements.extend([Element::Number(number), Element::Text(plan.to_owned())]);
+            Reply::read(&elements, 1).map(|reply| reply.buckets[0].plan)
+        };
+        let plan = Quota::per(3, Duration::from_secs(90)).burst(9);
+        assert_eq!(read(1, "3 90000000000 9 30000000000"), Some(Some(plan)));
+        assert_eq!(plan_text(plan), "3 90000000000");
+        for (number, wrong) in
+            [(0, "3 90000000000 9 30000000000"), (2, "3 90000000000 9 30000000000"), (1, "3 9 9 7"), (1, "")]
+        {
+            assert_eq!(read(number, wrong), None, "{number} {wrong}");
         }
     }
 
     #[test]
     fn requests_that_are_granted_together_follow_one_another() {
         let demands = [demand("a", 10, false), demand("b", 0, false), demand("c", 60, true)];
-        let reply = Reply { granted: 3, at: AT, backlogs: nanos(&[20, 7, 30]) };
-        let before = |index| reply.backlogs_before(index, &demands);
-        assert_eq!(before(0), nanos(&[20, 7, 30]));
+        let reply = Reply { granted: 3, at: AT, buckets: states(&[20, 7, 30]) };
+        let before = |index| reply.buckets_before(index, &demands);
+        assert_eq!(before(0), states(&[20, 7, 30]));
         // The bucket in shadow mode grants only one of them.
-        assert_eq!(before(1), nanos(&[30, 7, 90]));
-        assert_eq!(before(2), nanos(&[40, 7, 90]));
-        assert_eq!(before(5), nanos(&[50, 7, 90]), "a denied request finds what the granted ones left");
+        assert_eq!(before(1), states(&[30, 7, 90]));
+        assert_eq!(before(2), states(&[40, 7, 90]));
+        assert_eq!(before(5), states(&[50, 7, 90]), "a denied request finds what the granted ones left");
     }
 
     #[test]
-    fn slots_are_those_of_redis() {
-        // By `CLUSTER KEYSLOT`.
-        for (key, expected) in [("{tower-quota:probe0}", 1_954), ("{a}:policy:1x1", 15_495), ("{123456789}", 12_739)] {
-            assert_eq!(slot(key), expected, "{key}");
-        }
-    }
-
-    #[test]
-    fn a_probe_is_in_a_slot_of_its_node() {
-        let probe = RedisDemand::probe("limits", |slot| slot == 9_999);
-        assert_eq!(probe.slot(), 9_999);
-        assert!(probe.key.starts_with("{limits:probe"));
+    fn after_the_first_grant_a_bucket_is_one_of_the_quota_that_granted() {
+        let demands = [demand("a", 10, false)];
+        // Two cells, of five nanoseconds each.
+        let found = BucketState { from: Some(Nanos::new(5)), ..state(10) };
+        let reply = Reply { granted: 1, at: AT, buckets: [found].into_iter().collect() };
+        assert_eq!(reply.buckets_before(0, &demands)[0], found);
+        assert_eq!(reply.buckets_before(1, &demands), states(&[12]));
     }
 
     #[test]
     fn a_refund_returns_only_what_was_acquired() {
         let demands = [demand("a", 10, true), demand("free", 0, true), demand("short", 60, true)];
-        let settlement = Settlement::refund_all(demands.iter().zip(nanos(&[20, 7, 50])), AT).unwrap();
-        let refund = |key: &str, refund| SettlementPart {
-            key: key.to_owned(),
-            refund: Nanos::new(refund),
-            charge: Nanos::ZERO,
-            burst: Nanos::new(100),
+        let settlement = Settlement::refund_all(demands.iter().zip(states(&[20, 7, 50])), AT).unwrap();
+        let refunds: Vec<_> = settlement.parts.iter().map(|part| (&*part.key, part.refund.get())).collect();
+        assert_eq!(refunds, [("a", 10)]);
+        assert_eq!(Settlement::refund_all(demands[1..].iter().zip(states(&[7, 50])), AT), None);
+    }
+
+    #[test]
+    fn a_request_that_is_dropped_before_its_answer_refunds_its_cells_once() {
+        let demands = [demand("a", 10, false)];
+        let refund = || Settlement::refund_all(demands.iter().zip(states(&[20])), AT).unwrap();
+        let (sent, received) = std::sync::mpsc::channel();
+        let decided = |received: bool| {
+            let sent = sent.clone();
+            let unclaimed = Unclaimed::new(refund(), move |refund| drop(sent.send(refund)));
+            let mut decided = Decided { granted: true, at: AT, buckets: states(&[20]), unclaimed: Some(unclaimed) };
+            if received {
+                decided.is_received();
+            }
         };
-        assert_eq!(settlement.parts[..], [refund("a", 10)]);
-        assert_eq!(Settlement::refund_all(demands[1..].iter().zip(nanos(&[7, 50])), AT), None);
+        decided(true);
+        decided(false);
+        assert_eq!(received.try_iter().collect::<Vec<_>>(), [refund()]);
     }
 }

@@ -1,15 +1,27 @@
 -- Refunds what was acquired, less what time has returned since (returning that too would admit more
--- than the quota), and charges cells whether or not they are there, up to the burst. KEYS: one for
--- each bucket. ARGV: when the cells were acquired (seconds and nanoseconds), then for each bucket
--- the nanoseconds to refund, those to charge, and those of the whole burst.
-local since = (s - tonumber(ARGV[1])) * 1000000000 + (ns - tonumber(ARGV[2]))
+-- than the quota), and charges cells whether or not they are there. KEYS: one for each bucket.
+-- ARGV: when the cells were acquired (seconds and nanoseconds), then for each bucket the
+-- nanoseconds to refund, the generation, the time of a cell, the burst, the arrival time after the
+-- cells were acquired where requests wait in line (or nothing), the cells to charge, and how long
+-- requests may wait.
+local since = math.max(0, (s - tonumber(ARGV[1])) * 1000000000 + (us * 1000 - tonumber(ARGV[2])))
 for i = 1, #KEYS do
-    local refund, charge, burst = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
-    local backlog = math.max(0, backlog_of(KEYS[i]))
-    local left = math.max(0, backlog - math.max(0, refund - math.max(0, since)))
-    -- A charge never lessens a backlog, which is longer than a burst where the clock has stepped
-    -- back.
-    left = math.max(left, math.min(burst, left + charge))
-    if left ~= backlog then write(KEYS[i], left) end
+    local n, bucket = 7 * i - 4, read(KEYS[i])
+    local added, cell, burst, arrival = tonumber(ARGV[n]), ARGV[n + 2], tonumber(ARGV[n + 3]), ARGV[n + 4]
+    local cells, before = tonumber(ARGV[n + 5]), bucket.backlog
+    local is_valid = bucket.generation == tonumber(ARGV[n + 1]) and bucket.from == tonumber(cell)
+    -- Where requests wait in line, only the last one is refunded.
+    local is_last = arrival == '' or before <= burst * tonumber(cell) or arrival == bucket.arrival
+    if is_valid and is_last then
+        bucket.backlog = math.max(0, before - math.max(0, added - since))
+    end
+    if cells > 0 then
+        -- Another quota that has decided since stays: cells are cells.
+        if bucket.backlog == 0 then bucket.cell, bucket.plan = cell, nil end
+        local full = burst * tonumber(bucket.cell)
+        local furthest = full + math.max(full, tonumber(ARGV[n + 6]))
+        bucket.backlog = math.max(bucket.backlog, math.min(furthest, bucket.backlog + cells * tonumber(bucket.cell)))
+    end
+    if bucket.backlog ~= before or bucket.moved then write(KEYS[i], bucket) end
 end
 return 0

@@ -1,93 +1,78 @@
-//! Contains [`RedisReceipts`]: where the cells of a request were acquired, for refunds and charges
-//! after the decision.
+//! Contains how receipts from Redis are settled: refunds and charges after the decision.
 //!
 //! This file must not know of responses.
 
-use std::sync::Arc;
-
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
 use super::{
-    limiter::RedisLimiter,
-    node::Node,
-    protocol::{CallGroup, RedisDemand, ServerTime, Settlement, SettlementPart},
+    limiter::{RedisLimiter, RedisParts},
+    names::{Principal, slot},
+    protocol::{ServerTime, Settlement, SettlementPart},
 };
 use crate::{
     clock::{Nanos, Timestamp},
-    decision::Receipt,
+    decision::{Receipt, ReceiptOrigin},
     limiter::{PolicySet, Settle},
-    policy::Demand,
 };
 
-/// Where the cells of a request were acquired. Policies that are not among the parts were decided
-/// by the fallback.
-#[derive(Debug)]
-pub struct RedisReceipts {
-    limiter: RedisLimiter,
-    /// When Redis was asked, on this process's clock.
-    at: Timestamp,
-    parts: SmallVec<[RedisReceipt; 1]>,
-}
-
-struct RedisReceipt {
-    policy: usize,
-    demand: Demand,
-    node: Arc<Node>,
-    redis_demand: RedisDemand,
-    at: ServerTime,
-}
-
-impl std::fmt::Debug for RedisReceipt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisReceipt").field("policy", &self.policy).finish_non_exhaustive()
-    }
-}
-
-impl RedisReceipts {
-    pub(super) fn new(limiter: RedisLimiter) -> Self {
-        let at = limiter.parts.set.now();
-        Self { limiter, at, parts: SmallVec::new() }
+impl RedisLimiter {
+    /// What settles a receipt from Redis: a refund of the backlog that it has added, or a charge of
+    /// cells beyond it. `None` for a receipt of the fallback.
+    pub(super) fn settlement(&self, receipt: &Receipt, refund: Nanos, charge: u32) -> Option<Settlement> {
+        let RedisParts { set, names, .. } = &*self.parts;
+        let ReceiptOrigin::Redis { at } = receipt.origin else { return None };
+        let principal = Principal::of(receipt.key, set.hasher());
+        let slack = self.slack();
+        let part = SettlementPart {
+            key: names.bucket(principal, self.policies()[receipt.outcome.policy].name()),
+            refund,
+            generation: receipt.generation,
+            quota: receipt.outcome.quota,
+            arrival: (!slack.is_zero()).then(|| Timestamp::from_nanos(receipt.after.to_bits())),
+            charge,
+            slack,
+        };
+        Some(Settlement { at: ServerTime::of(at), parts: smallvec![part] })
     }
 
-    pub(super) fn add(&mut self, group: &CallGroup, node: &Arc<Node>, at: ServerTime) {
-        let demands = group.demands.iter().zip(&*group.redis_demands);
-        self.parts.extend(demands.map(|((policy, demand), redis_demand)| RedisReceipt {
-            policy: *policy,
-            demand: *demand,
-            node: Arc::clone(node),
-            redis_demand: redis_demand.clone(),
-            at,
-        }));
+    /// What was known of a bucket is true no more after a refund of what was acquired at `at`, on
+    /// this process's clock.
+    pub(super) fn record_refund(&self, receipt: &Receipt, at: Timestamp) {
+        let RedisParts { set, lower_bounds, .. } = &*self.parts;
+        let bucket = (receipt.key, receipt.outcome.quota);
+        lower_bounds.record_refund(set, receipt.outcome.policy, bucket, receipt.added, at);
     }
 
-    /// False where the policy was decided by the fallback.
-    fn settle(&self, policy: usize, refund: Nanos, charge: Nanos) -> bool {
-        let Some(receipt) = self.parts.iter().find(|receipt| receipt.policy == policy) else { return false };
-        if !refund.is_zero() || !charge.is_zero() {
-            let parts = &self.limiter.parts;
-            parts.lower_bounds.record_refund(&parts.set, policy, &receipt.demand, refund, self.at);
-            let RedisDemand { key, burst, .. } = &receipt.redis_demand;
-            let part = SettlementPart { key: key.clone(), refund, charge, burst: *burst };
-            receipt.node.settle(Settlement { at: receipt.at, parts: smallvec![part] });
+    /// Sends a settlement, and waits for nothing.
+    fn settle(&self, settlement: Settlement) {
+        let slot = settlement.parts.first().map_or(0, |part| slot(&part.key));
+        if let Some(node) = self.parts.topology.node_of(slot) {
+            node.settle(settlement);
         }
-        true
     }
 }
 
-impl Settle for RedisReceipts {
+impl Settle for RedisLimiter {
     fn policy_set(&self) -> &PolicySet {
-        &self.limiter.parts.set
+        &self.parts.set
     }
 
     fn refund_receipt(&self, receipt: &Receipt, at: Timestamp) {
-        if !self.settle(receipt.outcome.policy, receipt.added, Nanos::ZERO) {
-            self.limiter.parts.fallback.refund(self.policy_set(), receipt, at);
+        match self.settlement(receipt, receipt.added, 0) {
+            Some(settlement) if !receipt.added.is_zero() => {
+                self.record_refund(receipt, at);
+                self.settle(settlement);
+            }
+            Some(_) => {}
+            None => self.parts.fallback.refund(&self.parts.set, receipt, at),
         }
     }
 
     fn charge_receipt(&self, receipt: &Receipt, cells: u32) {
-        if !self.settle(receipt.outcome.policy, Nanos::ZERO, receipt.outcome.quota.cost(cells)) {
-            self.limiter.parts.fallback.charge(self.policy_set(), receipt, cells);
+        match self.settlement(receipt, Nanos::ZERO, cells) {
+            Some(settlement) if cells > 0 => self.settle(settlement),
+            Some(_) => {}
+            None => self.parts.fallback.charge(&self.parts.set, receipt, cells),
         }
     }
 }

@@ -47,16 +47,32 @@ impl Topology {
         matches!(self, Self::Cluster(_))
     }
 
-    pub(super) fn node_of(&self, demand: &RedisDemand) -> Option<Arc<Node>> {
+    pub(super) fn node_of(&self, slot: u16) -> Option<Arc<Node>> {
         match self {
             Self::Cluster(cluster) => {
-                let node = cluster.map().node_of(demand.slot());
+                let node = cluster.map().node_of(slot);
                 if node.is_none() {
                     cluster.refresh();
                 }
                 node
             }
             Self::Single(node) => Some(Arc::clone(node)),
+        }
+    }
+
+    /// All servers that have keys, in a lasting order.
+    pub(super) fn nodes(&self) -> Vec<Arc<Node>> {
+        match self {
+            Self::Cluster(cluster) => {
+                let map = cluster.map();
+                let mut nodes: Vec<_> = map.nodes.iter().collect();
+                if nodes.is_empty() {
+                    cluster.refresh();
+                }
+                nodes.sort_unstable_by_key(|(address, _)| *address);
+                nodes.into_iter().map(|(_, node)| Arc::clone(node)).collect()
+            }
+            Self::Single(node) => vec![Arc::clone(node)],
         }
     }
 
@@ -212,7 +228,7 @@ impl Cluster {
 
     fn new_node(self: &Arc<Self>, address: &NodeAddress, has_slot: impl Fn(u16) -> bool) -> Arc<Node> {
         let server = Server::Direct(self.seeds[0].beside(address.clone()));
-        let probe = RedisDemand::probe(&self.config.prefix, has_slot);
+        let probe = RedisDemand::probe(self.config.names.probe(has_slot));
         let cluster: Weak<Self> = Arc::downgrade(self);
         let node = Node::new(server, probe, self.config.clone(), Some((cluster, address.clone())));
         // Started now, so that the first request finds a connection.

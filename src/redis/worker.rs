@@ -20,6 +20,7 @@ use std::{
 
 use futures_util::{
     FutureExt as _,
+    future::Either,
     stream::{FuturesUnordered, StreamExt as _},
 };
 use tokio::{
@@ -29,13 +30,15 @@ use tokio::{
 
 use super::{
     address::Address,
+    announcement::{Announcement, Listener},
     connect::{Connected, Server, Test},
-    connection::{CallError, Closed, Connection, Redirect, SlotRange},
+    connection::{Announcements, CallError, Closed, Connection, Prepared, Redirect, SlotRange},
     dial::Dialer,
     health::Health,
     leases::Leases,
+    names::Principal,
     pending::{Pending, RequestId},
-    protocol::{Decided, RedisDemand, RedisDemands, Reply, Settlement},
+    protocol::{Decided, Element, Query, RedisDemand, RedisDemands, Reply, Settlement, Unclaimed},
 };
 use crate::{
     clock::{Nanos, Timestamp},
@@ -55,8 +58,28 @@ pub(super) enum WorkerRequest {
     Settle(Settlement),
     /// Opens a connection now, where the last one ended in a pause.
     Connect,
+    /// Does what an operator asks for. The request waits for the reply.
+    Query(QueryRequest),
     /// Where are the slots of the cluster? The sender is dropped where the server does not say.
     Slots(oneshot::Sender<Vec<SlotRange>>),
+}
+
+pub(super) struct QueryRequest {
+    pub(super) query: Query,
+    /// Until when the operator waits.
+    pub(super) deadline: Timestamp,
+    pub(super) reply: oneshot::Sender<Result<Vec<Element>, QueryError>>,
+}
+
+/// Why a query failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum QueryError {
+    /// Another node has the key. Nothing was run.
+    Redirected(Redirect),
+    /// The server has refused it, or there is none to ask. Nothing has changed.
+    Refused(String),
+    /// There was no answer in time, or the connection was lost. Nobody knows whether it was run.
+    Unanswered,
 }
 
 pub(super) struct AcquireRequest {
@@ -103,6 +126,11 @@ const LASTING: u32 = 40;
 /// Another reason than the last one is reported after this time.
 const NEW_REASON: Nanos = Nanos::new(5 * Nanos::SECOND.get());
 
+/// What an operator says is read again after this time: an announcement may be lost in a cluster.
+const REREAD: Nanos = Nanos::new(30 * Nanos::SECOND.get());
+/// The same where no announcements come.
+const REREAD_UNHEARD: Nanos = Nanos::SECOND;
+
 pub(super) struct Worker {
     pub(super) server: Server,
     pub(super) dialer: Arc<Dialer>,
@@ -112,6 +140,11 @@ pub(super) struct Worker {
     /// Where the server is a node of a cluster.
     pub(super) cluster: Option<Weak<dyn ClusterEvents>>,
     pub(super) leases: Option<Leases>,
+    /// The hash and the channel of what an operator says.
+    pub(super) control: String,
+    pub(super) listener: Weak<dyn Listener>,
+    /// To itself, as long as there is a handle.
+    pub(super) own: mpsc::WeakUnboundedSender<WorkerRequest>,
 }
 
 /// A call that has ended.
@@ -124,6 +157,8 @@ struct CompletedCall {
 enum CallResult {
     Acquired { call: Call, reply: Result<Reply, CallError> },
     Checked(Result<(), CallError>),
+    Queried { request: QueryRequest, reply: Result<Vec<Element>, CallError> },
+    Read(Result<Vec<(String, String)>, CallError>),
     Settled { settlement: Settlement, settled: Result<(), CallError> },
     Slots { reply: oneshot::Sender<Vec<SlotRange>>, slots: Result<Vec<SlotRange>, CallError> },
 }
@@ -142,6 +177,9 @@ type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 struct Link {
     connection: Connection,
     closed: Closed,
+    announcements: Announcements,
+    /// Whether announcements come. Otherwise what they say is asked for.
+    subscribed: bool,
     latency: Duration,
     address: Address,
     /// When it was opened.
@@ -181,6 +219,12 @@ struct WorkerState {
     acquiring: usize,
     /// What is settled when there is a connection.
     unsettled: Vec<Settlement>,
+    /// What an operator asks for when there is a connection.
+    unasked: Vec<QueryRequest>,
+    /// When to forget what may have been missed, and to read the settings again.
+    rereads: Option<Timestamp>,
+    /// Whether the settings are being read, and whether to read them again after that.
+    reading: Option<bool>,
     reports: Reports,
 }
 
@@ -189,6 +233,8 @@ struct WorkerState {
 struct Reports {
     lost: Throttle,
     key_error: Throttle,
+    unheard: Throttle,
+    ignored: Throttle,
     last: Option<(String, Timestamp)>,
 }
 
@@ -211,6 +257,9 @@ impl Worker {
             waiting: HashMap::new(),
             acquiring: 0,
             unsettled: Vec::new(),
+            unasked: Vec::new(),
+            rereads: None,
+            reading: None,
             reports: Reports::default(),
         };
         metrics::redis_started();
@@ -232,11 +281,13 @@ impl Worker {
                     None => pending().await,
                 }
             };
-            let closed = async {
-                match link {
-                    Some(link) => drop((&mut link.closed).await),
-                    None => pending().await,
+            // Both borrow the connection.
+            let (closed, announced) = match link {
+                Some(Link { closed, announcements, subscribed: true, .. }) => {
+                    (Either::Left(closed), Either::Left(announcements.recv()))
                 }
+                Some(Link { closed, .. }) => (Either::Left(closed), Either::Right(pending())),
+                None => (Either::Right(pending()), Either::Right(pending())),
             };
             tokio::select! {
                 request = requests.recv() => match request {
@@ -251,7 +302,8 @@ impl Worker {
                     state.complete(completed);
                 }
                 connected = connected => state.connected(connected),
-                () = closed => state.closed(),
+                _ = closed => state.closed(),
+                Some(announcement) = announced => state.announced(&announcement),
                 () = timer.as_mut(), if rings.is_some() => {
                     rings = None;
                     state.timer_rings();
@@ -278,7 +330,8 @@ impl WorkerState {
     fn next_due(&mut self) -> Option<Timestamp> {
         let idle = self.is_idle().then(|| self.answered.saturating_add(IDLE));
         let lease = self.worker.leases.as_ref().and_then(Leases::next_due);
-        [idle, lease, self.rests_until, self.pending.next_deadline()].into_iter().flatten().min()
+        let unasked = self.unasked.iter().map(|request| request.deadline).min();
+        [idle, lease, unasked, self.rests_until, self.rereads, self.pending.next_deadline()].into_iter().flatten().min()
     }
 
     fn timer_rings(&mut self) {
@@ -290,8 +343,13 @@ impl WorkerState {
         }
         let pending = &self.pending;
         self.delayed.retain(|request| pending.waits(request.id));
+        let reason = self.worker.health.failure().unwrap_or_else(|| "there is no connection yet".to_owned());
+        self.refuse_unasked(&reason, false);
         if self.rests_until.is_some_and(|until| until <= now) {
             self.revive();
+        }
+        if self.rereads.is_some_and(|due| due <= now) {
+            self.reread();
         }
         if self.is_idle() && now.since(self.answered) >= IDLE {
             // A request that comes meanwhile has as much again.
@@ -310,6 +368,7 @@ impl WorkerState {
             WorkerRequest::Acquire(request) => request,
             WorkerRequest::Settle(settlement) => return self.settle_soon(settlement),
             WorkerRequest::Slots(reply) => return self.ask_for_slots(reply),
+            WorkerRequest::Query(request) => return self.query(request),
             WorkerRequest::Connect => return self.end_rest(),
         };
         if reply.is_closed() || deadline <= self.now() {
@@ -396,8 +455,9 @@ impl WorkerState {
 
     fn acquire(&mut self, demands: RedisDemands, asking: bool, requests: Vec<RequestId>) {
         let since = self.now();
-        // While a slot migrates there are no leases.
-        let leases = self.worker.leases.as_ref().filter(|_| !asking);
+        // While a slot migrates there are no leases, and none of cells that will be there later.
+        let is_patient = demands.iter().any(|demand| !demand.patience.is_zero());
+        let leases = self.worker.leases.as_ref().filter(|_| !asking && !is_patient);
         let in_advance = leases.map_or(0, |leases| leases.in_advance(&demands, since));
         let cells = count(requests.len()).saturating_add(in_advance);
         let call = Call { demands, asking, requests, since };
@@ -437,6 +497,137 @@ impl WorkerState {
         });
     }
 
+    /// Does what an operator asks for, over a connection that works.
+    fn query(&mut self, request: QueryRequest) {
+        self.end_rest();
+        if let (false, Some(patience)) = (self.checking, self.patience_of_a_check()) {
+            self.check(patience);
+        }
+        if self.link.is_none() || self.checking {
+            self.unasked.push(request);
+            return;
+        }
+        let left = request.deadline.since(self.now());
+        self.send(left.into(), |mut connection, within| async move {
+            let reply = timeout(within, connection.query(&request.query)).await;
+            CallResult::Queried { request, reply: reply.unwrap_or(Err(CallError::Timeout)) }
+        });
+    }
+
+    /// Refuses the queries that were not sent: all, or those whose time is over.
+    fn refuse_unasked(&mut self, reason: &str, all: bool) {
+        let now = self.now();
+        let is_over = |request: &QueryRequest| all || request.deadline <= now || request.reply.is_closed();
+        let (over, rest) = std::mem::take(&mut self.unasked).into_iter().partition(is_over);
+        self.unasked = rest;
+        let over: Vec<QueryRequest> = over;
+        for request in over {
+            let _ = request.reply.send(Err(QueryError::Refused(reason.to_owned())));
+        }
+    }
+
+    fn queried(&mut self, request: QueryRequest, reply: Result<Vec<Element>, CallError>, after_a_pause: bool) {
+        let error = match reply {
+            Ok(reply) => {
+                let _ = request.reply.send(Ok(reply));
+                None
+            }
+            Err(error) => {
+                let failed = match &error {
+                    CallError::Redirect(redirect) if self.worker.cluster.is_some() => {
+                        QueryError::Redirected(redirect.clone())
+                    }
+                    CallError::Closed | CallError::Timeout => QueryError::Unanswered,
+                    refused => QueryError::Refused(refused.reason().to_owned()),
+                };
+                let _ = request.reply.send(Err(failed));
+                Some(error)
+            }
+        };
+        match error {
+            // What an operator may not do, requests may still do.
+            Some(CallError::Connection(_) | CallError::Key(_)) => self.answered(),
+            error => self.assess(error, after_a_pause),
+        }
+    }
+
+    /// Another process, or this one, has changed something.
+    fn announced(&mut self, text: &str) {
+        match Announcement::read(text) {
+            Some(Announcement::Forget(principal)) => {
+                if let Some(listener) = self.worker.listener.upgrade() {
+                    listener.forget(principal);
+                }
+                self.end_leases(principal);
+            }
+            Some(Announcement::Quotas) => self.read_settings(),
+            None => {
+                metrics::redis_announcement_ignored();
+                events::redis_announcement_ignored(&self.reports.ignored, self.now());
+            }
+        }
+    }
+
+    fn end_leases(&mut self, principal: Principal) {
+        let refunds = self.worker.leases.as_mut().map(|leases| leases.end(principal)).unwrap_or_default();
+        for refund in refunds {
+            self.settle(refund);
+        }
+    }
+
+    /// Reads what an operator has set. Announcements that come meanwhile are one.
+    fn read_settings(&mut self) {
+        if let Some(again) = &mut self.reading {
+            *again = true;
+            return;
+        }
+        if self.link.is_some() {
+            self.reading = Some(false);
+        }
+        let control = self.worker.control.clone();
+        self.send(self.worker.call_timeout, |connection, within| async move {
+            let read = timeout(within, connection.settings(&control)).await;
+            CallResult::Read(read.unwrap_or(Err(CallError::Timeout)))
+        });
+    }
+
+    fn settings_read(&mut self, read: Result<Vec<(String, String)>, CallError>, after_a_pause: bool) {
+        let again = self.reading.take() == Some(true);
+        match read {
+            Ok(settings) => {
+                self.apply(&settings);
+                self.answered();
+            }
+            // Another node has them, or they cannot be read, which was reported.
+            Err(CallError::Redirect(_) | CallError::Connection(_) | CallError::Key(_)) => self.answered(),
+            Err(error) => self.assess(Some(error), after_a_pause),
+        }
+        if again {
+            self.read_settings();
+        }
+    }
+
+    fn apply(&self, settings: &[(String, String)]) {
+        if let Some(listener) = self.worker.listener.upgrade() {
+            listener.apply(settings);
+        }
+    }
+
+    /// Forgets what may have been missed, and reads the settings.
+    fn reread(&mut self) {
+        if let Some(listener) = self.worker.listener.upgrade() {
+            listener.forget_all();
+        }
+        self.read_settings();
+        self.plan_reread();
+    }
+
+    fn plan_reread(&mut self) {
+        let subscribed = self.link.as_ref().map(|link| link.subscribed);
+        let pause = subscribed.map(|subscribed| if subscribed { REREAD } else { REREAD_UNHEARD });
+        self.rereads = pause.map(|pause| self.now().saturating_add(pause));
+    }
+
     fn send<F>(&mut self, within: Duration, call: impl FnOnce(Connection, Duration) -> F)
     where
         F: Future<Output = CallResult> + Send + 'static,
@@ -457,6 +648,8 @@ impl WorkerState {
                 self.acquired(call, reply, after_a_pause);
             }
             CallResult::Checked(checked) => self.checked(checked),
+            CallResult::Queried { request, reply } => self.queried(request, reply, after_a_pause),
+            CallResult::Read(read) => self.settings_read(read, after_a_pause),
             CallResult::Settled { settlement, settled } => {
                 // While a slot migrates, its settlements are lost.
                 if let (Err(CallError::Redirect(redirect)), Some(cluster)) = (&settled, self.cluster()) {
@@ -484,11 +677,16 @@ impl WorkerState {
         let error = match reply {
             Ok(reply) => {
                 let asked = count(requests.len());
+                let is_patient = demands.iter().any(|demand| !demand.patience.is_zero());
                 for (index, id) in (0..).zip(requests) {
                     // A request that no longer waits has acquired its cells all the same.
-                    self.pending.reply(id, WorkerReply::Decided(reply.decided(index, &demands)));
+                    let mut decided = reply.decided(index, &demands);
+                    if is_patient {
+                        decided.unclaimed = self.unclaimed(&decided, &demands);
+                    }
+                    self.pending.reply(id, WorkerReply::Decided(decided));
                 }
-                if let (Some(leases), false) = (&mut self.worker.leases, asking) {
+                if let (Some(leases), false, false) = (&mut self.worker.leases, asking, is_patient) {
                     refund = leases.renew(&demands, reply, asked, since);
                 }
                 None
@@ -513,6 +711,19 @@ impl WorkerState {
         if !asking {
             self.acquire_for_waiting(demands);
         }
+    }
+
+    /// What refunds the cells of a request that waits for them, and is dropped before it has its
+    /// answer.
+    fn unclaimed(&self, decided: &Decided, demands: &RedisDemands) -> Option<Unclaimed> {
+        let demands = demands.iter().zip(decided.buckets.iter().copied());
+        let refund = Settlement::refund_all(demands, decided.at).filter(|_| decided.granted)?;
+        let own = self.worker.own.clone();
+        Some(Unclaimed::new(refund, move |refund| {
+            if let Some(own) = own.upgrade() {
+                let _ = own.send(WorkerRequest::Settle(refund));
+            }
+        }))
     }
 
     /// Sends the requests that came during a call. There is none where the connection was given up.
@@ -573,6 +784,9 @@ impl WorkerState {
         self.pending.expire(self.now());
         for settlement in std::mem::take(&mut self.unsettled) {
             self.settle(settlement);
+        }
+        for request in std::mem::take(&mut self.unasked) {
+            self.query(request);
         }
         for DelayedRequest { demands, asking, id } in std::mem::take(&mut self.delayed) {
             if self.pending.waits(id) {
@@ -637,13 +851,14 @@ impl WorkerState {
             self.attempt = self.attempt.max(1);
         }
         self.drop_link();
-        self.abandon_delayed();
+        self.abandon_delayed(error.reason());
         self.slots_may_have_moved();
         self.connect();
     }
 
     /// All that wait are decided without Redis.
-    fn abandon_delayed(&mut self) {
+    fn abandon_delayed(&mut self, reason: &str) {
+        self.refuse_unasked(reason, true);
         self.pending.give_up_all();
         self.delayed.clear();
         self.unsettled.clear();
@@ -651,6 +866,8 @@ impl WorkerState {
 
     fn drop_link(&mut self) {
         self.link = None;
+        self.rereads = None;
+        self.reading = None;
         self.checking = false;
         self.timeouts = 0;
         self.in_flight.clear();
@@ -689,14 +906,14 @@ impl WorkerState {
     }
 
     fn connect(&mut self) {
-        let Worker { server, dialer, probe, call_timeout, cluster, .. } = &self.worker;
-        let (server, dialer, probe, call_timeout, in_cluster) =
-            (server.clone(), Arc::clone(dialer), probe.clone(), *call_timeout, cluster.is_some());
+        let Worker { server, dialer, probe, control, call_timeout, cluster, .. } = &self.worker;
+        let (server, dialer, probe, control, call_timeout, in_cluster) =
+            (server.clone(), Arc::clone(dialer), probe.clone(), control.clone(), *call_timeout, cluster.is_some());
         let wait = backoff(self.attempt);
         self.connecting = Some(Box::pin(async move {
             #[expect(clippy::disallowed_methods, reason = "no test waits for it")]
             sleep(wait).await;
-            server.connect(&dialer, Test { probe: &probe, in_cluster, call_timeout }).await
+            server.connect(&dialer, Test { probe: &probe, control: &control, in_cluster, call_timeout }).await
         }));
     }
 
@@ -704,9 +921,12 @@ impl WorkerState {
         self.connecting = None;
         let was_reviving = std::mem::take(&mut self.reviving);
         match connected {
-            Ok(Connected { connection, closed, latency, address }) => {
-                self.link = Some(Link { connection, closed, latency, address, since: self.now() });
-                self.answered = self.now();
+            Ok(Connected { connection, closed, announcements, prepared, latency, address }) => {
+                let subscribed = prepared.subscribed.is_ok();
+                let since = self.now();
+                self.link = Some(Link { connection, closed, announcements, subscribed, latency, address, since });
+                self.answered = since;
+                self.listen(prepared);
                 self.worker.health.connected(latency);
                 events::redis_connected();
                 // Until a request is answered, the next attempt backs off.
@@ -718,13 +938,35 @@ impl WorkerState {
                 if was_reviving {
                     metrics::redis_lost();
                 }
-                self.abandon_delayed();
+                self.abandon_delayed(&reason);
                 self.report_reason(reason);
                 self.attempt = self.attempt.saturating_add(1);
                 self.slots_may_have_moved();
                 self.connect();
             }
         }
+    }
+}
+
+impl WorkerState {
+    /// Listens from now on, and catches up with what was said before.
+    fn listen(&mut self, Prepared { subscribed, settings }: Prepared) {
+        if let Some(listener) = self.worker.listener.upgrade() {
+            listener.forget_all();
+        }
+        let unread = match &settings {
+            Ok(settings) => {
+                self.apply(settings);
+                None
+            }
+            // Another node of the cluster has them.
+            Err(CallError::Redirect(_)) => None,
+            Err(error) => Some(error),
+        };
+        if let Some(error) = subscribed.as_ref().err().or(unread) {
+            events::redis_unheard(error.reason(), &self.reports.unheard, self.now());
+        }
+        self.plan_reread();
     }
 }
 

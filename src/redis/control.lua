@@ -1,0 +1,53 @@
+-- Does one thing to one bucket, for an operator, and announces it. KEYS: the bucket. ARGV: what,
+-- the channel, the announcement, then for a block or a ban its nanoseconds; for a charge the cells,
+-- the time of a cell and the burst of the policy's own quota, and how long requests may wait.
+--
+-- Returns whether something was reset, the backlog, the time of a cell that it is in, how long the
+-- key is blocked, and the quota that was chosen for the key: count, period and burst, or nothing.
+local what = ARGV[1]
+if ARGV[3] ~= '' then
+    -- First: where it is not permitted, nothing is written.
+    redis.call('PUBLISH', ARGV[2], ARGV[3])
+end
+local bucket = read(KEYS[1])
+local was = bucket.backlog > 0 or bucket.block > 0 or bucket.ban > 0
+
+if what == 'reset' then
+    if was then
+        bucket.backlog, bucket.block, bucket.ban = 0, 0, 0
+        advance(bucket)
+        write(KEYS[1], bucket)
+    end
+elseif what == 'block' then
+    bucket.block = tonumber(ARGV[4])
+    if bucket.block == 0 then bucket.ban = 0 end
+    if was or bucket.block > 0 then write(KEYS[1], bucket) end
+elseif what == 'ban' then
+    bucket.ban = math.max(bucket.ban, tonumber(ARGV[4]))
+    write(KEYS[1], bucket)
+elseif what == 'charge' then
+    local cells, cell, burst = tonumber(ARGV[4]), ARGV[5], ARGV[6]
+    local used, plan = bucket.backlog > 0, nil
+    if used and bucket.plan then
+        -- The plan has the time of a cell that the bucket has.
+        cell, burst, plan = bucket.cell, bucket.burst, bucket.plan
+    end
+    -- A slower quota charges cells of the faster one, and does not take over.
+    local keeps = used and tonumber(cell) > bucket.from
+    local backlog = bucket.backlog
+    if not keeps then
+        local to = tonumber(cell)
+        backlog = convert(backlog, bucket.from or to, to)
+        if bucket.from and bucket.from ~= to then advance(bucket) end
+        bucket.cell, bucket.burst, bucket.plan = cell, burst, plan
+    end
+    local to = tonumber(bucket.cell)
+    local full = tonumber(burst) * to
+    backlog = math.max(backlog, math.min(backlog + cells * to, full + math.max(full, tonumber(ARGV[7]))))
+    bucket.backlog = backlog
+    if backlog > 0 then write(KEYS[1], bucket) end
+end
+return {
+    was and 1 or 0, bucket.backlog, bucket.cell or 0, math.max(bucket.block, bucket.ban),
+    bucket.plan and bucket.plan .. ' ' .. bucket.burst or ''
+}

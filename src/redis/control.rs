@@ -1,0 +1,540 @@
+//! Contains the control of a limiter over Redis: peek, charge, refund, block, set, list.
+//!
+//! What is done to a bucket is done by one script, so it is done or it is not. It is announced to
+//! all processes, which forget what they knew. None of this is used by a decision.
+
+use std::{error, fmt, str::FromStr, time::Duration};
+
+use futures_util::future::join_all;
+
+use super::{
+    announcement::{Announcement, Listener, quota_field, read_setting},
+    limiter::{RedisLimiter, RedisParts},
+    lower_bounds::Bans,
+    names::{Principal, slot},
+    protocol::{Element, Query, read_plan},
+    script::{CONTROL, QUOTAS},
+    worker::QueryError,
+};
+use crate::{
+    bucket::{Bucket, MAX_SLACK},
+    clock::{Nanos, Timestamp},
+    decision::{Allowed, Receipt, Standing},
+    key::{IntoKey, Key},
+    limiter::{DeniedKey, Settle as _, UnknownPolicy},
+    observe::{events, metrics},
+    quota::Quota,
+};
+
+/// What is done to one bucket.
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Ban(Nanos),
+    Block(Nanos),
+    Charge(u32),
+    Peek,
+    Reset,
+}
+
+/// A bucket after something was done to it.
+struct Controlled {
+    /// Whether it was used, or blocked, before.
+    was_used: bool,
+    /// The quota that was chosen for the key, or the policy's own.
+    quota: Quota,
+    /// In the time of this quota.
+    backlog: Nanos,
+    blocked: Nanos,
+}
+
+impl RedisLimiter {
+    /// Returns how `key` stands under the policy of this name, and acquires nothing. See
+    /// [`Limiter::peek`](crate::Limiter::peek).
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout). Then nothing has changed.
+    pub fn peek<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+    ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
+        let asked = self.action(policy, self.key_of(key), Action::Peek);
+        async move { asked.await.map(|(name, bucket)| Standing::of(name, bucket.quota, bucket.backlog)) }
+    }
+
+    /// Charges `cells` whether or not they are there, and returns how `key` stands afterwards. See
+    /// [`Limiter::charge`](crate::Limiter::charge).
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout): see [`ControlError`].
+    pub fn charge<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+        cells: u32,
+    ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
+        let asked = self.action(policy, self.key_of(key), Action::Charge(cells));
+        async move { asked.await.map(|(name, bucket)| Standing::of(name, bucket.quota, bucket.backlog)) }
+    }
+
+    /// Fills the bucket of `key` under the policy of this name, and ends its blocks, for all
+    /// processes. Earlier receipts of the key are void. Returns true if the bucket was not full, or
+    /// the key was blocked. See [`Limiter::reset`](crate::Limiter::reset).
+    ///
+    /// The denials that processes have counted towards a [ban](crate::Policy::ban) are forgotten by
+    /// this process alone.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout): see [`ControlError`].
+    pub fn reset<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+    ) -> impl Future<Output = Result<bool, ControlError>> + Send + use<'_, K> {
+        let asked = self.action(policy, self.key_of(key), Action::Reset);
+        async move { asked.await.map(|(_, bucket)| bucket.was_used) }
+    }
+
+    /// Denies every request with `key` under the policy of this name for this time, in all
+    /// processes, whatever is in its bucket. A time of zero ends a block, and also a
+    /// [ban](crate::Policy::ban). See [`Limiter::block`](crate::Limiter::block).
+    ///
+    /// A process obeys with its next call for the key, or when it hears the announcement, whichever
+    /// comes first. There is no bound on how many keys are blocked but the memory of Redis.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout): see [`ControlError`].
+    pub fn block<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+        time: Duration,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_, K> {
+        let time = Nanos::from(time).min(MAX_SLACK);
+        let asked = self.action(policy, self.key_of(key), Action::Block(time));
+        async move { asked.await.map(drop) }
+    }
+
+    /// Returns how long `key` is still blocked or banned under the policy of this name, or `None`
+    /// if it is not. See [`Limiter::blocked_for`](crate::Limiter::blocked_for).
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout). Then nothing has changed.
+    pub fn blocked_for<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+    ) -> impl Future<Output = Result<Option<Duration>, ControlError>> + Send + use<'_, K> {
+        let asked = self.action(policy, self.key_of(key), Action::Peek);
+        async move { asked.await.map(|(_, bucket)| (!bucket.blocked.is_zero()).then(|| bucket.blocked.into())) }
+    }
+
+    /// Returns the quota of the policy of this name, as this process knows it now.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn quota(&self, policy: &str) -> Result<Quota, UnknownPolicy> {
+        let (index, _) = self.parts.set.find(policy)?;
+        Ok(self.parts.set.quota(index))
+    }
+
+    /// Sets the quota of the policy of this name, for every later decision of all processes. A
+    /// change keeps the count. See [`Limiter::set_quota`](crate::Limiter::set_quota).
+    ///
+    /// The quota stays in Redis: a process that is started later has it too, whatever quota its
+    /// policy was built with, and reports that with `tracing`. Set it again to change it back.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout): see [`ControlError`].
+    pub fn set_quota(
+        &self,
+        policy: &str,
+        quota: Quota,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_> {
+        self.set_found(self.parts.set.find(policy).map(|(index, _)| vec![(index, quota)]))
+    }
+
+    /// Sets the quotas of several policies: all of them, or none.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of one of the names, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout): see [`ControlError`].
+    pub fn set_quotas<N: AsRef<str>, Q: IntoIterator<Item = (N, Quota)>>(
+        &self,
+        quotas: Q,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_, N, Q> {
+        let found = quotas.into_iter().map(|(name, quota)| Ok((self.parts.set.find(name.as_ref())?.0, quota)));
+        self.set_found(found.collect())
+    }
+
+    fn set_found(
+        &self,
+        found: Result<Vec<(usize, Quota)>, UnknownPolicy>,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_> {
+        let RedisParts { set, names, .. } = &*self.parts;
+        async move {
+            let found = found.map_err(ControlError::UnknownPolicy)?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            let control = names.control();
+            let mut arguments = vec![control.clone(), Announcement::Quotas.to_string()];
+            for (policy, quota) in &found {
+                arguments.extend([quota_field(self.policies()[*policy].name()), quota.to_string()]);
+            }
+            self.query(Query::Script { script: &QUOTAS, key: control, arguments }).await?;
+            for (policy, quota) in found {
+                set.set_quota(policy, quota);
+            }
+            Ok(())
+        }
+    }
+
+    /// Returns the keys that this process has denied most. See
+    /// [`Limiter::top_denied`](crate::Limiter::top_denied). Empty unless the limiter was built with
+    /// [`top_denied`](super::RedisBuilder::top_denied). Other processes have lists of their own.
+    #[must_use]
+    pub fn top_denied(&self) -> Vec<DeniedKey> {
+        self.parts.set.denied_keys()
+    }
+
+    /// Refunds the cells of an allowed request that is not served, less what time has returned
+    /// already. See [`Limiter::refund`](crate::Limiter::refund).
+    ///
+    /// # Errors
+    ///
+    /// When Redis does not answer within the [timeout](super::RedisBuilder::timeout): see
+    /// [`ControlError`]. In a cluster some policies may be refunded, and others not.
+    pub fn refund<'a>(
+        &'a self,
+        allowed: Allowed<'_>,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'a> {
+        let is_own = std::ptr::eq(allowed.policies, self.policies());
+        let receipts: Vec<Receipt> = allowed.receipts.iter().filter(|_| is_own).copied().collect();
+        let at = allowed.at;
+        async move {
+            let mut refunded = Ok(());
+            for receipt in receipts.iter().filter(|receipt| !receipt.added.is_zero()) {
+                match self.settlement(receipt, receipt.added, 0) {
+                    None => self.refund_receipt(receipt, at),
+                    Some(settlement) => {
+                        self.record_refund(receipt, at);
+                        refunded = refunded.and(self.query(Query::Settle(settlement)).await.map(drop));
+                    }
+                }
+            }
+            refunded
+        }
+    }
+
+    /// Lists keys that have a bucket in Redis under the policy of this name, or are blocked, with
+    /// how they stand: from `from` on, which is `None` for the first page.
+    ///
+    /// A page has about `limit` keys. While others use the limiter, keys may be missing, or listed
+    /// twice; each key that stays from the first page to the last is listed. A key is the one that
+    /// this limiter takes, but its address cannot be read from it: in Redis there is only a hash.
+    ///
+    /// # What it costs
+    ///
+    /// `SCAN` walks through all names of a server, also those of other policies and of others who
+    /// use it: all pages together take about a microsecond for each. Then each key takes the call
+    /// of a script.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout). Then nothing has changed.
+    pub async fn list(
+        &self,
+        policy: &str,
+        from: Option<ListCursor>,
+        limit: usize,
+    ) -> Result<RedisPage<'_>, ControlError> {
+        let RedisParts { set, names, topology, config, .. } = &*self.parts;
+        let (index, policy) = set.find(policy).map_err(ControlError::UnknownPolicy)?;
+        let (mut keys, name) = (Vec::new(), policy.name());
+        let nodes = topology.nodes();
+        let start = set.now();
+        let mut next = Some(from.unwrap_or_default());
+        while let Some(ListCursor { node: at, cursor }) = next {
+            let Some(node) = nodes.get(at).filter(|_| keys.len() < limit.max(1)) else { break };
+            let left = config.limits.call_timeout.saturating_sub(set.now().since(start).into());
+            let count = limit.clamp(10, 1_000);
+            let query = Query::Scan { cursor: cursor.to_string(), pattern: names.pattern(name), count };
+            let scanned = node.query(query, left).await.map_err(ControlError::of)?;
+            let (cursor, found) = scanned.split_first().ok_or_else(ControlError::garbage)?;
+            let cursor = cursor.number().ok_or_else(ControlError::garbage)?;
+            let found = found.iter().filter_map(|found| match found {
+                Element::Text(found) => names.principal(found, name),
+                Element::Number(_) => None,
+            });
+            let peeked = found.map(async |principal| {
+                let bucket = self.on_bucket(index, principal, Action::Peek).await?;
+                let standing = Standing::of(name, bucket.quota, bucket.backlog);
+                Ok(bucket.was_used.then_some((principal.key(), standing)))
+            });
+            let peeked: Vec<Result<Option<_>, ControlError>> = join_all(peeked).await;
+            for peeked in peeked {
+                keys.extend(peeked?);
+            }
+            let (at, cursor) = if cursor == 0 { (at + 1, 0) } else { (at, cursor) };
+            next = (at < nodes.len()).then_some(ListCursor { node: at, cursor });
+        }
+        Ok(RedisPage { keys, next: next.filter(|next| next.node < nodes.len()) })
+    }
+
+    /// Does something to the bucket of a key, now that the key is known, and returns the policy's
+    /// name too.
+    fn action(
+        &self,
+        policy: &str,
+        key: Key,
+        action: Action,
+    ) -> impl Future<Output = Result<(&str, Controlled), ControlError>> + Send + use<'_> {
+        let RedisParts { set, lower_bounds, .. } = &*self.parts;
+        let found = set.find(policy).map(|(index, policy)| (index, policy.name()));
+        let principal = Principal::of(key, set.hasher());
+        async move {
+            let (index, name) = found.map_err(ControlError::UnknownPolicy)?;
+            let bucket = self.on_bucket(index, principal, action).await;
+            if !matches!(action, Action::Peek) {
+                // Also where nobody knows whether it was done.
+                lower_bounds.epochs.end(principal);
+            }
+            if bucket.is_ok() && matches!(action, Action::Reset | Action::Block(Nanos::ZERO)) {
+                set.forgive(index, key);
+            }
+            Ok((name, bucket?))
+        }
+    }
+
+    async fn on_bucket(&self, index: usize, principal: Principal, action: Action) -> Result<Controlled, ControlError> {
+        let RedisParts { set, .. } = &*self.parts;
+        let reply = self.query(self.query_of(index, principal, action)).await?;
+        read(&reply, set.quota(index)).ok_or_else(ControlError::garbage)
+    }
+
+    fn query_of(&self, index: usize, principal: Principal, action: Action) -> Query {
+        let RedisParts { set, names, .. } = &*self.parts;
+        let announcement = match action {
+            // Nobody knows of a bucket what these make untrue.
+            Action::Peek | Action::Charge(_) => String::new(),
+            Action::Ban(_) | Action::Block(_) | Action::Reset => Announcement::Forget(principal).to_string(),
+        };
+        let what = match action {
+            Action::Ban(_) => "ban",
+            Action::Block(_) => "block",
+            Action::Charge(_) => "charge",
+            Action::Peek => "peek",
+            Action::Reset => "reset",
+        };
+        let mut arguments = vec![what.to_owned(), names.control(), announcement];
+        match action {
+            Action::Ban(time) | Action::Block(time) => arguments.push(time.get().to_string()),
+            Action::Charge(cells) => {
+                let own = set.quota(index);
+                let numbers = [u64::from(cells), own.cell_nanos().get(), own.burst_size().into(), self.slack().get()];
+                arguments.extend(numbers.map(|number| number.to_string()));
+            }
+            Action::Peek | Action::Reset => {}
+        }
+        Query::Script { script: &CONTROL, key: names.bucket(principal, self.policies()[index].name()), arguments }
+    }
+
+    /// Asks the server that has the key, within the timeout, also where the key has moved.
+    async fn query(&self, query: Query) -> Result<Vec<Element>, ControlError> {
+        let RedisParts { topology, config, set, .. } = &*self.parts;
+        let slot = match &query {
+            Query::Script { key, .. } => slot(key),
+            Query::Settle(settlement) => settlement.slot(),
+            Query::Scan { .. } => 0,
+        };
+        let start = set.now();
+        let Some(mut node) = topology.node_of(slot) else { return Err(ControlError::no_node()) };
+        for _ in 0..3 {
+            let left = config.limits.call_timeout.saturating_sub(set.now().since(start).into());
+            match node.query(query.clone(), left).await {
+                Err(QueryError::Redirected(redirect)) => match topology.follow(node, &redirect, slot) {
+                    Some(next) if !redirect.asking => node = next,
+                    _ => break,
+                },
+                answer => return answer.map_err(ControlError::of),
+            }
+        }
+        Err(ControlError::NotDone { reason: "the key is moving to another node of the cluster: try again".into() })
+    }
+
+    /// Bans keys in all processes, and waits for nothing: this one knows it already.
+    pub(super) fn ban(&self, bans: Bans) {
+        let RedisParts { set, lower_bounds, topology, config, .. } = &*self.parts;
+        for (policy, key, length) in bans {
+            let principal = Principal::of(key, set.hasher());
+            let until = set.now().saturating_add(length);
+            lower_bounds.record_block(set, policy, key, until, lower_bounds.epochs.of(principal));
+            let query = self.query_of(policy, principal, Action::Ban(length));
+            let Query::Script { key, .. } = &query else { continue };
+            if let Some(node) = topology.node_of(slot(key)) {
+                node.tell(query, config.limits.call_timeout);
+            }
+        }
+    }
+}
+
+fn read(reply: &[Element], own: Quota) -> Option<Controlled> {
+    let [was_used, backlog, cell, blocked, Element::Text(plan)] = reply else { return None };
+    let (was_used, backlog, cell) = (was_used.number()? == 1, backlog.nanos()?, cell.nanos()?);
+    let plan = if plan.is_empty() { None } else { Some(read_plan(plan)?) };
+    let quota = plan.filter(|_| !backlog.is_zero()).unwrap_or(own);
+    let from = if cell.is_zero() { quota.cell_nanos() } else { cell };
+    let start = Timestamp::ORIGIN;
+    let backlog = Bucket::with_backlog(start, backlog).converted(start, from, quota.cell_nanos()).backlog(start);
+    Some(Controlled { was_used, quota, backlog, blocked: blocked.nanos()? })
+}
+
+impl Listener for RedisParts {
+    fn forget(&self, principal: Principal) {
+        self.lower_bounds.epochs.end(principal);
+    }
+
+    fn forget_all(&self) {
+        self.lower_bounds.epochs.end_all();
+    }
+
+    fn apply(&self, settings: &[(String, String)]) {
+        for setting in settings {
+            let found = read_setting(setting).and_then(|(policy, quota)| Some((self.set.find(policy).ok()?.0, quota)));
+            match found {
+                Some((index, quota)) if quota != self.set.quota(index) => {
+                    self.set.set_quota(index, quota);
+                    events::quota_changed(self.set.policies()[index].name(), quota);
+                }
+                Some(_) => {}
+                // Of another version, or of a policy that is not here.
+                None => metrics::redis_announcement_ignored(),
+            }
+        }
+    }
+}
+
+/// Some of the keys of a policy. Made by [`RedisLimiter::list`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RedisPage<'a> {
+    /// The keys, and how each stands.
+    pub keys: Vec<(Key, Standing<'a>)>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<ListCursor>,
+}
+
+/// Where a page of [`RedisLimiter::list`] begins. Displays itself as text, and is read from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListCursor {
+    /// The number of the node, in a cluster.
+    node: usize,
+    cursor: u64,
+}
+
+impl fmt::Display for ListCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.node, self.cursor)
+    }
+}
+
+/// Error returned when parsing a [`ListCursor`] fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ParseCursorError;
+
+impl fmt::Display for ParseCursorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("invalid cursor: expected two numbers with a hyphen, as `ListCursor` displays itself")
+    }
+}
+
+impl error::Error for ParseCursorError {}
+
+impl FromStr for ListCursor {
+    type Err = ParseCursorError;
+
+    fn from_str(text: &str) -> Result<Self, ParseCursorError> {
+        let (node, cursor) = text.split_once('-').ok_or(ParseCursorError)?;
+        let node = node.parse().map_err(|_| ParseCursorError)?;
+        Ok(Self { node, cursor: cursor.parse().map_err(|_| ParseCursorError)? })
+    }
+}
+
+/// Why an operator's call over Redis failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Nothing was done: there is no connection, or the server has refused the call.
+    #[non_exhaustive]
+    NotDone {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// There was no answer in time. It may have been done, wholly, or not at all.
+    Unanswered,
+    /// There is no policy of this name.
+    UnknownPolicy(UnknownPolicy),
+}
+
+impl ControlError {
+    fn of(error: QueryError) -> Self {
+        match error {
+            QueryError::Redirected(_) => Self::no_node(),
+            QueryError::Refused(reason) => Self::NotDone { reason },
+            QueryError::Unanswered => Self::Unanswered,
+        }
+    }
+
+    fn no_node() -> Self {
+        Self::NotDone { reason: "no node of the cluster is known to have the key: try again".to_owned() }
+    }
+
+    /// The script has run, and somebody in between has changed its reply.
+    fn garbage() -> Self {
+        Self::Unanswered
+    }
+}
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotDone { reason } => write!(f, "nothing was changed: {reason}"),
+            Self::Unanswered => f.write_str(
+                "Redis has not answered in time: the change may have been made, or not at all; look, or repeat it",
+            ),
+            Self::UnknownPolicy(unknown) => unknown.fmt(f),
+        }
+    }
+}
+
+impl error::Error for ControlError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::UnknownPolicy(unknown) => Some(unknown),
+            Self::NotDone { .. } | Self::Unanswered => None,
+        }
+    }
+}
+
+impl From<UnknownPolicy> for ControlError {
+    fn from(unknown: UnknownPolicy) -> Self {
+        Self::UnknownPolicy(unknown)
+    }
+}
