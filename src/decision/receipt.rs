@@ -67,6 +67,8 @@ pub(crate) struct Receipt {
     pub(crate) outcome: PolicyOutcome,
     pub(crate) key: Key,
     pub(crate) cells: u32,
+    /// Whether the quota was chosen for the request.
+    pub(crate) planned: bool,
     /// The backlog that the cells added.
     pub(crate) added: Nanos,
     /// The generation of the policy's buckets when the cells were acquired.

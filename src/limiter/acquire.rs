@@ -272,12 +272,13 @@ fn without_place(attempts: &[Attempt<'_>]) -> u64 {
 
 #[inline(always)]
 fn receipt(demand: &Demand, found: &FastPath) -> Receipt {
-    let Demand { key, quota, cells, .. } = *demand;
+    let Demand { key, quota, cells, planned, .. } = *demand;
     let FastPath { evaluation, now, generation } = *found;
     Receipt {
         outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),
         key,
         cells,
+        planned,
         added: quota.cost(cells),
         generation,
         after: evaluation.after,

@@ -220,12 +220,13 @@ impl<'a> Attempt<'a> {
     /// The receipt of an allowed request.
     #[inline(always)]
     pub(super) fn receipt(&self, now: Timestamp) -> Receipt {
-        let Demand { key, quota, cells, .. } = self.demand;
+        let Demand { key, quota, cells, planned, .. } = self.demand;
         let acquired = matches!(self.placement, Placement::Own | Placement::Overflow) && self.after().is_some();
         Receipt {
             outcome: self.outcome(now, true),
             key,
             cells,
+            planned,
             added: if acquired { quota.cost(cells) } else { Nanos::ZERO },
             generation: self.generation,
             after: self.after().unwrap_or(self.found),

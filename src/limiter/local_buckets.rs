@@ -278,7 +278,7 @@ impl PolicyBuckets {
     /// has decided since stays: cells are cells.
     fn charge_beyond(&self, receipt: &Receipt, cells: u32, clock: &Clock) {
         let quota = receipt.outcome.quota;
-        let basis = |plan| Basis { quota, planned: plan == Some(quota) };
+        let basis = |_plan| Basis { quota, planned: receipt.planned };
         self.charge_guarded(self.guard_of(receipt), receipt.key, cells, clock, basis, (quota, true));
     }
 
@@ -417,6 +417,7 @@ mod models {
             outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),
             key: demand.key,
             cells: demand.cells,
+            planned: demand.planned,
             added: demand.quota.cell_nanos(),
             generation,
             after: evaluation.after,

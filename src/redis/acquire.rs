@@ -100,6 +100,10 @@ impl RedisLimiter {
                 join_all(calls).await.into_iter().flatten().collect()
             }
         };
+        #[cfg(test)]
+        for (_, decided) in replies.iter().filter_map(|reply| reply.decided.as_ref()) {
+            super::same_as_memory::note(decided.at.timestamp());
+        }
         let result = match &mut replies[..] {
             // No policy applies.
             [] => return Ok(Grant { at, wait: Nanos::ZERO }),

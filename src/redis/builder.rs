@@ -62,7 +62,7 @@ impl RedisLimiter {
             timeout: Duration::from_millis(50),
             stall: None,
             lease: None,
-            top_denied: 0,
+            options: PolicySetOptions::default(),
             credentials: None,
             address_map: None,
             #[cfg(feature = "redis-tls")]
@@ -87,7 +87,7 @@ pub struct RedisBuilder {
     timeout: Duration,
     stall: Option<Duration>,
     lease: Option<LeaseConfig>,
-    top_denied: usize,
+    pub(super) options: PolicySetOptions,
     credentials: Option<CredentialsProvider>,
     address_map: Option<AddressMap>,
     #[cfg(feature = "redis-tls")]
@@ -213,7 +213,7 @@ impl RedisBuilder {
     /// Tracks so many of the keys that this process denies most, for
     /// [`RedisLimiter::top_denied`]. None unless set, and at most 4,096.
     pub fn top_denied(mut self, keys: usize) -> Self {
-        self.top_denied = keys.min(4_096);
+        self.options.top_denied = keys.min(4_096);
         self
     }
 
@@ -279,11 +279,7 @@ impl RedisBuilder {
         {
             dialer.tls = self.tls(&servers)?;
         }
-        let options = PolicySetOptions {
-            hasher: Some(KeyHasher::with_secret(&self.secret)),
-            top_denied: self.top_denied,
-            ..PolicySetOptions::default()
-        };
+        let options = PolicySetOptions { hasher: Some(KeyHasher::with_secret(&self.secret)), ..self.options };
         let set = PolicySet::new(self.policies, options)?;
         let mut on_failure: Box<[_]> = set.policies().iter().map(|_| self.on_failure).collect();
         for (name, exception) in self.exceptions {

@@ -222,20 +222,21 @@ impl Connection {
             .ok_or_else(|| CallError::Key("the reply is not that of the script".into()))
     }
 
-    pub(super) async fn settle(&mut self, settlement: &Settlement) -> Result<(), CallError> {
+    pub(super) async fn settle(&mut self, settlement: &Settlement) -> Result<Value, CallError> {
         let Settlement { at, parts } = settlement;
         let call = |verb: &str, script: &str| {
             let mut command = script_call(verb, script, parts.iter().map(|part| &part.key));
             command.arg(at.seconds).arg(at.nanos);
-            for SettlementPart { refund, generation, quota, arrival, charge, slack, .. } in parts {
+            for SettlementPart { refund, generation, quota, planned, arrival, charge, slack, .. } in parts {
                 command.arg(refund.get()).arg(*generation).arg(quota.cell_nanos().get()).arg(quota.burst_size());
                 command.arg(arrival.map(|arrival| arrival.as_nanos().to_string()).unwrap_or_default());
                 command.arg(*charge).arg(slack.get());
+                command.arg(if *planned { plan_text(*quota) } else { String::new() });
             }
             command
         };
         let Script { text, name } = &*SETTLE;
-        self.run(call("EVALSHA", name), || call("EVAL", text)).await.map(drop)
+        self.run(call("EVALSHA", name), || call("EVAL", text)).await
     }
 
     /// Runs what an operator has asked for.
@@ -255,7 +256,12 @@ impl Connection {
                 let reply = command.query_async(&mut self.multiplexed).await;
                 reply.map_err(|error| CallError::of(&error))?
             }
-            Query::Settle(settlement) => return self.settle(settlement).await.map(|()| Vec::new()),
+            Query::Settings { hash } => {
+                let settings = self.settings(hash).await?;
+                let texts = settings.into_iter().flat_map(|(field, value)| [field, value]).map(Element::Text);
+                return Ok(texts.collect());
+            }
+            Query::Settle(settlement) => self.settle(settlement).await?,
         };
         elements(reply).ok_or_else(|| CallError::Key("the reply is not that of the script".into()))
     }

@@ -2,7 +2,7 @@
 -- the channel, the announcement, then for a block or a ban its nanoseconds; for a charge the cells,
 -- the time of a cell and the burst of the policy's own quota, and how long requests may wait.
 --
--- Returns whether something was reset, the backlog, the time of a cell that it is in, how long the
+-- Returns when (seconds and nanoseconds), whether the bucket was used or blocked before, the backlog, the time of a cell that it is in, how long the
 -- key is blocked, and the quota that was chosen for the key: count, period and burst, or nothing.
 local what = ARGV[1]
 if ARGV[3] ~= '' then
@@ -48,6 +48,6 @@ elseif what == 'charge' then
     if backlog > 0 then write(KEYS[1], bucket) end
 end
 return {
-    was and 1 or 0, bucket.backlog, bucket.cell or 0, math.max(bucket.block, bucket.ban),
+    s, us * 1000, was and 1 or 0, bucket.backlog, bucket.cell or 0, math.max(bucket.block, bucket.ban),
     bucket.plan and bucket.plan .. ' ' .. bucket.burst or ''
 }

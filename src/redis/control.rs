@@ -185,7 +185,7 @@ impl RedisLimiter {
         &self,
         found: Result<Vec<(usize, Quota)>, UnknownPolicy>,
     ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_> {
-        let RedisParts { set, names, .. } = &*self.parts;
+        let names = &self.parts.names;
         async move {
             let found = found.map_err(ControlError::UnknownPolicy)?;
             if found.is_empty() {
@@ -196,10 +196,10 @@ impl RedisLimiter {
             for (policy, quota) in &found {
                 arguments.extend([quota_field(self.policies()[*policy].name()), quota.to_string()]);
             }
-            self.query(Query::Script { script: &QUOTAS, key: control, arguments }).await?;
-            for (policy, quota) in found {
-                set.set_quota(policy, quota);
-            }
+            self.query(Query::Script { script: &QUOTAS, key: control.clone(), arguments }).await?;
+            // Read, and not taken as it was sent: others may have set them since. Where that fails,
+            // the announcement does it.
+            let _ = self.query(Query::Settings { hash: control }).await;
             Ok(())
         }
     }
@@ -356,10 +356,10 @@ impl RedisLimiter {
     }
 
     /// Asks the server that has the key, within the timeout, also where the key has moved.
-    async fn query(&self, query: Query) -> Result<Vec<Element>, ControlError> {
+    pub(super) async fn query(&self, query: Query) -> Result<Vec<Element>, ControlError> {
         let RedisParts { topology, config, set, .. } = &*self.parts;
         let slot = match &query {
-            Query::Script { key, .. } => slot(key),
+            Query::Script { key, .. } | Query::Settings { hash: key } => slot(key),
             Query::Settle(settlement) => settlement.slot(),
             Query::Scan { .. } => 0,
         };
@@ -372,7 +372,13 @@ impl RedisLimiter {
                     Some(next) if !redirect.asking => node = next,
                     _ => break,
                 },
-                answer => return answer.map_err(ControlError::of),
+                answer => {
+                    #[cfg(test)]
+                    if let (Ok(reply), Query::Script { .. } | Query::Settle(_)) = (&answer, &query) {
+                        super::same_as_memory::note_time(reply);
+                    }
+                    return answer.map_err(ControlError::of);
+                }
             }
         }
         Err(ControlError::NotDone { reason: "the key is moving to another node of the cluster: try again".into() })
@@ -395,7 +401,7 @@ impl RedisLimiter {
 }
 
 fn read(reply: &[Element], own: Quota) -> Option<Controlled> {
-    let [was_used, backlog, cell, blocked, Element::Text(plan)] = reply else { return None };
+    let [_seconds, _nanos, was_used, backlog, cell, blocked, Element::Text(plan)] = reply else { return None };
     let (was_used, backlog, cell) = (was_used.number()? == 1, backlog.nanos()?, cell.nanos()?);
     let plan = if plan.is_empty() { None } else { Some(read_plan(plan)?) };
     let quota = plan.filter(|_| !backlog.is_zero()).unwrap_or(own);

@@ -169,6 +169,7 @@ fn refund_of(lease: &Lease, demands: &RedisDemands) -> Option<Settlement> {
         refund: all.converted(demand.quota).saturating_sub(used.converted(demand.quota)),
         generation: all.generation,
         quota: all.decided_by(demand.quota),
+        planned: demand.planned || all.plan.is_some(),
         arrival: None,
         charge: 0,
         slack: Nanos::ZERO,

@@ -81,8 +81,18 @@ struct Answer {
     outcome: PolicyOutcome,
     /// Until the cells of a granted request are there.
     wait: Nanos,
-    /// What the bucket then is under the quota of the request, if it has become one of that quota.
-    bound: Option<Nanos>,
+    /// The backlog where another policy denies.
+    unacquired: Nanos,
+    /// Whether the bucket is then one of the quota of the request.
+    takes_over: bool,
+}
+
+impl Answer {
+    /// The outcome of a denied request.
+    fn denied(mut self) -> PolicyOutcome {
+        self.outcome.backlog = self.unacquired;
+        self.outcome
+    }
 }
 
 /// A ban that a denial has brought about: policy, key, and length.
@@ -112,14 +122,18 @@ impl LowerBounds {
     /// The denial that is certain without asking Redis: a key is blocked, or its backlog is known
     /// to be too long for a request that waits no longer than `patience`.
     pub(super) fn cached_denial(&self, set: &PolicySet, asked: &[Asked], patience: Nanos) -> Option<(Denied, Bans)> {
-        let known = |asked: &Asked| {
-            let Asked { policy, demand, epoch } = *asked;
+        let known = |asked: &Asked, patience: Nanos| {
+            let Asked { policy, mut demand, epoch } = *asked;
+            if !demand.planned && set.policies()[policy].has_plans() {
+                // A quota may have been chosen for the key that this process does not know.
+                demand.cells = demand.cells.min(demand.quota.burst_size());
+            }
             let entry = self.each[policy].buckets.get(set.hasher().under_quota(demand.key, demand.quota));
             // Read under the lock: a time from before a wait for it would overstate the backlog.
             let now = set.now();
             let until = entry.as_deref().copied().unwrap_or_default().since(epoch);
             drop(entry);
-            answer(policy, &demand, until.since(now), None, patience).outcome
+            answer(policy, &demand, until.since(now), None, patience).denied()
         };
         let blocks = |asked: &Asked| {
             let blocks = &self.each[asked.policy].blocks;
@@ -130,13 +144,13 @@ impl LowerBounds {
                 &demands_of(asked),
                 DecidedBy::Cache,
                 |index| blocks(&asked[index]),
-                |index| known(&asked[index]),
+                |index| known(&asked[index], Nanos::ZERO),
             );
             if let Some(denied) = denied {
                 return Some((denied, Bans::new()));
             }
         }
-        let outcomes: PolicyOutcomes = asked.iter().map(known).collect();
+        let outcomes: PolicyOutcomes = asked.iter().map(|asked| known(asked, patience)).collect();
         denial(set, outcomes, asked, DecidedBy::Cache)
     }
 
@@ -167,6 +181,10 @@ impl LowerBounds {
     ) -> Result<Grant, (Denied, Bans)> {
         let mut outcomes = PolicyOutcomes::new();
         let mut wait = Nanos::ZERO;
+        // Nobody waits for cells under a block.
+        let is_blocked =
+            |((asked, state), _): &((Asked, BucketState), _)| !asked.demand.shadow && !state.blocked.is_zero();
+        let patience = if answered.iter().any(is_blocked) { Nanos::ZERO } else { patience };
         for ((asked, state), replied_at) in answered {
             let Asked { policy, mut demand, .. } = *asked;
             let own = state.plan.is_none();
@@ -184,10 +202,19 @@ impl LowerBounds {
                 // What another policy has denied.
                 state.from.is_none().then_some(state.backlog)
             } else {
-                answer.bound
+                answer.takes_over.then_some(answer.unacquired)
             };
+            let mut asked = *asked;
+            if state.from.is_some() && (acquired || answer.takes_over) {
+                // What is known of the bucket under its former quota is true no more.
+                let principal = Principal::of(demand.key, set.hasher());
+                if self.epochs.of(principal) == asked.epoch {
+                    self.epochs.end(principal);
+                    asked.epoch = self.epochs.of(principal);
+                }
+            }
             if let (Some(bound), true) = (bound, own) {
-                self.raise(set, asked, at.saturating_add(bound));
+                self.raise(set, &asked, at.saturating_add(bound));
             }
             if !state.blocked.is_zero() {
                 self.record_block(set, policy, demand.key, at.saturating_add(state.blocked), asked.epoch);
@@ -196,7 +223,7 @@ impl LowerBounds {
                 receipts.push(receipt(&demand, state, &answer, acquired, replied_at.timestamp()));
                 wait = wait.max(answer.wait);
             }
-            outcomes.push(answer.outcome);
+            outcomes.push(if granted { answer.outcome } else { answer.denied() });
         }
         if granted {
             for outcome in &outcomes {
@@ -310,6 +337,7 @@ fn receipt(demand: &Demand, state: &BucketState, answer: &Answer, acquired: bool
         outcome: answer.outcome,
         key: demand.key,
         cells: demand.cells,
+        planned: demand.planned || state.plan.is_some(),
         added: if acquired { demand.quota.cost(demand.cells) } else { Nanos::ZERO },
         generation: state.generation,
         after: Bucket::with_backlog(at, answer.outcome.backlog),
@@ -343,5 +371,5 @@ fn answer(policy: usize, demand: &Demand, backlog: Nanos, from: Option<Nanos>, p
     if let Some(reserved) = reserved {
         (outcome.backlog, outcome.verdict, wait) = (reserved.backlog(now), Verdict::Granted, wait_if_reserved);
     }
-    Answer { outcome, wait, bound: (!keeps).then_some(evaluation.clamped.backlog(now)) }
+    Answer { outcome, wait, unacquired: evaluation.clamped.backlog(now), takes_over: !keeps }
 }

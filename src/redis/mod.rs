@@ -95,7 +95,12 @@ mod node;
 mod pending;
 mod protocol;
 mod reason;
+#[cfg(test)]
+mod same_as_memory;
 mod script;
+#[cfg(test)]
+#[path = "../../tests/support/redis.rs"]
+mod servers;
 mod service;
 mod settlement;
 #[cfg(feature = "redis-tls")]

@@ -279,6 +279,8 @@ pub(super) struct SettlementPart {
     pub(super) generation: u64,
     /// By which the cells were acquired.
     pub(super) quota: Quota,
+    /// Whether the quota was chosen for the request.
+    pub(super) planned: bool,
     /// The arrival time after the cells were acquired, where requests wait in line.
     pub(super) arrival: Option<Timestamp>,
     /// Cells to charge.
@@ -301,6 +303,10 @@ pub(super) enum Query {
         cursor: String,
         pattern: String,
         count: usize,
+    },
+    /// Reads a hash, and applies what an operator has set there.
+    Settings {
+        hash: String,
     },
     Settle(Settlement),
 }
@@ -329,6 +335,7 @@ impl Settlement {
                 refund: added,
                 generation: bucket.generation,
                 quota,
+                planned: demand.planned || bucket.plan.is_some(),
                 arrival: (!demand.patience.is_zero()).then_some(arrival),
                 charge: 0,
                 slack: Nanos::ZERO,

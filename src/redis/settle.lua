@@ -2,11 +2,11 @@
 -- than the quota), and charges cells whether or not they are there. KEYS: one for each bucket.
 -- ARGV: when the cells were acquired (seconds and nanoseconds), then for each bucket the
 -- nanoseconds to refund, the generation, the time of a cell, the burst, the arrival time after the
--- cells were acquired where requests wait in line (or nothing), the cells to charge, and how long
--- requests may wait.
+-- cells were acquired where requests wait in line (or nothing), the cells to charge, how long requests
+-- may wait, and the count and the period of a quota that was chosen for the key (or nothing). Returns when (seconds and nanoseconds).
 local since = math.max(0, (s - tonumber(ARGV[1])) * 1000000000 + (us * 1000 - tonumber(ARGV[2])))
 for i = 1, #KEYS do
-    local n, bucket = 7 * i - 4, read(KEYS[i])
+    local n, bucket = 8 * i - 5, read(KEYS[i])
     local added, cell, burst, arrival = tonumber(ARGV[n]), ARGV[n + 2], tonumber(ARGV[n + 3]), ARGV[n + 4]
     local cells, before = tonumber(ARGV[n + 5]), bucket.backlog
     local is_valid = bucket.generation == tonumber(ARGV[n + 1]) and bucket.from == tonumber(cell)
@@ -17,11 +17,13 @@ for i = 1, #KEYS do
     end
     if cells > 0 then
         -- Another quota that has decided since stays: cells are cells.
-        if bucket.backlog == 0 then bucket.cell, bucket.plan = cell, nil end
+        if bucket.backlog == 0 then
+            bucket.cell, bucket.burst, bucket.plan = cell, ARGV[n + 3], ARGV[n + 7] ~= '' and ARGV[n + 7] or nil
+        end
         local full = burst * tonumber(bucket.cell)
         local furthest = full + math.max(full, tonumber(ARGV[n + 6]))
         bucket.backlog = math.max(bucket.backlog, math.min(furthest, bucket.backlog + cells * tonumber(bucket.cell)))
     end
     if bucket.backlog ~= before or bucket.moved then write(KEYS[i], bucket) end
 end
-return 0
+return { s, us * 1000 }

@@ -28,6 +28,7 @@ impl RedisLimiter {
             refund,
             generation: receipt.generation,
             quota: receipt.outcome.quota,
+            planned: receipt.planned,
             arrival: (!slack.is_zero()).then(|| Timestamp::from_nanos(receipt.after.to_bits())),
             charge,
             slack,

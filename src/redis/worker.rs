@@ -471,7 +471,7 @@ impl WorkerState {
     fn settle(&mut self, settlement: Settlement) {
         self.send(self.worker.call_timeout, |mut connection, within| async move {
             let settled = timeout(within, connection.settle(&settlement)).await;
-            CallResult::Settled { settlement, settled: settled.unwrap_or(Err(CallError::Timeout)) }
+            CallResult::Settled { settlement, settled: settled.unwrap_or(Err(CallError::Timeout)).map(drop) }
         });
     }
 
@@ -529,6 +529,10 @@ impl WorkerState {
     fn queried(&mut self, request: QueryRequest, reply: Result<Vec<Element>, CallError>, after_a_pause: bool) {
         let error = match reply {
             Ok(reply) => {
+                if let Query::Settings { .. } = request.query {
+                    // Here, so that what was read earlier is applied earlier.
+                    self.apply(&pairs(&reply));
+                }
                 let _ = request.reply.send(Ok(reply));
                 None
             }
@@ -968,6 +972,14 @@ impl WorkerState {
         }
         self.plan_reread();
     }
+}
+
+fn pairs(texts: &[Element]) -> Vec<(String, String)> {
+    let pair = |pair: &[Element]| match pair {
+        [Element::Text(field), Element::Text(value)] => Some((field.clone(), value.clone())),
+        _ => None,
+    };
+    texts.chunks(2).filter_map(pair).collect()
 }
 
 fn count(requests: usize) -> u32 {

@@ -31,8 +31,8 @@ pub(crate) struct Server {
     more: Vec<String>,
     /// Of a sentinel: it needs a file.
     settings: Option<PathBuf>,
-    /// In place of the system's.
-    has_clock: bool,
+    /// The file with the time that it has in place of the system's.
+    clock: Option<PathBuf>,
 }
 
 impl Server {
@@ -52,21 +52,61 @@ impl Server {
         let directory = env::temp_dir().join(format!("tower-quota-redis-{}-{number}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let more = more.iter().map(|argument| (*argument).to_owned()).collect();
-        Self { engine, process: None, directory, port: free_port(), more, settings: None, has_clock: false }
+        Self { engine, process: None, directory, port: free_port(), more, settings: None, clock: None }
     }
 
-    /// One whose clock the test sets. Of Valkey: Debian's Redis does not run with it.
-    pub(crate) fn with_clock() -> Self {
-        let mut server = Self::prepare(Engine::Valkey, &[]);
-        server.has_clock = true;
+    /// One whose clock the test sets. Valkey: Debian's Redis does not run with it.
+    pub(crate) fn with_clock(engine: Engine, more: &[&str]) -> Self {
+        let mut server = Self::prepare(engine, more);
+        server.clock = Some(server.directory.join("clock"));
         server.step_clock(0);
         server.run();
         server
     }
 
+    /// Three primaries of one cluster, with one clock, which the test sets through the first.
+    pub(crate) fn cluster_with_clock() -> [Self; 3] {
+        let mut clock = None;
+        let nodes = [(); 3].map(|()| {
+            let bus = free_port().to_string();
+            // The clock takes leaps that no node takes for an outage.
+            let more = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "100000000"];
+            let more = [&more[..], &["--cluster-require-full-coverage", "no"]].concat();
+            let mut node = Self::prepare(Engine::Valkey, &more);
+            node.clock = Some(clock.get_or_insert_with(|| node.directory.join("clock")).clone());
+            node.step_clock(0);
+            node.run();
+            node
+        });
+        let slots = [["0", "5460"], ["5461", "10922"], ["10923", "16383"]];
+        for (number, (node, [first, last])) in nodes.iter().zip(slots).enumerate() {
+            assert_eq!(node.cli(&["CLUSTER", "ADDSLOTSRANGE", first, last]), "OK");
+            assert_eq!(node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]), "OK");
+        }
+        for other in &nodes[1..] {
+            nodes[0].meet(other);
+        }
+        for node in &nodes {
+            within_a_minute(|| {
+                let (info, nodes) = (node.cli(&["CLUSTER", "INFO"]), node.cli(&["CLUSTER", "NODES"]));
+                info.contains("cluster_slots_assigned:16384") && nodes.lines().count() == 3
+            });
+        }
+        nodes
+    }
+
     /// So many seconds from the system's time.
     pub(crate) fn step_clock(&self, seconds: i64) {
-        fs::write(self.directory.join("clock"), format!("{seconds:+}s")).unwrap();
+        self.step_clock_by_micros(seconds * 1_000_000);
+    }
+
+    /// So many microseconds from the system's time. The server never reads half of it.
+    pub(crate) fn step_clock_by_micros(&self, micros: i64) {
+        let clock = self.clock.as_ref().expect("it has a clock");
+        let new = clock.with_extension("new");
+        let (sign, micros) = (if micros < 0 { '-' } else { '+' }, micros.unsigned_abs());
+        fs::write(&new, format!("{sign}{}.{:06}s", micros / 1_000_000, micros % 1_000_000)).unwrap();
+        fs::rename(new, clock).unwrap();
     }
 
     /// A sentinel that alone decides over the primary of this name.
@@ -164,8 +204,7 @@ impl Server {
     pub(crate) fn run(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new(path_of(if self.engine == Engine::Redis { "redis" } else { "valkey" }));
-        if self.has_clock {
-            let clock = self.directory.join("clock");
+        if let Some(clock) = &self.clock {
             command.env("LD_PRELOAD", path_of("clock")).env("FAKETIME_TIMESTAMP_FILE", clock);
             command.envs([("FAKETIME_NO_CACHE", "1"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]);
         }

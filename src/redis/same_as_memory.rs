@@ -1,0 +1,363 @@
+//! The comparison of both limiters: the same random operations, under the server's clock.
+//!
+//! Redis comes first, and says when. Then the clock of the limiter in memory is set to that time,
+//! and it does the same.
+
+use std::{cell::Cell, time::Duration};
+
+use http::Request;
+
+use super::{
+    OnFailure, RedisLimiter,
+    control::ControlError,
+    protocol::{Element, Query},
+    servers::{Engine, Server},
+};
+use crate::{
+    Limiter, Policy, Quota,
+    clock::{ManualClock, Nanos, Timestamp},
+    decision::{Denied, Receipts, Standing},
+    key::{IntoKey as _, Key, RequestHead, key_fn},
+    limiter::{Demands, Grant, Handle as _, Settle as _, Sweep},
+    observe::metrics::DecidedBy,
+};
+
+thread_local! {
+    /// When Redis has last done something for this thread.
+    static LAST: Cell<Timestamp> = const { Cell::new(Timestamp::ORIGIN) };
+}
+
+pub(super) fn note(at: Timestamp) {
+    LAST.set(at);
+}
+
+pub(super) fn note_time(reply: &[Element]) {
+    if let [seconds, nanos, ..] = reply {
+        let [seconds, nanos] = [seconds, nanos].map(|part| part.number().unwrap());
+        note(Timestamp::from_nanos(seconds * 1_000_000_000 + nanos));
+    }
+}
+
+/// A xorshift generator: the same operations in each run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "few")]
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// What a request says.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    user: u64,
+    cost: u32,
+    /// Which of the plans, if any.
+    plan: Option<usize>,
+    /// Whether it counts under the policies that are not the user's own.
+    shared: bool,
+}
+
+/// Faster and slower than the policies' own quotas, with larger and smaller bursts; one whose cells
+/// and backlog are long, so that products exceed what a number of the script is exact for.
+const PLANS: [Quota; 5] = [
+    Quota::per_second(20).burst(8),
+    Quota::per(1, Duration::from_secs(3)).burst(20),
+    Quota::per(7, Duration::from_millis(1_100)).burst(3),
+    Quota::per(3, Duration::from_secs(86_400)).burst(9),
+    Quota::per(1_000, Duration::from_secs(30 * 86_400)),
+];
+
+const OWN: [Quota; 4] = [
+    Quota::per_second(3).burst(4),
+    Quota::per(7, Duration::from_secs(5)),
+    Quota::per_second(9).burst(12),
+    Quota::per(11, Duration::from_secs(3_600)).burst(6),
+];
+
+/// In microseconds: what passes between two operations.
+const PAUSES: [i64; 8] = [0, 0, 1, 900, 50_000, 333_333, 1_500_000, 40_000_000];
+
+fn policies(several: bool) -> Vec<Policy> {
+    fn asked(head: RequestHead<'_>) -> Asked {
+        *head.extensions().get().unwrap()
+    }
+    let user = Policy::per(key_fn(|head| Some(asked(head).user)), OWN[0])
+        .named("user")
+        .quota_by(|head| asked(head).plan.map(|plan| PLANS[plan]))
+        .cost_by(|head| asked(head).cost);
+    let watched = Policy::per(key_fn(|head| Some(asked(head).user)), OWN[3]).named("watched").shadow();
+    let strict =
+        Policy::per(key_fn(|head| Some(asked(head).user)), OWN[1]).named("strict").when(|head| asked(head).shared);
+    let all =
+        Policy::global(OWN[2]).named("all").when(|head| asked(head).shared).cost_by(|head| asked(head).cost.min(2));
+    let mut policies = vec![user, watched, strict];
+    policies.extend(several.then_some(all));
+    policies
+}
+
+/// Both limiters, and what they have granted.
+struct Both {
+    here: Limiter,
+    there: RedisLimiter,
+    clock: ManualClock,
+    /// How far the server's clock is ahead of the system's, in microseconds.
+    ahead: i64,
+    /// Whether denials and blocks may be remembered.
+    remembers: bool,
+    in_cluster: bool,
+    admitted: Vec<(Receipts, Receipts, Timestamp)>,
+}
+
+/// A standing without the lifetime of its policy.
+type Stands = (String, String, Duration, bool, Option<Duration>);
+
+fn stands(standing: Standing<'_>) -> Stands {
+    let (violated, wait) = (standing.is_violated(), standing.wait());
+    (standing.policy().to_owned(), standing.quota().to_string(), standing.until_full(), violated, wait)
+}
+
+#[derive(Debug, PartialEq)]
+enum Answer {
+    Granted { wait: Nanos, standings: Vec<Stands> },
+    Denied { standings: Vec<Stands>, retry_after: Option<Duration>, reason: String },
+}
+
+fn answer(result: &Result<Grant, Denied>, receipts: &Receipts, policies: &[Policy]) -> Answer {
+    match result {
+        Ok(grant) => Answer::Granted {
+            wait: grant.wait,
+            standings: receipts.iter().map(|receipt| stands(receipt.outcome.standing(policies))).collect(),
+        },
+        Err(denied) => Answer::Denied {
+            standings: denied.standings().map(stands).collect(),
+            retry_after: denied.retry_after(),
+            reason: format!("{:?}", denied.reason()),
+        },
+    }
+}
+
+impl Both {
+    async fn new(server: &Server, seed: u64, nodes: &[String], slack: Duration, ahead: i64) -> Self {
+        let clock = ManualClock::new();
+        let several = nodes.is_empty();
+        let here = Limiter::builder().policies(policies(several)).clock(clock.clone()).sweep(Sweep::Manual).build();
+        let mut there = RedisLimiter::builder(server.url(), b"the secret of these tests", OnFailure::Closed)
+            .timeout(Duration::from_secs(30))
+            .stall_after(Duration::from_secs(30))
+            .prefix(format!("case{seed}"))
+            .policies(policies(several));
+        if !several {
+            there = there.cluster(nodes.iter().cloned());
+        }
+        there.options.clock = clock.clone().into();
+        there.options.sweep = Some(Sweep::Manual);
+        let (here, there) = (here.unwrap(), there.build().unwrap());
+        assert!(there.connect(Duration::from_secs(30)).await, "{:?}", there.last_error());
+        if !slack.is_zero() {
+            here.allow_waits(slack);
+            there.allow_waits(slack);
+        }
+        Self { here, there, clock, ahead, remembers: seed % 2 == 0, in_cluster: !several, admitted: Vec::new() }
+    }
+
+    fn pass(&mut self, server: &Server, micros: i64) {
+        self.ahead += micros;
+        server.step_clock_by_micros(self.ahead);
+    }
+
+    /// What Redis has just done is done in memory at the same time.
+    fn follow(&self) {
+        let last = Duration::from_nanos(LAST.get().as_nanos());
+        // The nodes of a cluster have clocks of their own, and a key is on one of them.
+        assert!(last >= self.clock.elapsed() || self.in_cluster, "the server's clock steps back");
+        self.clock.set(last);
+    }
+
+    async fn ask(&mut self, asked: Asked, patience: Nanos) {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(asked);
+        let (mut receipts_here, mut receipts_there) = (Receipts::default(), Receipts::default());
+        if !self.remembers {
+            self.there.parts.lower_bounds.epochs.end_all();
+        }
+        let before = LAST.get();
+        let mut demands = Demands::new();
+        let set = self.there.policy_set();
+        set.evaluate(set.parts(&request).head(), &mut demands, DecidedBy::Cache).unwrap();
+        let there = self.there.acquire_all(Ok(demands), patience, &mut receipts_there).await;
+        self.follow();
+        let here = self.here.acquire_within(self.here.set().parts(&request).head(), patience, &mut receipts_here);
+        if LAST.get() == before {
+            // A denial that was remembered, from before the time of an answer.
+            assert!(here.is_err() && there.is_err(), "{asked:?} {here:?} {there:?} {:?}", self.there.last_error());
+            return;
+        }
+        let answers = [
+            answer(&here, &receipts_here, self.here.policies()),
+            answer(&there, &receipts_there, self.there.policies()),
+        ];
+        assert_eq!(answers[0], answers[1], "{asked:?} {patience:?}");
+        if let Ok(grant) = here {
+            self.admitted.push((receipts_here, receipts_there, grant.at));
+        }
+    }
+
+    /// Of what was admitted lately, the last one most often: refunds or charges it.
+    async fn settle(&mut self, random: &mut Random) {
+        let Some(last) = self.admitted.len().checked_sub(1) else { return };
+        let at = last.saturating_sub(random.pick(&[0, 0, 0, 1, 3]));
+        let (here, there, when) = self.admitted.swap_remove(at);
+        let cells = random.pick(&[0, 0, 0, 1, 5]);
+        for (here, there) in here.iter().zip(&*there) {
+            assert_eq!((here.added, here.cells, here.outcome.quota), (there.added, there.cells, there.outcome.quota));
+            let refund = if cells == 0 { there.added } else { Nanos::ZERO };
+            let settlement = self.there.settlement(there, refund, cells).unwrap();
+            if cells == 0 {
+                self.there.record_refund(there, when);
+            }
+            self.there.query(Query::Settle(settlement)).await.unwrap();
+            self.follow();
+            if cells == 0 {
+                self.here.refund_receipt(here, when);
+            } else {
+                self.here.charge_receipt(here, cells);
+            }
+        }
+    }
+
+    async fn control(&mut self, random: &mut Random, users: &[u64]) -> Result<(), ControlError> {
+        let (here, there) = (&self.here, &self.there);
+        let policy = random.pick(&["user", "watched", "strict"]);
+        let user = random.pick(users);
+        let what = random.below(12);
+        match what {
+            // A denial that is remembered asks nobody, so no faster quota takes the bucket over by
+            // it. Under one quota that makes no difference.
+            4 if self.remembers => {}
+            0 | 1 => {
+                let cells = random.pick(&[0, 1, 2, 9, 1_000_000]);
+                let charged = stands(there.charge(policy, user, cells).await?);
+                self.follow();
+                assert_eq!(charged, stands(here.charge(policy, user, cells).unwrap()), "charge {cells}");
+            }
+            2 => {
+                let reset = there.reset(policy, user).await?;
+                self.follow();
+                assert_eq!(reset, here.reset(policy, user).unwrap(), "reset");
+            }
+            3 => {
+                let time = Duration::from_micros(random.pick(&[0, 0, 1, 70_000, 3_000_000]));
+                there.block(policy, user, time).await?;
+                self.follow();
+                here.block(policy, user, time).unwrap();
+            }
+            4 => {
+                let quota = if random.below(2) == 0 { random.pick(&OWN) } else { random.pick(&PLANS) };
+                there.set_quota(policy, quota).await?;
+                here.set_quota(policy, quota).unwrap();
+                assert_eq!(there.quota(policy).unwrap(), quota);
+            }
+            _ => {
+                let blocked = there.blocked_for(policy, user).await?;
+                self.follow();
+                assert_eq!(blocked, here.blocked_for(policy, user).unwrap());
+                let stand = stands(there.peek(policy, user).await?);
+                self.follow();
+                assert_eq!(stand, stands(here.peek(policy, user).unwrap()), "peek");
+            }
+        }
+        Ok(())
+    }
+
+    /// So many random operations, which both do alike.
+    async fn run(&mut self, server: &Server, random: &mut Random, operations: usize, slack: Duration) {
+        // In memory, keys that share a generation make each other's receipts void.
+        let users: Vec<u64> = {
+            let mut generations = Vec::new();
+            let key = |user: u64| -> Key { user.key(self.here.set().hasher()) };
+            (0..100)
+                .filter(|user| {
+                    let generation = key(*user).select(256);
+                    let is_new = !generations.contains(&generation);
+                    generations.push(generation);
+                    is_new
+                })
+                .take(4)
+                .collect()
+        };
+        for _ in 0..operations {
+            if random.below(3) == 0 {
+                self.pass(server, random.pick(&PAUSES));
+            }
+            match random.below(10) {
+                0 => self.settle(random).await,
+                1 | 2 => self.control(random, &users).await.unwrap(),
+                _ => {
+                    let mut asked = Asked {
+                        user: random.pick(&users),
+                        cost: random.pick(&[1, 1, 1, 1, 0, 2, 3, 7, 25]),
+                        plan: random
+                            .pick(&[None, None, Some(0), Some(1), Some(2), Some(3), Some(4)])
+                            .filter(|_| !self.remembers),
+                        shared: random.below(3) > 0,
+                    };
+                    if let Some(plan) = asked.plan {
+                        // What can never be granted is denied without Redis, and takes nothing over.
+                        asked.cost = asked.cost.min(PLANS[plan].burst_size());
+                    }
+                    let patience = if random.below(2) == 0 { slack } else { Duration::ZERO };
+                    self.ask(asked, patience.into()).await;
+                }
+            }
+        }
+    }
+}
+
+/// How many operations, where the environment says it.
+fn operations(default: usize) -> usize {
+    std::env::var("TOWER_QUOTA_OPERATIONS").map_or(default, |number| number.parse().unwrap())
+}
+
+const SLACKS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(700), Duration::from_secs(30)];
+
+#[tokio::test]
+async fn one_server_does_what_memory_does() {
+    let server = Server::with_clock(Engine::Valkey, &[]);
+    let cases = operations(100_000) / 1_000;
+    let mut ahead = 0;
+    for case in 0..cases {
+        let seed = 0x9E37_79B9 + case as u64;
+        let slack = SLACKS[case % SLACKS.len()];
+        let mut both = Both::new(&server, seed, &[], slack, ahead).await;
+        both.run(&server, &mut Random(seed), 1_000, slack).await;
+        ahead = both.ahead;
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_does_what_memory_does() {
+    let nodes = Server::cluster_with_clock();
+    let urls: Vec<String> = nodes[1..].iter().map(Server::url).collect();
+    let cases = operations(20_000) / 1_000;
+    let mut ahead = 0;
+    for case in 0..cases {
+        let seed = 0x51ED_2701 + case as u64;
+        let slack = SLACKS[case % SLACKS.len()];
+        let mut both = Both::new(&nodes[0], seed, &urls, slack, ahead).await;
+        both.run(&nodes[0], &mut Random(seed), 1_000, slack).await;
+        ahead = both.ahead;
+    }
+}
