@@ -148,7 +148,12 @@ impl PolicyBuckets {
     /// Prepares for decisions by this quota. The horizon never shrinks, because what was used under
     /// a longer burst stays used.
     pub(super) fn allow_quota(&self, quota: Quota) {
-        let burst = quota.burst_nanos().get();
+        self.allow_burst(quota.burst_nanos());
+    }
+
+    /// Prepares for buckets that are ahead by this burst, and by a debt as deep.
+    fn allow_burst(&self, burst: Nanos) {
+        let burst = burst.min(MAX_SLACK).get();
         if self.longest_burst.load(Ordering::Relaxed) < burst {
             self.longest_burst.fetch_max(burst, Ordering::Relaxed);
         }
@@ -320,6 +325,8 @@ impl PolicyBuckets {
                 (found.converted(now, cell, quota.cell_nanos()), quota.cell_nanos())
             };
             let [cost, burst] = [cells, quota.burst_size()].map(|cells| after_cell.saturating_mul(cells.into()));
+            // The cells may take longer than those of any quota with this burst, and are not cut.
+            self.allow_burst(burst);
             let after = bucket.charge(now, cost, furthest(burst, self.slack()));
             let backlog = after.converted(now, after_cell, quota.cell_nanos()).backlog(now);
             // A full bucket needs no place.
