@@ -184,7 +184,7 @@ impl Policy {
             cost_by: None,
             when: None,
             missing: None,
-            cap: Cap::new(1_000_000, AtCap::default()),
+            cap: default_cap(),
             advertise: Advertise::default(),
             enforce: Enforce::Always,
             count_if: None,
@@ -314,6 +314,9 @@ impl Policy {
     /// A part of them may belong to one network: see
     /// [`max_keys_per_network`](Self::max_keys_per_network). [`at_cap`](Self::at_cap) says what
     /// happens to further keys.
+    ///
+    /// Only the memory of Redis bounds how many keys are there, so `RedisBuilder::build` refuses a
+    /// policy with a cap of its own.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.cap.max_keys = max_keys;
         self
@@ -333,6 +336,8 @@ impl Policy {
 
     /// Sets what happens to new keys when the map is full. Keys with a backlog are never evicted
     /// for others.
+    ///
+    /// Over Redis the map has no cap: see [`max_keys`](Self::max_keys).
     pub fn at_cap(mut self, at_cap: AtCap) -> Self {
         self.cap.beyond = at_cap;
         self
@@ -400,6 +405,12 @@ impl Policy {
         self.cap
     }
 
+    /// Whether the cap is one that was set.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_capped(&self) -> bool {
+        self.cap != default_cap()
+    }
+
     pub(crate) fn advertised(&self) -> Advertise {
         self.advertise
     }
@@ -465,6 +476,10 @@ impl fmt::Debug for Policy {
             .field("global", &self.is_global())
             .finish_non_exhaustive()
     }
+}
+
+fn default_cap() -> Cap {
+    Cap::new(1_000_000, AtCap::default())
 }
 
 /// The quota that a bucket is decided by.

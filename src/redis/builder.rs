@@ -62,6 +62,7 @@ impl RedisLimiter {
             timeout: Duration::from_millis(50),
             stall: None,
             lease: None,
+            cached_keys: 1_000_000,
             options: PolicySetOptions::default(),
             credentials: None,
             address_map: None,
@@ -87,6 +88,7 @@ pub struct RedisBuilder {
     timeout: Duration,
     stall: Option<Duration>,
     lease: Option<LeaseConfig>,
+    cached_keys: usize,
     pub(super) options: PolicySetOptions,
     credentials: Option<CredentialsProvider>,
     address_map: Option<AddressMap>,
@@ -210,6 +212,13 @@ impl RedisBuilder {
         self
     }
 
+    /// Sets for how many keys of each policy this process remembers denials and blocks; 1,000,000
+    /// unless set. Requests of further keys ask Redis. At least one.
+    pub fn cached_keys(mut self, keys: usize) -> Self {
+        self.cached_keys = keys.clamp(1, 1 << 31);
+        self
+    }
+
     /// Tracks so many of the keys that this process denies most, for
     /// [`RedisLimiter::top_denied`]. None unless set, and at most 4,096.
     pub fn top_denied(mut self, keys: usize) -> Self {
@@ -279,6 +288,9 @@ impl RedisBuilder {
         {
             dialer.tls = self.tls(&servers)?;
         }
+        if let Some(capped) = self.policies.iter().find(|policy| policy.is_capped()) {
+            return Err(RedisConfigError::Capped(capped.name().to_owned()));
+        }
         let options = PolicySetOptions { hasher: Some(KeyHasher::with_secret(&self.secret)), ..self.options };
         let set = PolicySet::new(self.policies, options)?;
         let mut on_failure: Box<[_]> = set.policies().iter().map(|_| self.on_failure).collect();
@@ -309,7 +321,7 @@ impl RedisBuilder {
             RedisParts {
                 names,
                 topology,
-                lower_bounds: LowerBounds::new(&set),
+                lower_bounds: LowerBounds::new(&set, self.cached_keys),
                 fallback: FallbackBuckets::new(&set, on_failure),
                 config,
                 slack: AtomicU64::new(0),

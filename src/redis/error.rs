@@ -15,6 +15,9 @@ pub(super) const MIN_SECRET: usize = 16;
 pub enum RedisConfigError {
     /// The address of the server is not accepted.
     Address(AddressError),
+    /// The policy of this name has a cap on its keys ([`max_keys`](crate::Policy::max_keys) or the
+    /// like), which has no meaning in Redis.
+    Capped(String),
     /// The address of a node of a cluster is not accepted.
     ClusterAddress(AddressError),
     /// Some nodes of a cluster have TLS, and others do not.
@@ -59,6 +62,12 @@ impl fmt::Display for RedisConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(error) => write!(f, "the address of the server is not accepted: {error}"),
+            Self::Capped(policy) => write!(
+                f,
+                "the policy {policy:?} has a cap on its keys, which does not hold in Redis: leave out max_keys, \
+                 max_keys_per_network and at_cap, bound the memory of the server with maxmemory, and what this process \
+                 remembers with `cached_keys`"
+            ),
             Self::ClusterAddress(error) => write!(f, "the address of a node of the cluster is not accepted: {error}"),
             Self::ClusterOfBoth => f.write_str(
                 "some nodes of the cluster have TLS and others do not: write rediss:// for all, or for none",

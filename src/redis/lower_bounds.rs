@@ -102,10 +102,10 @@ pub(super) type Bans = SmallVec<[(usize, Key, Nanos); 1]>;
 const MAX_GLOBAL_QUOTAS: usize = 1_024;
 
 impl LowerBounds {
-    pub(super) fn new(set: &PolicySet) -> Self {
+    pub(super) fn new(set: &PolicySet, cached_keys: usize) -> Self {
         let each = set.policies().iter().map(|policy| {
-            let max_keys = if policy.is_global() { MAX_GLOBAL_QUOTAS } else { policy.cap().max_keys };
-            let cap = Cap { max_keys, beyond: AtCap::Deny, ..policy.cap() };
+            let max_keys = if policy.is_global() { MAX_GLOBAL_QUOTAS } else { cached_keys };
+            let cap = Cap::new(max_keys, AtCap::Deny);
             // A key without a place of its own is not cached.
             let store = || Arc::new(Store::new(cap, set.clock().clone()));
             let (buckets, blocks) = (store(), store());

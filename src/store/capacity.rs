@@ -44,7 +44,7 @@ pub enum AtCap {
 }
 
 /// How many keys a store may have.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cap {
     pub(crate) max_keys: usize,
     /// `None` for the default.
