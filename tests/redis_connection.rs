@@ -67,10 +67,6 @@ fn let_pass(time: Duration) {
     within_a_minute(|| start.elapsed() > time);
 }
 
-fn clients(server: &Server) -> usize {
-    server.cli(&["CLIENT", "LIST", "TYPE", "PUBSUB"]).lines().filter(|line| !line.is_empty()).count()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_the_server_closed_in_a_quiet_time_is_no_reason_to_deny() {
     let server = Server::start(Engine::Redis);

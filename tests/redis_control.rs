@@ -60,14 +60,14 @@ async fn admitted(limiter: &RedisLimiter, key: &str, tries: usize) -> usize {
     admitted
 }
 
-/// A process that does what it is told, line by line.
+/// A process that does what each line says.
 struct Process {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
-/// Where such a process is told which server to use.
+/// Where such a process reads which server to use.
 const SERVER: &str = "TOWER_QUOTA_CONTROL_SERVER";
 
 impl Process {
@@ -85,7 +85,7 @@ impl Process {
         process
     }
 
-    fn tell(&mut self, command: &str) {
+    fn send(&mut self, command: &str) {
         writeln!(self.input, "{command}").unwrap();
     }
 
@@ -100,7 +100,7 @@ impl Process {
     }
 
     fn ask(&mut self, command: &str) -> String {
-        self.tell(command);
+        self.send(command);
         self.answer()
     }
 
@@ -149,12 +149,12 @@ fn one_of_four_processes() {
 
 /// A block, a reset and a quota of one process are obeyed by all within 100 ms of the answer, also by those that remember a denial.
 #[test]
-fn four_processes_obey_what_one_is_told() {
+fn four_processes_obey_what_one_of_them_does() {
     let server = Server::start(Engine::Redis);
     let mut all = [(); 4].map(|()| Process::start(&server.url()));
     let within_100_ms = |all: &mut [Process; 4], key: &str, allowed: bool| {
         for process in &mut *all {
-            process.tell(&format!("until {key} {allowed}"));
+            process.send(&format!("until {key} {allowed}"));
         }
         for process in all {
             let took: u64 = process.answer().parse().unwrap();
@@ -194,7 +194,7 @@ fn a_process_that_was_frozen_obeys_when_it_is_back() {
     assert_eq!(other.ask("quota 7/h"), "Ok(())");
     server.cli(&["CLIENT", "KILL", "TYPE", "PUBSUB"]);
     frozen.signal("-CONT");
-    frozen.tell("until a true");
+    frozen.send("until a true");
     let took: u64 = frozen.answer().parse().unwrap();
     assert!(took < 10_000, "{took} ms");
     assert_eq!(frozen.ask("admitted b 1"), "0");

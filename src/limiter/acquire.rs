@@ -128,8 +128,7 @@ impl LocalBuckets {
                 let mut outcomes = PolicyOutcomes::new();
                 outcomes.push(PolicyOutcome::of(0, &demand, evaluation.clamped, evaluation, now));
                 let key = [(0, demand.key)];
-                set.strike(&mut outcomes, &key, now, self.decided_by);
-                Err(set.denied(outcomes, &key, now, self.decided_by))
+                Err(set.denied(outcomes, &key, &key, now, self.decided_by, |_, _, _| {}))
             }
             FastOutcome::DoesNotApply => Ok(Grant::at(set.now())),
             FastOutcome::Granted(_, FastPath { now, .. }) => Ok(Grant::at(now)),
@@ -206,10 +205,7 @@ impl LocalBuckets {
             set.count_overflow(policy);
             self.each[policy].request_sweep();
         }
-        result.map_err(|now| {
-            set.strike(&mut outcomes, &strikes, now, self.decided_by);
-            set.denied(outcomes, &strikes, now, self.decided_by)
-        })
+        result.map_err(|now| set.denied(outcomes, &strikes, &strikes, now, self.decided_by, |_, _, _| {}))
     }
 
     /// How one policy answers a request that is denied in any case: from the bucket that the key

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use super::{Limiter, error::UnknownPolicy, policy_set::PolicySet};
+use super::{error::UnknownPolicy, into_limiter::Settle};
 use crate::{
     clock::Timestamp,
     decision::{Receipt, Receipts, Standing},
@@ -38,32 +38,6 @@ use crate::{
 #[derive(Clone)]
 pub struct Admission {
     inner: Arc<OpenReceipts<dyn Settle>>,
-}
-
-/// Where receipts are refunded and charged: a limiter.
-pub(crate) trait Settle: Send + Sync + 'static {
-    /// What the limiter has beside its buckets.
-    fn policy_set(&self) -> &PolicySet;
-
-    /// Refunds what was acquired at `at`, less what time has returned since.
-    fn refund_receipt(&self, receipt: &Receipt, at: Timestamp);
-
-    /// Charges `cells` beyond the receipt.
-    fn charge_receipt(&self, receipt: &Receipt, cells: u32);
-}
-
-impl Settle for Limiter {
-    fn policy_set(&self) -> &PolicySet {
-        self.set()
-    }
-
-    fn refund_receipt(&self, receipt: &Receipt, at: Timestamp) {
-        self.parts.buckets.refund(receipt, at, self.set().clock());
-    }
-
-    fn charge_receipt(&self, receipt: &Receipt, cells: u32) {
-        self.parts.buckets.charge_beyond(receipt, cells, self.set().clock());
-    }
 }
 
 struct OpenReceipts<S: ?Sized> {

@@ -1,8 +1,9 @@
-//! Contains [`IntoLimiter`]: what a layer can be made of.
+//! Contains [`IntoLimiter`], what a layer can be made of, and what every limiter can do for one.
 
 use std::time::Duration;
 
-use super::{admission::Settle, error::ConfigError};
+use super::{error::ConfigError, policy_set::PolicySet};
+use crate::{clock::Timestamp, decision::Receipt};
 
 /// A limiter, or policies to build one of.
 ///
@@ -31,4 +32,16 @@ pub trait IntoLimiter {
 pub trait Handle: Settle + Clone {
     /// Lets requests wait for as long, now and later.
     fn allow_waits(&self, longest: Duration);
+}
+
+/// Where receipts are refunded and charged: a limiter.
+pub(crate) trait Settle: Send + Sync + 'static {
+    /// What the limiter has beside its buckets.
+    fn policy_set(&self) -> &PolicySet;
+
+    /// Refunds what was acquired at `at`, less what time has returned since.
+    fn refund_receipt(&self, receipt: &Receipt, at: Timestamp);
+
+    /// Charges `cells` beyond the receipt.
+    fn charge_receipt(&self, receipt: &Receipt, cells: u32);
 }

@@ -47,7 +47,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::Request;
 
 pub(crate) use self::{
-    acquire::Grant, admission::Settle, into_limiter::Handle, local_buckets::LocalBuckets, policy_set::PolicySet,
+    acquire::Grant,
+    into_limiter::{Handle, Settle},
+    local_buckets::LocalBuckets,
+    policy_set::PolicySet,
 };
 pub use self::{
     admin::Page,
@@ -64,8 +67,8 @@ pub(crate) use self::{
 };
 pub use crate::sweeper::Sweep;
 use crate::{
-    clock::Nanos,
-    decision::{Decision, Denied, Receipts},
+    clock::{Nanos, Timestamp},
+    decision::{Decision, Denied, Receipt, Receipts},
     key::RequestHead,
 };
 
@@ -142,6 +145,20 @@ impl Limiter {
     #[inline(always)]
     pub(crate) fn set(&self) -> &PolicySet {
         &self.parts.set
+    }
+}
+
+impl Settle for Limiter {
+    fn policy_set(&self) -> &PolicySet {
+        self.set()
+    }
+
+    fn refund_receipt(&self, receipt: &Receipt, at: Timestamp) {
+        self.parts.buckets.refund(receipt, at, self.set().clock());
+    }
+
+    fn charge_receipt(&self, receipt: &Receipt, cells: u32) {
+        self.parts.buckets.charge_beyond(receipt, cells, self.set().clock());
     }
 }
 

@@ -297,20 +297,25 @@ impl PolicySet {
         let outcomes: PolicyOutcomes = outcomes.collect();
         // The block may have ended since it was found.
         let keys: SmallVec<[_; 4]> = demands.iter().map(|(policy, demand)| (*policy, demand.key)).collect();
-        outcomes.iter().any(PolicyOutcome::denies).then(|| self.denied(outcomes, &keys, self.now(), decided_by))
+        outcomes
+            .iter()
+            .any(PolicyOutcome::denies)
+            .then(|| self.denied(outcomes, &keys, &[], self.now(), decided_by, |_, _, _| {}))
     }
 
-    /// Counts the denials of keys that lacked cells at `now`. Returns which keys are banned for it,
-    /// and for how long: their outcomes say so from then on. Called while nothing is locked.
+    /// Makes the denial, counts it, and reports it. `keys` are those of policies that deny, as far
+    /// as they are known. `strikes` are the keys that lacked cells at `now`; `banned` is called for
+    /// each that is banned for it, with the length. Called while nothing is locked.
     #[inline(never)]
-    pub(crate) fn strike(
+    pub(crate) fn denied(
         &self,
-        outcomes: &mut PolicyOutcomes,
+        mut outcomes: PolicyOutcomes,
+        keys: &[(usize, Key)],
         strikes: &[(usize, Key)],
         now: Timestamp,
         decided_by: DecidedBy,
-    ) -> SmallVec<[(usize, Key, Nanos); 1]> {
-        let mut bans = SmallVec::new();
+        mut banned: impl FnMut(usize, Key, Nanos),
+    ) -> Denied {
         for (policy, key) in strikes {
             if let Some(top_denied) = &self.top_denied {
                 top_denied.count(*policy, *key);
@@ -318,29 +323,16 @@ impl PolicySet {
             // A key above its share in an outage may be within its limit: that earns no ban, which
             // would outlast the outage.
             let penalties = if decided_by.is_fallback() { None } else { self.penalties(*policy) };
-            let banned = penalties.and_then(|penalties| penalties.strike(*key, now));
+            let length = penalties.and_then(|penalties| penalties.strike(*key, now));
             let outcome = outcomes.iter_mut().find(|outcome| outcome.policy == *policy);
-            if let (Some(length), Some(outcome)) = (banned, outcome) {
+            if let (Some(length), Some(outcome)) = (length, outcome) {
                 // From here on the wait for cells would be too short.
                 let wait = if let Verdict::Wait(wait) = outcome.verdict { wait } else { Nanos::ZERO };
                 outcome.verdict = Verdict::Blocked(length.max(wait));
                 events::banned(self.policies[*policy].name(), length);
-                bans.push((*policy, *key, length));
+                banned(*policy, *key, length);
             }
         }
-        bans
-    }
-
-    /// Makes the denial, counts it, and reports it. `keys` are those of policies that deny, as far
-    /// as they are known. Called while nothing is locked.
-    #[inline(never)]
-    pub(crate) fn denied(
-        &self,
-        outcomes: PolicyOutcomes,
-        keys: &[(usize, Key)],
-        now: Timestamp,
-        decided_by: DecidedBy,
-    ) -> Denied {
         for outcome in outcomes.iter().filter(|outcome| cfg!(feature = "metrics") && outcome.denies()) {
             let counted = match outcome.verdict {
                 Verdict::Blocked(_) => Outcome::Blocked,

@@ -10,7 +10,7 @@ use smallvec::{SmallVec, smallvec};
 use super::{
     connection::Redirect,
     limiter::{RedisLimiter, RedisParts},
-    lower_bounds::{AllAsked, Asked, Bans, demands_of},
+    lower_bounds::{AllAsked, Asked, NewBans, demands_of},
     names::Principal,
     node::Node,
     protocol::{Decided, RedisDemand, RedisDemands, Settlement},
@@ -34,7 +34,7 @@ struct CallGroup {
 
 /// The result of a call.
 enum CallOutcome {
-    Decided(Arc<Node>, Decided),
+    Decided(Arc<Node>, Box<Decided>),
     /// Some keys of the slot are on one node, and others on another.
     SplitSlot,
     /// Redis does not answer in time, or not to this.
@@ -45,7 +45,7 @@ enum CallOutcome {
 struct GroupReply {
     group: CallGroup,
     /// `None` where Redis does not answer.
-    decided: Option<(Arc<Node>, Decided)>,
+    decided: Option<(Arc<Node>, Box<Decided>)>,
 }
 
 impl RedisLimiter {
@@ -86,7 +86,8 @@ impl RedisLimiter {
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
         let patience = patience.min(MAX_SLACK);
         let (asked, principals) = self.ask(&demands);
-        if let Some((denied, bans)) = lower_bounds.cached_denial(set, &asked, patience) {
+        if let Some(cached) = lower_bounds.cached_denial(set, &asked, patience) {
+            let (denied, bans) = *cached;
             self.ban(bans);
             return Err(denied);
         }
@@ -102,7 +103,7 @@ impl RedisLimiter {
         };
         #[cfg(test)]
         for (_, decided) in replies.iter().filter_map(|reply| reply.decided.as_ref()) {
-            super::same_as_memory::note(decided.at.timestamp());
+            super::protocol::note(decided.at.timestamp());
         }
         let result = match &mut replies[..] {
             // No policy applies.
@@ -118,7 +119,8 @@ impl RedisLimiter {
         for (_, decided) in replies.iter_mut().filter_map(|reply| reply.decided.as_mut()) {
             decided.is_received();
         }
-        result.map_err(|(denied, bans)| {
+        result.map_err(|denied| {
+            let (denied, bans) = *denied;
             self.ban(bans);
             denied
         })
@@ -163,7 +165,7 @@ impl RedisLimiter {
         at: Timestamp,
         patience: Nanos,
         receipts: &mut Receipts,
-    ) -> Result<Grant, (Denied, Bans)> {
+    ) -> Result<Grant, Box<(Denied, NewBans)>> {
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
         let (mut answered, mut unanswered) = (SmallVec::<[_; 4]>::new(), AllAsked::new());
         for GroupReply { group, decided } in replies {
@@ -197,15 +199,15 @@ impl RedisLimiter {
             }
         };
         for GroupReply { group, decided } in replies {
-            if let Some((node, Decided { granted: true, at, buckets, .. })) = decided {
-                let demands = group.redis_demands.iter().zip(buckets.iter().copied());
-                if let Some(refund) = Settlement::refund_all(demands, *at) {
+            if let Some((node, decided)) = decided.as_ref().filter(|(_, decided)| decided.granted) {
+                let demands = group.redis_demands.iter().zip(decided.buckets.iter().copied());
+                if let Some(refund) = Settlement::refund_all(demands, decided.at) {
                     node.settle(refund);
                 }
             }
         }
         match denied {
-            Some(denied) => Err((denied, Bans::new())),
+            Some(denied) => Err(Box::new((denied, NewBans::new()))),
             None => combined(receipts),
         }
     }

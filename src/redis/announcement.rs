@@ -59,7 +59,7 @@ pub(super) fn quota_field(policy: &str) -> String {
 
 /// The policy and the quota of a field and its value. `None` where it is none that this version
 /// knows.
-pub(super) fn read_setting<'a>((field, value): &'a (String, String)) -> Option<(&'a str, Quota)> {
+pub(super) fn read_setting((field, value): &(String, String)) -> Option<(&str, Quota)> {
     Some((field.strip_prefix("quota:")?, value.parse().ok()?))
 }
 

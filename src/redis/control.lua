@@ -2,8 +2,9 @@
 -- the channel, the announcement, then for a block or a ban its nanoseconds; for a charge the cells,
 -- the time of a cell and the burst of the policy's own quota, and how long requests may wait.
 --
--- Returns when (seconds and nanoseconds), whether the bucket was used or blocked before, the backlog, the time of a cell that it is in, how long the
--- key is blocked, and the quota that was chosen for the key: count, period and burst, or nothing.
+-- Returns when (seconds and nanoseconds), whether the bucket was used or blocked before, the
+-- backlog, the time of a cell that it is in, how long the key is blocked, and the quota that was
+-- chosen for the key: count, period and burst, or nothing.
 local what = ARGV[1]
 if ARGV[3] ~= '' then
     -- First: where it is not permitted, nothing is written.

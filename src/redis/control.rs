@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::{
     announcement::{Announcement, Listener, quota_field, read_setting},
     limiter::{RedisLimiter, RedisParts},
-    lower_bounds::Bans,
+    lower_bounds::NewBans,
     names::{Principal, slot},
     protocol::{Element, Query, read_plan},
     script::{CONTROL, QUOTAS},
@@ -86,7 +86,7 @@ impl RedisLimiter {
     /// the key was blocked. See [`Limiter::reset`](crate::Limiter::reset).
     ///
     /// The denials that processes have counted towards a [ban](crate::Policy::ban) are forgotten by
-    /// this process alone.
+    /// this process only.
     ///
     /// # Errors
     ///
@@ -219,6 +219,7 @@ impl RedisLimiter {
     ///
     /// When Redis does not answer within the [timeout](super::RedisBuilder::timeout): see
     /// [`ControlError`]. In a cluster some policies may be refunded, and others not.
+    #[expect(clippy::needless_pass_by_value, reason = "consumed, so that nothing is refunded twice")]
     pub fn refund<'a>(
         &'a self,
         allowed: Allowed<'_>,
@@ -375,7 +376,7 @@ impl RedisLimiter {
                 answer => {
                     #[cfg(test)]
                     if let (Ok(reply), Query::Script { .. } | Query::Settle(_)) = (&answer, &query) {
-                        super::same_as_memory::note_time(reply);
+                        super::protocol::note_reply(reply);
                     }
                     return answer.map_err(ControlError::of);
                 }
@@ -384,8 +385,8 @@ impl RedisLimiter {
         Err(ControlError::NotDone { reason: "the key is moving to another node of the cluster: try again".into() })
     }
 
-    /// Bans keys in all processes, and waits for nothing: this one knows it already.
-    pub(super) fn ban(&self, bans: Bans) {
+    /// NewBans keys in all processes, and waits for nothing: this one knows it already.
+    pub(super) fn ban(&self, bans: NewBans) {
         let RedisParts { set, lower_bounds, topology, config, .. } = &*self.parts;
         for (policy, key, length) in bans {
             let principal = Principal::of(key, set.hasher());

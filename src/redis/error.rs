@@ -64,7 +64,7 @@ impl fmt::Display for RedisConfigError {
             Self::Address(error) => write!(f, "the address of the server is not accepted: {error}"),
             Self::Capped(policy) => write!(
                 f,
-                "the policy {policy:?} has a cap on its keys, which does not hold in Redis: leave out max_keys, \
+                "the policy {policy:?} has a cap on its keys, which has no effect in Redis: leave out max_keys, \
                  max_keys_per_network and at_cap, bound the memory of the server with maxmemory, and what this process \
                  remembers with `cached_keys`"
             ),

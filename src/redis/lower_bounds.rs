@@ -77,7 +77,7 @@ pub(super) fn demands_of(asked: &[Asked]) -> Demands {
 }
 
 /// How a policy answers by a bucket.
-struct Answer {
+struct BucketAnswer {
     outcome: PolicyOutcome,
     /// Until the cells of a granted request are there.
     wait: Nanos,
@@ -87,7 +87,7 @@ struct Answer {
     takes_over: bool,
 }
 
-impl Answer {
+impl BucketAnswer {
     /// The outcome of a denied request.
     fn denied(mut self) -> PolicyOutcome {
         self.outcome.backlog = self.unacquired;
@@ -96,7 +96,7 @@ impl Answer {
 }
 
 /// A ban that a denial has brought about: policy, key, and length.
-pub(super) type Bans = SmallVec<[(usize, Key, Nanos); 1]>;
+pub(super) type NewBans = SmallVec<[(usize, Key, Nanos); 1]>;
 
 /// For a global policy: one for each quota that `quota_by` chooses.
 const MAX_GLOBAL_QUOTAS: usize = 1_024;
@@ -121,7 +121,12 @@ impl LowerBounds {
 
     /// The denial that is certain without asking Redis: a key is blocked, or its backlog is known
     /// to be too long for a request that waits no longer than `patience`.
-    pub(super) fn cached_denial(&self, set: &PolicySet, asked: &[Asked], patience: Nanos) -> Option<(Denied, Bans)> {
+    pub(super) fn cached_denial(
+        &self,
+        set: &PolicySet,
+        asked: &[Asked],
+        patience: Nanos,
+    ) -> Option<Box<(Denied, NewBans)>> {
         let known = |asked: &Asked, patience: Nanos| {
             let Asked { policy, mut demand, epoch } = *asked;
             if !demand.planned && set.policies()[policy].has_plans() {
@@ -147,7 +152,7 @@ impl LowerBounds {
                 |index| known(&asked[index], Nanos::ZERO),
             );
             if let Some(denied) = denied {
-                return Some((denied, Bans::new()));
+                return Some(Box::new((denied, NewBans::new())));
             }
         }
         let outcomes: PolicyOutcomes = asked.iter().map(|asked| known(asked, patience)).collect();
@@ -163,7 +168,7 @@ impl LowerBounds {
         at: Timestamp,
         patience: Nanos,
         receipts: &mut Receipts,
-    ) -> Result<Grant, (Denied, Bans)> {
+    ) -> Result<Grant, Box<(Denied, NewBans)>> {
         let states = decided.buckets.iter().copied();
         let answered: SmallVec<[_; 4]> = asked.iter().copied().zip(states).map(|each| (each, decided.at)).collect();
         self.record_replies(set, &answered, decided.granted, at, patience, receipts)
@@ -178,7 +183,7 @@ impl LowerBounds {
         at: Timestamp,
         patience: Nanos,
         receipts: &mut Receipts,
-    ) -> Result<Grant, (Denied, Bans)> {
+    ) -> Result<Grant, Box<(Denied, NewBans)>> {
         let mut outcomes = PolicyOutcomes::new();
         let mut wait = Nanos::ZERO;
         // Nobody waits for cells under a block.
@@ -288,7 +293,7 @@ fn denial_of_reply(
     answered: &[((Asked, BucketState), ServerTime)],
     mut outcomes: PolicyOutcomes,
     at: Timestamp,
-) -> Result<Grant, (Denied, Bans)> {
+) -> Result<Grant, Box<(Denied, NewBans)>> {
     let asked: AllAsked = answered.iter().map(|((asked, _), _)| *asked).collect();
     let blocked = |index: usize| {
         let left = answered[index].0.1.blocked;
@@ -299,7 +304,7 @@ fn denial_of_reply(
     if (0..asked.len()).any(is_blocked) {
         let denied = set.denial_of_blocked(&demands_of(&asked), DecidedBy::Redis, blocked, |index| outcomes[index]);
         if let Some(denied) = denied {
-            return Err((denied, Bans::new()));
+            return Err(Box::new((denied, NewBans::new())));
         }
     }
     // In bursts of months the server may deny by nanoseconds what this process would grant.
@@ -316,10 +321,10 @@ fn denial_of_reply(
 
 fn denial(
     set: &PolicySet,
-    mut outcomes: PolicyOutcomes,
+    outcomes: PolicyOutcomes,
     asked: &[Asked],
     decided_by: DecidedBy,
-) -> Option<(Denied, Bans)> {
+) -> Option<Box<(Denied, NewBans)>> {
     if !outcomes.iter().any(PolicyOutcome::denies) {
         return None;
     }
@@ -328,11 +333,13 @@ fn denial(
     };
     let keys: SmallVec<[_; 4]> = outcomes.iter().zip(asked).filter_map(lacking).collect();
     let now = set.now();
-    let bans = set.strike(&mut outcomes, &keys, now, decided_by);
-    Some((set.denied(outcomes, &keys, now, decided_by), bans))
+    let mut bans = NewBans::new();
+    let denied =
+        set.denied(outcomes, &keys, &keys, now, decided_by, |policy, key, length| bans.push((policy, key, length)));
+    Some(Box::new((denied, bans)))
 }
 
-fn receipt(demand: &Demand, state: &BucketState, answer: &Answer, acquired: bool, at: Timestamp) -> Receipt {
+fn receipt(demand: &Demand, state: &BucketState, answer: &BucketAnswer, acquired: bool, at: Timestamp) -> Receipt {
     Receipt {
         outcome: answer.outcome,
         key: demand.key,
@@ -346,21 +353,18 @@ fn receipt(demand: &Demand, state: &BucketState, answer: &Answer, acquired: bool
 }
 
 /// How a policy answers by a backlog, which is in the time of a cell of `from`.
-fn answer(policy: usize, demand: &Demand, backlog: Nanos, from: Option<Nanos>, patience: Nanos) -> Answer {
+fn answer(policy: usize, demand: &Demand, backlog: Nanos, from: Option<Nanos>, patience: Nanos) -> BucketAnswer {
     // Not cut: the server has done that. The backlog does not depend on the clock that it is
     // evaluated by.
     let (now, horizon) = (Timestamp::ORIGIN, Nanos::MAX);
     let Demand { quota, cells, shadow, .. } = *demand;
     let bucket = Bucket::with_backlog(now, backlog);
-    let (evaluation, wait_if_reserved, keeps) = match from.filter(|from| *from != quota.cell_nanos()) {
-        Some(from) => {
-            let converted = bucket.evaluate_converted(now, from, quota, cells, horizon);
-            (converted.evaluation, converted.wait_converted, !converted.takes_over)
-        }
-        None => {
-            let evaluation = bucket.evaluate(now, quota, cells, horizon);
-            (evaluation, evaluation.wait, false)
-        }
+    let (evaluation, wait_if_reserved, keeps) = if let Some(from) = from.filter(|from| *from != quota.cell_nanos()) {
+        let converted = bucket.evaluate_converted(now, from, quota, cells, horizon);
+        (converted.evaluation, converted.wait_converted, !converted.takes_over)
+    } else {
+        let evaluation = bucket.evaluate(now, quota, cells, horizon);
+        (evaluation, evaluation.wait, false)
     };
     let after = if evaluation.is_granted() { evaluation.after } else { evaluation.clamped };
     let mut outcome = PolicyOutcome::of(policy, demand, after, evaluation, now);
@@ -371,5 +375,5 @@ fn answer(policy: usize, demand: &Demand, backlog: Nanos, from: Option<Nanos>, p
     if let Some(reserved) = reserved {
         (outcome.backlog, outcome.verdict, wait) = (reserved.backlog(now), Verdict::Granted, wait_if_reserved);
     }
-    Answer { outcome, wait, unacquired: evaluation.clamped.backlog(now), takes_over: !keeps }
+    BucketAnswer { outcome, wait, unacquired: evaluation.clamped.backlog(now), takes_over: !keeps }
 }

@@ -153,8 +153,10 @@ impl Decided {
 
 /// Refunds the cells of a request that is dropped before it has its answer.
 pub(super) struct Unclaimed {
-    refund: Option<(Settlement, Box<dyn FnOnce(Settlement) + Send>)>,
+    refund: Option<(Settlement, BoxedSettle)>,
 }
+
+type BoxedSettle = Box<dyn FnOnce(Settlement) + Send>;
 
 impl Unclaimed {
     pub(super) fn new(refund: Settlement, settle: impl FnOnce(Settlement) + Send + 'static) -> Self {
@@ -343,6 +345,30 @@ impl Settlement {
         });
         let parts: SmallVec<_> = parts.collect();
         (!parts.is_empty()).then_some(Self { at, parts })
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// When a server has last done something for this thread, for tests that compare.
+    static LAST: std::cell::Cell<Timestamp> = const { std::cell::Cell::new(Timestamp::ORIGIN) };
+}
+
+#[cfg(test)]
+pub(super) fn last_time() -> Timestamp {
+    LAST.get()
+}
+
+#[cfg(test)]
+pub(super) fn note(at: Timestamp) {
+    LAST.set(at);
+}
+
+#[cfg(test)]
+pub(super) fn note_reply(reply: &[Element]) {
+    if let [seconds, nanos, ..] = reply {
+        let [seconds, nanos] = [seconds, nanos].map(|part| part.number().unwrap());
+        note(Timestamp::from_nanos(seconds * 1_000_000_000 + nanos));
     }
 }
 

@@ -10,7 +10,7 @@ use http::Request;
 use super::{
     OnFailure, RedisLimiter,
     control::ControlError,
-    protocol::{Element, Query},
+    protocol::{Query, last_time},
     servers::{Engine, Server},
 };
 use crate::{
@@ -21,22 +21,6 @@ use crate::{
     limiter::{Demands, Grant, Handle as _, Settle as _, Sweep},
     observe::metrics::DecidedBy,
 };
-
-thread_local! {
-    /// When Redis has last done something for this thread.
-    static LAST: Cell<Timestamp> = const { Cell::new(Timestamp::ORIGIN) };
-}
-
-pub(super) fn note(at: Timestamp) {
-    LAST.set(at);
-}
-
-pub(super) fn note_time(reply: &[Element]) {
-    if let [seconds, nanos, ..] = reply {
-        let [seconds, nanos] = [seconds, nanos].map(|part| part.number().unwrap());
-        note(Timestamp::from_nanos(seconds * 1_000_000_000 + nanos));
-    }
-}
 
 /// A xorshift generator: the same operations in each run.
 struct Random(u64);
@@ -61,7 +45,7 @@ impl Random {
 
 /// What a request says.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct TestRequest {
     user: u64,
     cost: u32,
     /// Which of the plans, if any.
@@ -91,7 +75,7 @@ const OWN: [Quota; 4] = [
 const PAUSES: [i64; 8] = [0, 0, 1, 900, 50_000, 333_333, 1_500_000, 40_000_000];
 
 fn policies(several: bool) -> Vec<Policy> {
-    fn asked(head: RequestHead<'_>) -> Asked {
+    fn asked(head: RequestHead<'_>) -> TestRequest {
         *head.extensions().get().unwrap()
     }
     let user = Policy::per(key_fn(|head| Some(asked(head).user)), OWN[0])
@@ -118,7 +102,7 @@ struct Both {
     /// Whether denials and blocks may be remembered.
     remembers: bool,
     in_cluster: bool,
-    /// The server's clock has stepped back, by some microseconds, as it does beside other processes.
+    /// The server's clock has stepped back by some microseconds, as clocks do.
     stepped_back: Cell<bool>,
     admitted: Vec<(Receipts, Receipts, Timestamp)>,
 }
@@ -132,18 +116,18 @@ fn stands(standing: Standing<'_>) -> Stands {
 }
 
 #[derive(Debug, PartialEq)]
-enum Answer {
+enum Compared {
     Granted { wait: Nanos, standings: Vec<Stands> },
     Denied { standings: Vec<Stands>, retry_after: Option<Duration>, reason: String },
 }
 
-fn answer(result: &Result<Grant, Denied>, receipts: &Receipts, policies: &[Policy]) -> Answer {
+fn answer(result: &Result<Grant, Denied>, receipts: &Receipts, policies: &[Policy]) -> Compared {
     match result {
-        Ok(grant) => Answer::Granted {
+        Ok(grant) => Compared::Granted {
             wait: grant.wait,
             standings: receipts.iter().map(|receipt| stands(receipt.outcome.standing(policies))).collect(),
         },
-        Err(denied) => Answer::Denied {
+        Err(denied) => Compared::Denied {
             standings: denied.standings().map(stands).collect(),
             retry_after: denied.retry_after(),
             reason: format!("{:?}", denied.reason()),
@@ -191,7 +175,7 @@ impl Both {
 
     /// What Redis has just done is done in memory at the same time.
     fn follow(&self) {
-        let last = Duration::from_nanos(LAST.get().as_nanos());
+        let last = Duration::from_nanos(last_time().as_nanos());
         // The nodes of a cluster have clocks of their own, and a key is on one of them.
         if last < self.clock.elapsed() && !self.in_cluster {
             self.stepped_back.set(true);
@@ -203,32 +187,32 @@ impl Both {
         assert!(here == there || self.stepped_back.get(), "{what:?}\n  here: {here:?}\n there: {there:?}");
     }
 
-    async fn ask(&mut self, asked: Asked, patience: Nanos) {
+    async fn ask(&mut self, asked: TestRequest, patience: Nanos) {
         let mut request = Request::new(());
         request.extensions_mut().insert(asked);
-        let (mut receipts_here, mut receipts_there) = (Receipts::default(), Receipts::default());
+        let (mut receipts_in_memory, mut receipts_in_redis) = (Receipts::default(), Receipts::default());
         if !self.remembers {
             self.there.parts.lower_bounds.epochs.end_all();
         }
-        let before = LAST.get();
+        let before = last_time();
         let mut demands = Demands::new();
         let set = self.there.policy_set();
         set.evaluate(set.parts(&request).head(), &mut demands, DecidedBy::Cache).unwrap();
-        let there = self.there.acquire_all(Ok(demands), patience, &mut receipts_there).await;
+        let there = self.there.acquire_all(Ok(demands), patience, &mut receipts_in_redis).await;
         self.follow();
-        let here = self.here.acquire_within(self.here.set().parts(&request).head(), patience, &mut receipts_here);
-        if LAST.get() == before {
+        let here = self.here.acquire_within(self.here.set().parts(&request).head(), patience, &mut receipts_in_memory);
+        if last_time() == before {
             // A denial that was remembered, from before the time of an answer.
             self.agree(&here.is_err(), &there.is_err(), &asked);
             return;
         }
         let answers = [
-            answer(&here, &receipts_here, self.here.policies()),
-            answer(&there, &receipts_there, self.there.policies()),
+            answer(&here, &receipts_in_memory, self.here.policies()),
+            answer(&there, &receipts_in_redis, self.there.policies()),
         ];
         self.agree(&answers[0], &answers[1], &(asked, patience));
         if let Ok(grant) = here {
-            self.admitted.push((receipts_here, receipts_there, grant.at));
+            self.admitted.push((receipts_in_memory, receipts_in_redis, grant.at));
         }
     }
 
@@ -326,7 +310,7 @@ impl Both {
                 0 => self.settle(random).await,
                 1 | 2 => self.control(random, &users).await.unwrap(),
                 _ => {
-                    let mut asked = Asked {
+                    let mut asked = TestRequest {
                         user: random.pick(&users),
                         cost: random.pick(&[1, 1, 1, 1, 0, 2, 3, 7, 25]),
                         plan: random
@@ -335,7 +319,8 @@ impl Both {
                         shared: random.below(3) > 0,
                     };
                     if let Some(plan) = asked.plan {
-                        // What can never be granted is denied without Redis, and takes nothing over.
+                        // What can never be granted is denied without Redis, and takes no
+                        // bucket over.
                         asked.cost = asked.cost.min(PLANS[plan].burst_size());
                     }
                     let patience = if random.below(2) == 0 { slack } else { Duration::ZERO };

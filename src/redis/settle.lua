@@ -2,8 +2,9 @@
 -- than the quota), and charges cells whether or not they are there. KEYS: one for each bucket.
 -- ARGV: when the cells were acquired (seconds and nanoseconds), then for each bucket the
 -- nanoseconds to refund, the generation, the time of a cell, the burst, the arrival time after the
--- cells were acquired where requests wait in line (or nothing), the cells to charge, how long requests
--- may wait, and the count and the period of a quota that was chosen for the key (or nothing). Returns when (seconds and nanoseconds).
+-- cells were acquired where requests wait in line (or nothing), the cells to charge, how long
+-- requests may wait, and the count and the period of a quota that was chosen for the key (or
+-- nothing). Returns when (seconds and nanoseconds).
 local since = math.max(0, (s - tonumber(ARGV[1])) * 1000000000 + (us * 1000 - tonumber(ARGV[2])))
 for i = 1, #KEYS do
     local n, bucket = 8 * i - 5, read(KEYS[i])

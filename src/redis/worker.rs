@@ -94,7 +94,7 @@ pub(super) struct AcquireRequest {
 }
 
 pub(super) enum WorkerReply {
-    Decided(Decided),
+    Decided(Box<Decided>),
     /// Nothing was run.
     Redirected(Redirect),
 }
@@ -441,7 +441,7 @@ impl WorkerState {
     fn takes_lease(&mut self, demands: &RedisDemands, id: RequestId) -> bool {
         let now = self.now();
         let decided = self.worker.leases.as_mut().and_then(|leases| leases.take(demands, now));
-        decided.map(|decided| self.pending.reply(id, WorkerReply::Decided(decided))).is_some()
+        decided.map(|decided| self.pending.reply(id, WorkerReply::Decided(Box::new(decided)))).is_some()
     }
 
     /// The last handle is dropped: leases are refunded, and calls in flight end.
@@ -688,7 +688,7 @@ impl WorkerState {
                     if is_patient {
                         decided.unclaimed = self.unclaimed(&decided, &demands);
                     }
-                    self.pending.reply(id, WorkerReply::Decided(decided));
+                    self.pending.reply(id, WorkerReply::Decided(Box::new(decided)));
                 }
                 if let (Some(leases), false, false) = (&mut self.worker.leases, asking, is_patient) {
                     refund = leases.renew(&demands, reply, asked, since);

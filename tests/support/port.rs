@@ -11,12 +11,13 @@ use std::{
 /// be connected to itself.
 pub(crate) fn free_port() -> u16 {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    const FIRST: u32 = 10_000;
+    const FIRST: u16 = 10_000;
     const PORTS: u32 = 22_000;
     loop {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Processes start far from each other.
-        let port = (FIRST + (process::id().wrapping_mul(7919) + number) % PORTS) as u16;
+        let nth = process::id().wrapping_mul(7_919).wrapping_add(number) % PORTS;
+        let port = FIRST + u16::try_from(nth).unwrap();
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
