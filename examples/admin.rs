@@ -10,6 +10,9 @@
 //! admin -X DELETE localhost:3001/policies/per-ip/keys/KEY
 //! ```
 //!
+//! The same over Redis, for all processes that share the limits, with `REDIS_URL=redis://127.0.0.1 cargo run --example admin
+//! --features redis`; a page of keys is continued with `?from=NEXT`.
+//!
 //! KEY is a key from the list. `PORT`, `ADMIN_PORT` and `ADMIN_TOKEN` change the defaults; without a token there is no
 //! admin port.
 
@@ -35,8 +38,34 @@ use tower_quota::{
 
 #[derive(Clone)]
 struct Admin {
-    limiter: Limiter,
+    limiter: AnyLimiter,
     token: String,
+}
+
+/// One process, or many that share their limits over Redis: the methods have the same names.
+#[derive(Clone)]
+enum AnyLimiter {
+    Memory(Limiter),
+    #[cfg(feature = "redis")]
+    Redis(tower_quota::redis::RedisLimiter),
+}
+
+/// Does the same with either limiter. What asks Redis has to be awaited.
+macro_rules! either {
+    ($limiter:expr, |$name:ident| async $call:expr) => {
+        match &$limiter {
+            AnyLimiter::Memory($name) => $call?,
+            #[cfg(feature = "redis")]
+            AnyLimiter::Redis($name) => $call.await?,
+        }
+    };
+    ($limiter:expr, |$name:ident| $call:expr) => {
+        match &$limiter {
+            AnyLimiter::Memory($name) => $call,
+            #[cfg(feature = "redis")]
+            AnyLimiter::Redis($name) => $call,
+        }
+    };
 }
 
 /// An error, as a problem.
@@ -63,12 +92,22 @@ impl From<BlockError> for Failure {
     }
 }
 
+#[cfg(feature = "redis")]
+impl From<tower_quota::redis::ControlError> for Failure {
+    fn from(error: tower_quota::redis::ControlError) -> Self {
+        match error {
+            tower_quota::redis::ControlError::UnknownPolicy(unknown) => unknown.into(),
+            error => Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        }
+    }
+}
+
 type Answer = Result<Json<Value>, Failure>;
 
 async fn authenticate(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     // Compared as keyed hashes: the time of the comparison does not depend on how much of a guess is right.
-    let is_right = |token| admin.limiter.key_of(token) == admin.limiter.key_of(&admin.token);
+    let is_right = |token| either!(admin.limiter, |limiter| limiter.key_of(token) == limiter.key_of(&admin.token));
     if given.is_some_and(is_right) {
         next.run(request).await
     } else {
@@ -91,36 +130,57 @@ fn key(text: &str) -> Result<Key, Failure> {
 }
 
 async fn policies(State(admin): State<Admin>) -> Answer {
-    let policies = admin.limiter.policies().iter().map(|policy| {
-        let quota = admin.limiter.quota(policy.name())?;
-        Ok(json!({ "name": policy.name(), "quota": quota, "global": policy.is_global() }))
+    let policies = either!(admin.limiter, |limiter| {
+        let policies = limiter.policies().iter().map(|policy| {
+            let quota = limiter.quota(policy.name())?;
+            Ok(json!({ "name": policy.name(), "quota": quota, "global": policy.is_global() }))
+        });
+        policies.collect::<Result<Vec<_>, UnknownPolicy>>()?
     });
-    let policies = policies.collect::<Result<Vec<_>, UnknownPolicy>>()?;
-    Ok(Json(json!({ "policies": policies, "keys": admin.limiter.len() })))
+    let keys = match &admin.limiter {
+        AnyLimiter::Memory(limiter) => json!(limiter.len()),
+        #[cfg(feature = "redis")]
+        AnyLimiter::Redis(_) => Value::Null,
+    };
+    Ok(Json(json!({ "policies": policies, "keys": keys })))
 }
 
 #[derive(Deserialize)]
 struct Paging {
-    #[serde(default)]
-    from: usize,
+    from: Option<String>,
 }
 
 async fn keys(State(admin): State<Admin>, Path(policy): Path<String>, Query(paging): Query<Paging>) -> Answer {
-    let page = admin.limiter.list(&policy, paging.from, 100)?;
-    let keys: Vec<_> = page.keys.iter().map(|(key, standing)| shown(*key, standing)).collect();
-    Ok(Json(json!({ "keys": keys, "next": page.next })))
+    let wrong = |error: &dyn std::fmt::Display| Failure(StatusCode::BAD_REQUEST, error.to_string());
+    let shown_all =
+        |keys: &[(Key, Standing<'_>)]| -> Vec<_> { keys.iter().map(|(key, standing)| shown(*key, standing)).collect() };
+    let (keys, next) = match &admin.limiter {
+        AnyLimiter::Memory(limiter) => {
+            let from = paging.from.map(|from| from.parse()).transpose().map_err(|error| wrong(&error))?;
+            let page = limiter.list(&policy, from.unwrap_or(0), 100)?;
+            (shown_all(&page.keys), page.next.map(|next| next.to_string()))
+        }
+        #[cfg(feature = "redis")]
+        AnyLimiter::Redis(limiter) => {
+            let from = paging.from.map(|from| from.parse()).transpose().map_err(|error| wrong(&error))?;
+            let page = limiter.list(&policy, from, 100).await?;
+            (shown_all(&page.keys), page.next.map(|next| next.to_string()))
+        }
+    };
+    Ok(Json(json!({ "keys": keys, "next": next })))
 }
 
 async fn peek(State(admin): State<Admin>, Path((policy, name)): Path<(String, String)>) -> Answer {
     let key = key(&name)?;
-    let blocked = admin.limiter.blocked_for(&policy, key)?;
-    let mut shown = shown(key, &admin.limiter.peek(&policy, key)?);
+    let blocked = either!(admin.limiter, |limiter| async limiter.blocked_for(&policy, key));
+    let mut shown = shown(key, &either!(admin.limiter, |limiter| async limiter.peek(&policy, key)));
     shown["blocked_for_ms"] = json!(blocked.map(|left| left.as_millis()));
     Ok(Json(shown))
 }
 
 async fn reset(State(admin): State<Admin>, Path((policy, name)): Path<(String, String)>) -> Answer {
-    Ok(Json(json!({ "reset": admin.limiter.reset(&policy, key(&name)?)? })))
+    let key = key(&name)?;
+    Ok(Json(json!({ "reset": either!(admin.limiter, |limiter| async limiter.reset(&policy, key)) })))
 }
 
 #[derive(Deserialize)]
@@ -133,17 +193,19 @@ async fn block(
     Path((policy, name)): Path<(String, String)>,
     Query(block): Query<Block>,
 ) -> Answer {
-    admin.limiter.block(&policy, key(&name)?, Duration::from_secs(block.seconds))?;
+    let (key, time) = (key(&name)?, Duration::from_secs(block.seconds));
+    either!(admin.limiter, |limiter| async limiter.block(&policy, key, time));
     Ok(Json(json!({ "blocked_for": block.seconds })))
 }
 
 async fn set_quota(State(admin): State<Admin>, Path(policy): Path<String>, Json(quota): Json<Quota>) -> Answer {
-    admin.limiter.set_quota(&policy, quota)?;
+    either!(admin.limiter, |limiter| async limiter.set_quota(&policy, quota));
     Ok(Json(json!({ "quota": quota })))
 }
 
+/// Over Redis, those of this process.
 async fn denied(State(admin): State<Admin>) -> Json<Value> {
-    let denied = admin.limiter.top_denied();
+    let denied = either!(admin.limiter, |limiter| limiter.top_denied());
     let shown = denied.iter().map(|denied| {
         json!({
             "policy": &*denied.policy,
@@ -183,9 +245,22 @@ async fn listen(variable: &str, default: &str) -> Result<TcpListener, Box<dyn Er
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let policy = Policy::per(PeerIp, Quota::per_minute(5));
-    let limiter = Limiter::builder().policy(policy).top_denied(32).build()?;
-
-    let app = Router::new().route("/", get(|| async { "Hello!\n" })).layer(RateLimitLayer::new(&limiter));
+    let app = Router::new().route("/", get(|| async { "Hello!\n" }));
+    let (limiter, app) = match env::var("REDIS_URL") {
+        #[cfg(feature = "redis")]
+        Ok(url) => {
+            use tower_quota::redis::{OnFailure, RedisLimiter};
+            let limiter = RedisLimiter::builder(url, b"keep this out of the sources", OnFailure::Local { share: 0.5 });
+            let limiter = limiter.policy(policy).top_denied(32).build()?;
+            (AnyLimiter::Redis(limiter.clone()), app.layer(RateLimitLayer::new(&limiter)))
+        }
+        #[cfg(not(feature = "redis"))]
+        Ok(_) => return Err("over Redis this example needs `--features redis`".into()),
+        Err(_) => {
+            let limiter = Limiter::builder().policy(policy).top_denied(32).build()?;
+            (AnyLimiter::Memory(limiter.clone()), app.layer(RateLimitLayer::new(&limiter)))
+        }
+    };
     let listener = listen("PORT", "3000").await?;
     println!("listening on http://{}", listener.local_addr()?);
     let served = axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>());

@@ -942,6 +942,11 @@ async fn the_rights_of_the_operations_page_suffice() {
         assert_eq!(admitted(&limiter, "a", 10).await, 5, "{engine:?}");
         assert_eq!(server.cli(&["SCRIPT", "FLUSH"]), "OK");
         assert!(admits(&limiter, "b").await, "{engine:?}");
+        limiter.block("per-k", "b", Duration::from_secs(60)).await.unwrap();
+        limiter.set_quota("per-k", Quota::per_hour(9)).await.unwrap();
+        assert_eq!(limiter.list("per-k", None, 10).await.unwrap().keys.len(), 2);
+        assert!(limiter.reset("per-k", "a").await.unwrap());
+        limiter.set_quota("per-k", FIVE).await.unwrap();
         let elsewhere = builder(&url, OnFailure::Closed).prefix("elsewhere").policy(by_header(FIVE)).build().unwrap();
         assert!(!elsewhere.connect(Duration::from_millis(200)).await, "other keys are not its own");
         let with = |more: &str| builder(&format!("{url}{more}"), OnFailure::Closed).policy(by_header(FIVE));
@@ -951,6 +956,36 @@ async fn the_rights_of_the_operations_page_suffice() {
             assert!(admits(&connected(with(more)).await, "c").await, "{engine:?} {more}");
         }
     }
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn settings_are_read_from_a_file() {
+    use tower_quota::redis::RedisConfig;
+    let read = |text: &str| toml::from_str::<RedisConfig>(text);
+    let least = "address = \"redis://127.0.0.1\"\nsecret = \"the secret of these tests\"\non-failure = \"open\"\n";
+    let all = format!(
+        "{least}prefix = \"p\"\ntimeout-ms = 70\nstall-after-ms = 20\ncached-keys = 10\n\
+         lease = {{ cells = 64, ms = 100 }}\n[on-failure-of]\nper-k = {{ local = 0.25 }}\n"
+    );
+    for text in [least, &all] {
+        let config = read(text).unwrap();
+        assert!(!format!("{config:?}").contains("the secret"));
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<RedisConfig>(&json).unwrap(), config);
+        config.builder().policy(by_header(FIVE)).build().unwrap();
+    }
+    let refused =
+        |text: &str| read(&format!("{least}{text}")).unwrap().builder().policy(by_header(FIVE)).build().unwrap_err();
+    assert_eq!(refused("timeout-ms = 0"), RedisConfigError::Timeout(Duration::ZERO));
+    assert_eq!(refused("on-failure-of = { per-k = { local = 2.0 } }"), RedisConfigError::Share(2.0));
+    assert!(matches!(refused("on-failure-of = { x = \"closed\" }"), RedisConfigError::UnknownPolicy(_)));
+    assert!(matches!(refused("lease = { cells = 0, ms = 1 }"), RedisConfigError::Lease { max: 0, .. }));
+    assert_eq!(
+        refused("sentinel = { addresses = [], primary = \"x\" }\ncluster = []"),
+        RedisConfigError::SentinelsOfACluster
+    );
+    assert!(read(&format!("{least}colour = 1")).unwrap_err().to_string().contains("colour"));
 }
 
 /// One in cluster mode, and nobody has said so: some keys are elsewhere.
@@ -973,6 +1008,41 @@ fn the_example_shares_one_limit_between_two_servers() {
         Connection::open(address).send("GET", "/", &[]).status
     });
     assert_eq!(statuses.collect::<Vec<_>>(), [200, 200, 200, 200, 200, 429, 429, 429]);
+
+    // Another process resets the customer, and blocks it.
+    let operate = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(example::path("redis"));
+        let output = command.env("REDIS_URL", server.url()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(operate(&["reset", "127.0.0.1"]), "127.0.0.1 has its whole limit again\n");
+    within_a_minute(|| Connection::open(second).send("GET", "/", &[]).status == 200);
+    assert_eq!(operate(&["block", "127.0.0.1", "60"]), "127.0.0.1 is blocked for 60s\n");
+    within_a_minute(|| Connection::open(example.address).send("GET", "/", &[]).status == 429);
+}
+
+#[test]
+fn the_example_admin_runs_over_redis() {
+    let server = Server::start(Engine::Redis);
+    let environment = [("ADMIN_PORT", "0"), ("ADMIN_TOKEN", "s3cret"), ("REDIS_URL", &server.url())];
+    let mut example = Example::run_with("admin", &environment);
+    let admin = example.line().strip_prefix("admin on http://").unwrap().parse().unwrap();
+    let ask = |method: &str, path: &str| {
+        let reply = Connection::open(admin).send(method, path, &[("authorization", "Bearer s3cret")]);
+        assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+        reply.body
+    };
+    let status = || Connection::open(example.address).send("GET", "/", &[]).status;
+    within_a_minute(|| status() == 200 && ask("GET", "/policies/per-ip/keys").contains("remaining"));
+    let keys = ask("GET", "/policies/per-ip/keys");
+    let key = keys.split("\"key\":\"").nth(1).unwrap().split('"').next().unwrap();
+    ask("POST", &format!("/policies/per-ip/keys/{key}/block?seconds=60"));
+    assert_eq!(status(), 429);
+    assert!(!ask("GET", &format!("/policies/per-ip/keys/{key}")).contains("\"blocked_for_ms\":null"));
+    assert!(ask("DELETE", &format!("/policies/per-ip/keys/{key}")).contains("true"));
+    within_a_minute(|| status() == 200);
+    assert!(ask("GET", "/denied").contains("per-ip"));
 }
 
 /// Failed logins count, and successful ones do not, however many processes there are.

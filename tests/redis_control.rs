@@ -1,5 +1,6 @@
 //! What an operator does over Redis: in one process, for all of them, with real servers.
 #![cfg(feature = "redis")]
+#![expect(clippy::disallowed_methods, reason = "other processes are timed")]
 
 #[path = "support/redis.rs"]
 mod servers;
@@ -401,9 +402,9 @@ async fn requests_wait_for_their_cells_in_redis() {
     let server = Server::start(Engine::Redis);
     let quota = Quota::per_second(20).burst(2);
     let limiter = connected(builder(&server.url()).policy(per_key(quota))).await;
-    let served = Arc::new(AtomicUsize::new(0));
+    let count = Arc::new(AtomicUsize::new(0));
     let layer = RateLimitLayer::new(&limiter).max_delay(Duration::from_secs(2), tokio::time::sleep);
-    let counted = Arc::clone(&served);
+    let counted = Arc::clone(&count);
     let service = layer.layer(service_fn(move |_: Request<()>| {
         let nth = counted.fetch_add(1, Ordering::AcqRel);
         async move { Ok::<_, Infallible>(Response::new(nth.to_string())) }

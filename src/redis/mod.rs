@@ -48,10 +48,11 @@
 //!
 //! # Cached denials
 //!
-//! A denial is cached: until its cells are there the key is denied without a call. This is exact,
-//! because time is the only thing that shortens a backlog. (A key that is deleted in Redis by hand
-//! stays denied until then in the processes that have denied it.) Requests for the same keys that
-//! come during a call are sent together with the next one.
+//! A denial is cached: until its cells are there the key is denied without a call. This is exact
+//! under one quota, because time and an operator are the only ones to shorten a backlog, and what an
+//! operator does is announced to all processes. (A key that is deleted in Redis by hand stays denied
+//! until then in the processes that have denied it.) Requests for the same keys that come during a
+//! call are sent together with the next one.
 //!
 //! Cells are acquired for present requests only, unless [`lease`](RedisBuilder::lease) is set.
 //!
@@ -59,25 +60,30 @@
 //!
 //! [`count_if`](crate::Policy::count_if) and [`Admission`](crate::limiter::Admission) refund and
 //! charge in Redis, without waiting for it. If a call is lost, the cells stay acquired. A charge
-//! ends at one burst. A policy that let the request pass without Redis ([`OnFailure::Open`]) has
+//! goes one burst into debt. A policy that let the request pass without Redis ([`OnFailure::Open`]) has
 //! acquired nothing, and cannot be settled. Denials by a policy that counts by the response are not
 //! cached, because other processes may refund at any time.
 //!
 //! # Names in Redis
 //!
-//! `{prefix:principal}:policy:quota` → an arrival time, which expires when the bucket is full. The
-//! principal is a hash under the deployment's secret: no address and no API key is in it. See
-//! `docs/redis.md` for operations.
+//! `{prefix:principal}:policy` → an arrival time, and the quota that it is in, which expires when
+//! the bucket is full. The principal is a hash under the deployment's secret: no address and no API
+//! key is in it. See `docs/redis.md` for operations.
 //!
-//! # Not over Redis
+//! # Control
 //!
-//! Waiting ([`max_delay`](crate::RateLimitLayer::max_delay)), and the control of a limiter (`peek`,
-//! `block`, `set_quota` and the like). Each process counts bans by itself.
+//! [`block`](RedisLimiter::block), [`reset`](RedisLimiter::reset),
+//! [`set_quota`](RedisLimiter::set_quota) and the like are those of a
+//! [`Limiter`](crate::Limiter), and hold for all processes: what is done is in Redis, and is
+//! announced. So are bans, which each process decides by the denials that it has counted. The
+//! differences to a limiter in memory are listed in `docs/redis.md`.
 
 mod acquire;
 mod address;
 mod announcement;
 mod builder;
+#[cfg(feature = "serde")]
+mod config;
 mod connect;
 mod connection;
 mod control;
@@ -108,6 +114,10 @@ mod tls;
 mod topology;
 mod worker;
 
+#[cfg(all(feature = "serde", feature = "redis-tls"))]
+pub use self::config::{ClientCertificate, TlsSettings};
+#[cfg(feature = "serde")]
+pub use self::config::{LeaseSettings, OnFailureConfig, RedisConfig, SentinelSettings};
 pub use self::{
     address::AddressError,
     builder::RedisBuilder,
