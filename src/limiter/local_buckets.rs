@@ -283,8 +283,11 @@ impl PolicyBuckets {
     /// has decided since stays: cells are cells.
     fn charge_beyond(&self, receipt: &Receipt, cells: u32, clock: &Clock) {
         let quota = receipt.outcome.quota;
-        let basis = |_plan| Basis { quota, planned: receipt.planned };
-        self.charge_guarded(self.guard_of(receipt), receipt.key, cells, clock, basis, (quota, true));
+        let guard = self.guard_of(receipt);
+        // A slot that keys share is nobody's plan.
+        let planned = receipt.planned && guard.placement() == Placement::Own;
+        let basis = |_plan| Basis { quota, planned };
+        self.charge_guarded(guard, receipt.key, cells, clock, basis, (quota, true));
     }
 
     /// Charges `cells` whether or not they are there, and returns how the bucket stands afterwards.

@@ -1,8 +1,8 @@
 //! Contains [`RedisConfig`], the settings of a limiter over Redis in a file (feature `serde`), in
 //! any format that serde reads.
 //!
-//! It makes a [`RedisBuilder`], to which the policies are given, from the same file or not. What the
-//! builder refuses, it refuses.
+//! It makes a [`RedisBuilder`], to which the policies are given, from the same file or not. The
+//! builder checks all of it.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 

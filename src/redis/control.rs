@@ -269,6 +269,9 @@ impl RedisLimiter {
         let (index, policy) = set.find(policy).map_err(ControlError::UnknownPolicy)?;
         let (mut keys, name) = (Vec::new(), policy.name());
         let nodes = topology.nodes();
+        if nodes.is_empty() {
+            return Err(ControlError::no_node());
+        }
         let start = set.now();
         let mut next = Some(from.unwrap_or_default());
         while let Some(ListCursor { node: at, cursor }) = next {

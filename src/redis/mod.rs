@@ -49,10 +49,10 @@
 //! # Cached denials
 //!
 //! A denial is cached: until its cells are there the key is denied without a call. This is exact
-//! under one quota, because time and an operator are the only ones to shorten a backlog, and what an
-//! operator does is announced to all processes. (A key that is deleted in Redis by hand stays denied
-//! until then in the processes that have denied it.) Requests for the same keys that come during a
-//! call are sent together with the next one.
+//! under one quota, because time and an operator are the only ones to shorten a backlog, and what
+//! an operator does is announced to all processes. (A key that is deleted in Redis by hand stays
+//! denied until then in the processes that have denied it.) Requests for the same keys that come
+//! during a call are sent together with the next one.
 //!
 //! Cells are acquired for present requests only, unless [`lease`](RedisBuilder::lease) is set.
 //!
@@ -60,9 +60,9 @@
 //!
 //! [`count_if`](crate::Policy::count_if) and [`Admission`](crate::limiter::Admission) refund and
 //! charge in Redis, without waiting for it. If a call is lost, the cells stay acquired. A charge
-//! goes one burst into debt. A policy that let the request pass without Redis ([`OnFailure::Open`]) has
-//! acquired nothing, and cannot be settled. Denials by a policy that counts by the response are not
-//! cached, because other processes may refund at any time.
+//! goes one burst into debt. A policy that let the request pass without Redis
+//! ([`OnFailure::Open`]) has acquired nothing, and cannot be settled. Denials by a policy that
+//! counts by the response are not cached, because other processes may refund at any time.
 //!
 //! # Names in Redis
 //!
@@ -74,7 +74,7 @@
 //!
 //! [`block`](RedisLimiter::block), [`reset`](RedisLimiter::reset),
 //! [`set_quota`](RedisLimiter::set_quota) and the like are those of a
-//! [`Limiter`](crate::Limiter), and hold for all processes: what is done is in Redis, and is
+//! [`Limiter`](crate::Limiter), and count for all processes: what is done is in Redis, and is
 //! announced. So are bans, which each process decides by the denials that it has counted. The
 //! differences to a limiter in memory are listed in `docs/redis.md`.
 
