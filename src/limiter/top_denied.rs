@@ -51,7 +51,8 @@ impl TopDenied {
     }
 }
 
-/// A key that was denied often. Made by [`Limiter::top_denied`].
+/// A key that was denied often. Made by
+/// [`Limiter::top_denied`](crate::Limiter::top_denied).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DeniedKey {
