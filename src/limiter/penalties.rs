@@ -147,6 +147,14 @@ impl Penalties {
         blocked
     }
 
+    /// Ends the ban of `key` here, and remembers how severe it was.
+    #[cfg(feature = "redis")]
+    pub(super) fn hand_over(&self, key: Key) {
+        if let Some(mut end) = self.bans.as_ref().and_then(|bans| bans.blocks.get(key)) {
+            *end = Timestamp::ORIGIN;
+        }
+    }
+
     pub(super) fn sweep(&self) {
         self.blocks.sweep();
         if let Some(Bans { blocks, strikes, severity, .. }) = &self.bans {

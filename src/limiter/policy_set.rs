@@ -195,6 +195,15 @@ impl PolicySet {
         self.penalties(index).is_some_and(|penalties| penalties.forget(key, self.now()))
     }
 
+    /// Leaves a ban to somebody else: from here on it does not block here. The next one is longer
+    /// all the same.
+    #[cfg(feature = "redis")]
+    pub(crate) fn hand_over_ban(&self, index: usize, key: Key) {
+        if let Some(penalties) = self.penalties(index) {
+            penalties.hand_over(key);
+        }
+    }
+
     /// The index of the policy of this name, and the policy.
     pub(crate) fn find(&self, name: &str) -> Result<(usize, &Policy), UnknownPolicy> {
         let found = self.policies.iter().enumerate().find(|(_, policy)| policy.name() == name);

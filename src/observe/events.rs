@@ -194,6 +194,18 @@ pub(crate) fn redis_unheard(reason: &str, throttle: &Throttle, now: Timestamp) {
     }
 }
 
+/// Logged at most once a minute, because many keys may be banned together.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_ban_lost(reason: &str, throttle: &Throttle, now: Timestamp) {
+    #[cfg(feature = "tracing")]
+    if throttle.opens(now) {
+        tracing::warn!(
+            reason,
+            "a ban did not reach Redis; other processes do not obey it, and this one soon forgets it"
+        );
+    }
+}
+
 /// The quota of a policy was set by another process, or before this one was started.
 #[cfg(feature = "redis")]
 pub(crate) fn quota_changed(policy: &str, quota: Quota) {

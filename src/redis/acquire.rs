@@ -112,6 +112,9 @@ impl RedisLimiter {
                 lower_bounds.record_reply(set, &group.asked, decided, at, patience, receipts)
             }
             [GroupReply { group, decided: None }] => {
+                if let Some(denied) = lower_bounds.last_known_block(set, &group.asked) {
+                    return Err(denied);
+                }
                 return fallback.acquire(set, &demands_of(&group.asked), patience, receipts);
             }
             several => self.combine(several, at, patience, receipts),
@@ -187,6 +190,8 @@ impl RedisLimiter {
             None
         } else if unanswered.is_empty() {
             return combined(receipts);
+        } else if let Some(blocked) = lower_bounds.last_known_block(set, &unanswered) {
+            Some(blocked)
         } else {
             match fallback.acquire(set, &demands_of(&unanswered), patience, receipts) {
                 Ok(local) => {

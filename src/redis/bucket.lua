@@ -26,7 +26,7 @@ local function read(key)
     local arrival, written, generation, cell, more
     if value then
         arrival, written, generation, cell, more =
-            string.match(value, '^(%d%d%d%d%d%d%d%d%d%d+) (%d+) (%d+) (%d+)(.*)$')
+            string.match(value, '^(%d%d%d%d%d%d%d%d%d%d+) (%d+) (%d+) ([1-9]%d*)(.*)$')
     end
     if not arrival or #arrival > 20 then return { backlog = 0, block = 0, ban = 0, generation = now } end
     -- Where the clock has stepped back, everything is moved: nothing lasts longer than it did.
@@ -40,7 +40,7 @@ local function read(key)
         generation = tonumber(generation), moved = back > 0
     }
     if more ~= '' then
-        bucket.plan, bucket.burst = string.match(more, ' p(%d+ %d+) (%d+)')
+        bucket.plan, bucket.burst = string.match(more, ' p([1-9]%d* [1-9]%d*) ([1-9]%d*)')
         bucket.block = remaining(string.match(more, ' b(%d%d%d%d%d%d%d%d%d%d+)'))
         bucket.ban = remaining(string.match(more, ' n(%d%d%d%d%d%d%d%d%d%d+)'))
     end

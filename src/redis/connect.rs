@@ -5,7 +5,7 @@
 
 use std::{slice, time::Duration};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join3};
 use tokio::time::timeout;
 
 use super::{
@@ -117,10 +117,16 @@ async fn connect_to(dialer: &Dialer, endpoint: &Endpoint, test: Test<'_>) -> Res
     at_each_target(dialer, &endpoint.address, |target| {
         Box::pin(async move {
             let Opened { mut connection, closed, announcements } = log_in(dialer, endpoint, &target, true).await?;
-            let prepared = dialer.within(connection.prepare(test.control)).await;
-            let prepared = prepared
-                .ok_or_else(|| dialer.no_answer("to SCRIPT LOAD"))?
-                .map_err(|error| explain(endpoint, &error))?;
+            // All at once. Whether announcements come decides nothing.
+            let (loaded, subscribed, settings) = join3(
+                dialer.within(connection.load_scripts()),
+                dialer.within(connection.subscribe(test.control)),
+                dialer.within(connection.settings(test.control)),
+            )
+            .await;
+            loaded.ok_or_else(|| dialer.no_answer("to SCRIPT LOAD"))?.map_err(|error| explain(endpoint, &error))?;
+            let subscribed = subscribed.unwrap_or(Err(CallError::Timeout));
+            let prepared = Prepared { subscribed, settings: settings.unwrap_or(Err(CallError::Timeout)) };
             let first = dialer.within(test.run(&mut connection)).await;
             first.ok_or_else(|| dialer.no_answer("to the script"))?.map_err(|error| explain(endpoint, &error))?;
             let clock = Clock::system();
@@ -183,12 +189,17 @@ async fn log_in(
     let open = async |resp3: bool| {
         let stream = dialer.dial(&endpoint.address, target).await?;
         let opened = dialer.within(Connection::open(stream, &login, resp3)).await;
-        opened.ok_or_else(|| dialer.no_answer("to the login"))
+        Ok::<_, String>(opened.unwrap_or(Err(CallError::Timeout)))
     };
     let mut opened = open(login.resp3.unwrap_or(with_credentials)).await?;
-    if let (Err(CallError::Closed | CallError::NoResp3), None, true) = (&opened, login.resp3, with_credentials) {
+    let unknown =
+        matches!(opened, Err(CallError::Closed | CallError::NoResp3 | CallError::Protocol | CallError::Timeout));
+    if unknown && login.resp3.is_none() && with_credentials {
         // A server from before the third version, or a proxy, may not know it.
         opened = open(false).await?;
+    }
+    if let Err(CallError::Timeout) = opened {
+        return Err(dialer.no_answer("to the login"));
     }
     opened.map_err(|error| {
         let reason = explain(endpoint, &error);

@@ -10,7 +10,7 @@ use ::redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError, Value,
     aio::MultiplexedConnection, cmd, pipe,
 };
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 use tokio::{
     sync::{mpsc, oneshot},
     task::AbortHandle,
@@ -139,16 +139,8 @@ impl Connection {
         Ok(Opened { connection, closed, announcements })
     }
 
-    /// Loads the scripts, subscribes to the channel, and reads the hash of the same name.
-    pub(super) async fn prepare(&self, control: &str) -> Result<Prepared, CallError> {
-        let (subscribed, prepared) =
-            join(self.subscribe(control), join(self.load_scripts(), self.settings(control))).await;
-        let (loaded, settings) = prepared;
-        loaded?;
-        Ok(Prepared { subscribed, settings })
-    }
-
-    async fn subscribe(&self, channel: &str) -> Result<(), CallError> {
+    /// Hears what is announced on the channel from now on.
+    pub(super) async fn subscribe(&self, channel: &str) -> Result<(), CallError> {
         self.multiplexed.clone().subscribe(channel).await.map_err(|error| CallError::of(&error))
     }
 
@@ -160,7 +152,7 @@ impl Connection {
 
     /// Loads the scripts, so that none is dropped for others. A server or a proxy that forbids it
     /// gets them in full.
-    async fn load_scripts(&self) -> Result<(), CallError> {
+    pub(super) async fn load_scripts(&self) -> Result<(), CallError> {
         let loads = Script::of_requests().map(|script| {
             let mut connection = self.multiplexed.clone();
             async move { cmd("SCRIPT").arg("LOAD").arg(script.text).query_async::<Value>(&mut connection).await }
@@ -263,7 +255,8 @@ impl Connection {
             }
             Query::Settle(settlement) => self.settle(settlement).await?,
         };
-        elements(reply).ok_or_else(|| CallError::Key("the reply is not that of the script".into()))
+        // Whoever reads it says that it is none of the script's, which has run all the same.
+        Ok(elements(reply).unwrap_or_default())
     }
 
     async fn run(&mut self, by_name: Cmd, in_full: impl FnOnce() -> Cmd) -> Result<Value, CallError> {
@@ -277,7 +270,7 @@ impl Connection {
     }
 }
 
-/// A connection that was prepared.
+/// What a new connection has heard, or why it hears nothing.
 pub(super) struct Prepared {
     pub(super) subscribed: Result<(), CallError>,
     pub(super) settings: Result<Vec<(String, String)>, CallError>,
@@ -357,6 +350,8 @@ pub(super) enum CallError {
     Closed,
     /// The connection, or its server, serves no call.
     Connection(Box<str>),
+    /// The connection has failed. It is unknown whether the call has run.
+    Io(Box<str>),
     /// These keys cause the error. Calls for other keys may succeed.
     Key(Box<str>),
     /// What answers does not speak the protocol of Redis.
@@ -398,13 +393,13 @@ impl CallError {
                 let source = source.and_then(|source| source.downcast_ref::<io::Error>());
                 #[cfg(feature = "redis-tls")]
                 if let Some(reason) = source.and_then(super::tls::reason) {
-                    return Self::Connection(reason.into());
+                    return Self::Io(reason.into());
                 }
                 match source {
-                    Some(source) if source.get_ref().is_some() => Self::Connection(source.to_string().into()),
+                    Some(source) if source.get_ref().is_some() => Self::Io(source.to_string().into()),
                     _ if error.is_connection_dropped() => Self::Closed,
-                    Some(source) => Self::Connection(source.to_string().into()),
-                    None => Self::Connection(error.category().into()),
+                    Some(source) => Self::Io(source.to_string().into()),
+                    None => Self::Io(error.category().into()),
                 }
             }
         }
@@ -414,7 +409,7 @@ impl CallError {
     pub(super) fn reason(&self) -> &str {
         match self {
             Self::Closed => "the server closed the connection",
-            Self::Connection(reason) | Self::Key(reason) => reason,
+            Self::Connection(reason) | Self::Io(reason) | Self::Key(reason) => reason,
             Self::NoResp3 => "the server does not know the third version of the protocol: write ?protocol=resp2",
             Self::Protocol => "what answers does not speak the protocol of Redis",
             Self::Redirect(_) => reason::CLUSTER_MODE,

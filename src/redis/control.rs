@@ -191,15 +191,16 @@ impl RedisLimiter {
             if found.is_empty() {
                 return Ok(());
             }
+            let start = self.parts.set.now();
             let control = names.control();
             let mut arguments = vec![control.clone(), Announcement::Quotas.to_string()];
             for (policy, quota) in &found {
                 arguments.extend([quota_field(self.policies()[*policy].name()), quota.to_string()]);
             }
-            self.query(Query::Script { script: &QUOTAS, key: control.clone(), arguments }).await?;
+            self.query(Query::Script { script: &QUOTAS, key: control.clone(), arguments }, start).await?;
             // Read, and not taken as it was sent: others may have set them since. Where that fails,
             // the announcement does it.
-            let _ = self.query(Query::Settings { hash: control }).await;
+            let _ = self.query(Query::Settings { hash: control }, start).await;
             Ok(())
         }
     }
@@ -228,25 +229,25 @@ impl RedisLimiter {
         let receipts: Vec<Receipt> = allowed.receipts.iter().filter(|_| is_own).copied().collect();
         let at = allowed.at;
         async move {
-            let mut refunded = Ok(());
-            for receipt in receipts.iter().filter(|receipt| !receipt.added.is_zero()) {
-                match self.settlement(receipt, receipt.added, 0) {
-                    None => self.refund_receipt(receipt, at),
-                    Some(settlement) => {
-                        self.record_refund(receipt, at);
-                        refunded = refunded.and(self.query(Query::Settle(settlement)).await.map(drop));
-                    }
-                }
-            }
-            refunded
+            let start = self.parts.set.now();
+            let refunds = receipts.iter().filter(|receipt| !receipt.added.is_zero()).map(async |receipt| {
+                let Some(settlement) = self.settlement(receipt, receipt.added, 0) else {
+                    self.refund_receipt(receipt, at);
+                    return Ok(());
+                };
+                self.record_refund(receipt, at);
+                self.query(Query::Settle(settlement), start).await.map(drop)
+            });
+            join_all(refunds).await.into_iter().collect()
         }
     }
 
     /// Lists keys that have a bucket in Redis under the policy of this name, or are blocked, with
     /// how they stand: from `from` on, which is `None` for the first page.
     ///
-    /// A page has about `limit` keys. While others use the limiter, keys may be missing, or listed
-    /// twice; each key that stays from the first page to the last is listed. A key is the one that
+    /// A page has about `limit` keys, and fewer, or none, where the time of a call is over. While
+    /// others use the limiter, keys may be listed twice; each key that stays from the first page to
+    /// the last is listed, unless nodes join or leave a cluster meanwhile. A key is the one that
     /// this limiter takes, but its address cannot be read from it: in Redis there is only a hash.
     ///
     /// # What it costs
@@ -273,10 +274,15 @@ impl RedisLimiter {
             return Err(ControlError::no_node());
         }
         let start = set.now();
-        let mut next = Some(from.unwrap_or_default());
-        while let Some(ListCursor { node: at, cursor }) = next {
+        let first = from.unwrap_or_default();
+        let mut next = Some(first);
+        while let Some(page @ ListCursor { node: at, cursor }) = next {
             let Some(node) = nodes.get(at).filter(|_| keys.len() < limit.max(1)) else { break };
             let left = config.limits.call_timeout.saturating_sub(set.now().since(start).into());
+            // What was found in time is a page, too.
+            if left < config.limits.call_timeout / 2 && page != first {
+                break;
+            }
             let count = limit.clamp(10, 1_000);
             let query = Query::Scan { cursor: cursor.to_string(), pattern: names.pattern(name), count };
             let scanned = node.query(query, left).await.map_err(ControlError::of)?;
@@ -287,7 +293,7 @@ impl RedisLimiter {
                 Element::Number(_) => None,
             });
             let peeked = found.map(async |principal| {
-                let bucket = self.on_bucket(index, principal, Action::Peek).await?;
+                let bucket = self.on_bucket(index, principal, Action::Peek, start).await?;
                 let standing = Standing::of(name, bucket.quota, bucket.backlog);
                 Ok(bucket.was_used.then_some((principal.key(), standing)))
             });
@@ -314,21 +320,32 @@ impl RedisLimiter {
         let principal = Principal::of(key, set.hasher());
         async move {
             let (index, name) = found.map_err(ControlError::UnknownPolicy)?;
-            let bucket = self.on_bucket(index, principal, action).await;
-            if !matches!(action, Action::Peek) {
-                // Also where nobody knows whether it was done.
-                lower_bounds.epochs.end(principal);
-            }
-            if bucket.is_ok() && matches!(action, Action::Reset | Action::Block(Nanos::ZERO)) {
+            let start = set.now();
+            // Whenever this ends, and also where nobody knows whether it was done.
+            let _forget = (!matches!(action, Action::Peek)).then_some(ForgetAtEnd { parts: &self.parts, principal });
+            let bucket = self.on_bucket(index, principal, action, start).await;
+            let done = !matches!(&bucket, Err(ControlError::NotDone { .. }));
+            if done && matches!(action, Action::Reset | Action::Block(Nanos::ZERO)) {
                 set.forgive(index, key);
+            }
+            if let (true, Action::Block(time)) = (done, action) {
+                // For the time without Redis.
+                let until = set.now().saturating_add(time);
+                lower_bounds.record_block(set, index, key, until, lower_bounds.epochs.of(principal));
             }
             Ok((name, bucket?))
         }
     }
 
-    async fn on_bucket(&self, index: usize, principal: Principal, action: Action) -> Result<Controlled, ControlError> {
+    async fn on_bucket(
+        &self,
+        index: usize,
+        principal: Principal,
+        action: Action,
+        start: Timestamp,
+    ) -> Result<Controlled, ControlError> {
         let RedisParts { set, .. } = &*self.parts;
-        let reply = self.query(self.query_of(index, principal, action)).await?;
+        let reply = self.query(self.query_of(index, principal, action), start).await?;
         read(&reply, set.quota(index)).ok_or_else(ControlError::garbage)
     }
 
@@ -360,14 +377,15 @@ impl RedisLimiter {
     }
 
     /// Asks the server that has the key, within the timeout, also where the key has moved.
-    pub(super) async fn query(&self, query: Query) -> Result<Vec<Element>, ControlError> {
+    ///
+    /// `start` is when the operator began to wait.
+    pub(super) async fn query(&self, query: Query, start: Timestamp) -> Result<Vec<Element>, ControlError> {
         let RedisParts { topology, config, set, .. } = &*self.parts;
         let slot = match &query {
             Query::Script { key, .. } | Query::Settings { hash: key } => slot(key),
             Query::Settle(settlement) => settlement.slot(),
             Query::Scan { .. } => 0,
         };
-        let start = set.now();
         let Some(mut node) = topology.node_of(slot) else { return Err(ControlError::no_node()) };
         for _ in 0..3 {
             let left = config.limits.call_timeout.saturating_sub(set.now().since(start).into());
@@ -393,6 +411,8 @@ impl RedisLimiter {
         let RedisParts { set, lower_bounds, topology, config, .. } = &*self.parts;
         for (policy, key, length) in bans {
             let principal = Principal::of(key, set.hasher());
+            // From here on Redis has it, and an operator may end it there.
+            set.hand_over_ban(policy, key);
             let until = set.now().saturating_add(length);
             lower_bounds.record_block(set, policy, key, until, lower_bounds.epochs.of(principal));
             let query = self.query_of(policy, principal, Action::Ban(length));
@@ -401,6 +421,18 @@ impl RedisLimiter {
                 node.tell(query, config.limits.call_timeout);
             }
         }
+    }
+}
+
+/// Forgets what was known of a principal, also where nobody waits for the answer any more.
+struct ForgetAtEnd<'a> {
+    parts: &'a RedisParts,
+    principal: Principal,
+}
+
+impl Drop for ForgetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.parts.lower_bounds.epochs.end(self.principal);
     }
 }
 

@@ -32,6 +32,13 @@ impl Epochs {
         self.0[principal.select(SHARED)].fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Ends this epoch, if it has not ended yet, and returns the next one.
+    pub(super) fn end_this(&self, principal: Principal, Epoch(epoch): Epoch) -> Option<Epoch> {
+        let next = epoch.wrapping_add(1);
+        let shared = &self.0[principal.select(SHARED)];
+        shared.compare_exchange(epoch, next, Ordering::AcqRel, Ordering::Acquire).is_ok().then_some(Epoch(next))
+    }
+
     /// Whatever is known is true no more.
     pub(super) fn end_all(&self) {
         for epoch in &self.0 {

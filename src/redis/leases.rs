@@ -148,7 +148,14 @@ impl Leases {
         let tag = format!(":{principal}}}:");
         let of_it = |demands: &RedisDemands| demands.iter().any(|demand| demand.key.contains(&tag));
         let ended: Vec<_> = self.active.keys().filter(|demands| of_it(demands)).cloned().collect();
-        ended.iter().filter_map(|demands| refund_of(&self.active.remove(demands)?, demands)).collect()
+        ended.iter().filter_map(|demands| self.end_one(demands)).collect()
+    }
+
+    /// Ends one lease, and returns the refund of its unused cells.
+    pub(super) fn end_one(&mut self, demands: &RedisDemands) -> Option<Settlement> {
+        let lease = self.active.remove(demands)?;
+        self.due.retain(|(_, others)| others != demands);
+        refund_of(&lease, demands)
     }
 
     /// Forgets all leases. Their cells stay acquired, because no server can be reached.

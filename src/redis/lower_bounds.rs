@@ -213,16 +213,20 @@ impl LowerBounds {
             if state.from.is_some() && (acquired || answer.takes_over) {
                 // What is known of the bucket under its former quota is true no more.
                 let principal = Principal::of(demand.key, set.hasher());
-                if self.epochs.of(principal) == asked.epoch {
-                    self.epochs.end(principal);
-                    asked.epoch = self.epochs.of(principal);
-                }
+                asked.epoch = self.epochs.end_this(principal, asked.epoch).unwrap_or(asked.epoch);
             }
             if let (Some(bound), true) = (bound, own) {
                 self.raise(set, &asked, at.saturating_add(bound));
             }
             if !state.blocked.is_zero() {
                 self.record_block(set, policy, demand.key, at.saturating_add(state.blocked), asked.epoch);
+            } else if self.each[policy].blocks.len() > 0 {
+                // For the time without Redis.
+                if let Some(mut known) = self.each[policy].blocks.get(demand.key) {
+                    if known.epoch != asked.epoch {
+                        known.until = Timestamp::ORIGIN;
+                    }
+                }
             }
             if granted {
                 receipts.push(receipt(&demand, state, &answer, acquired, replied_at.timestamp()));
@@ -242,6 +246,24 @@ impl LowerBounds {
             return Ok(Grant { at, wait });
         }
         denial_of_reply(set, answered, outcomes, at)
+    }
+
+    /// The denial of a request one of whose keys was blocked when Redis was last asked: for the
+    /// time without it, in which nobody says otherwise.
+    pub(super) fn last_known_block(&self, set: &PolicySet, asked: &[Asked]) -> Option<Denied> {
+        let until = |index: usize| {
+            let Asked { policy, demand, .. } = asked[index];
+            let blocks = &self.each[policy].blocks;
+            if blocks.len() == 0 { None } else { blocks.get(demand.key).map(|known| known.until) }
+        };
+        let known = |index: usize| {
+            let Asked { policy, demand, .. } = &asked[index];
+            answer(*policy, demand, Nanos::ZERO, None, Nanos::ZERO).denied()
+        };
+        if (0..asked.len()).all(|index| until(index).is_none()) {
+            return None;
+        }
+        set.denial_of_blocked(&demands_of(asked), DecidedBy::Cache, until, known)
     }
 
     /// Records a refund of what was recorded at `at`: the backlog may be so much shorter.

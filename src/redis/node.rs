@@ -136,7 +136,9 @@ impl Node {
         let (reply, replied) = oneshot::channel();
         let deadline = health.now().saturating_add(Nanos::from(within));
         let gone = || QueryError::Refused("the thread that talks to Redis does not run".to_owned());
-        requests.send(WorkerRequest::Query(QueryRequest { query, deadline, reply })).map_err(|_| gone())?;
+        requests
+            .send(WorkerRequest::Query(QueryRequest { query, deadline, reply: Some(reply) }))
+            .map_err(|_| gone())?;
         // The worker has the deadline. It drops the sender with the connection.
         replied.await.unwrap_or(Err(QueryError::Unanswered))
     }
@@ -145,8 +147,7 @@ impl Node {
     pub(super) fn tell(&self, query: Query, within: Duration) {
         if let Some(WorkerHandle { requests, health }) = &*self.lock() {
             let deadline = health.now().saturating_add(Nanos::from(within));
-            let (reply, _nobody) = oneshot::channel();
-            let _ = requests.send(WorkerRequest::Query(QueryRequest { query, deadline, reply }));
+            let _ = requests.send(WorkerRequest::Query(QueryRequest { query, deadline, reply: None }));
         }
     }
 

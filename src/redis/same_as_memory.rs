@@ -229,7 +229,7 @@ impl Both {
             if cells == 0 {
                 self.there.record_refund(there, when);
             }
-            self.there.query(Query::Settle(settlement)).await.unwrap();
+            self.there.query(Query::Settle(settlement), self.there.policy_set().now()).await.unwrap();
             self.follow();
             if cells == 0 {
                 self.here.refund_receipt(here, when);

@@ -68,7 +68,16 @@ pub(super) struct QueryRequest {
     pub(super) query: Query,
     /// Until when the operator waits.
     pub(super) deadline: Timestamp,
-    pub(super) reply: oneshot::Sender<Result<Vec<Element>, QueryError>>,
+    /// `None` where nobody waits for it.
+    pub(super) reply: Option<oneshot::Sender<Result<Vec<Element>, QueryError>>>,
+}
+
+impl QueryRequest {
+    fn answer(self, answer: Result<Vec<Element>, QueryError>) {
+        if let Some(reply) = self.reply {
+            let _ = reply.send(answer);
+        }
+    }
 }
 
 /// Why a query failed.
@@ -169,6 +178,8 @@ struct Call {
     asking: bool,
     requests: Vec<RequestId>,
     since: Timestamp,
+    /// How many announcements to forget were heard before.
+    forgotten: u64,
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -225,6 +236,8 @@ struct WorkerState {
     rereads: Option<Timestamp>,
     /// Whether the settings are being read, and whether to read them again after that.
     reading: Option<bool>,
+    /// How many announcements to forget were heard.
+    forgotten: u64,
     reports: Reports,
 }
 
@@ -234,6 +247,7 @@ struct Reports {
     lost: Throttle,
     key_error: Throttle,
     unheard: Throttle,
+    bans: Throttle,
     ignored: Throttle,
     last: Option<(String, Timestamp)>,
 }
@@ -260,6 +274,7 @@ impl Worker {
             unasked: Vec::new(),
             rereads: None,
             reading: None,
+            forgotten: 0,
             reports: Reports::default(),
         };
         metrics::redis_started();
@@ -460,7 +475,7 @@ impl WorkerState {
         let leases = self.worker.leases.as_ref().filter(|_| !asking && !is_patient);
         let in_advance = leases.map_or(0, |leases| leases.in_advance(&demands, since));
         let cells = count(requests.len()).saturating_add(in_advance);
-        let call = Call { demands, asking, requests, since };
+        let call = Call { demands, asking, requests, since, forgotten: self.forgotten };
         self.acquiring += 1;
         self.send(self.worker.call_timeout, |mut connection, within| async move {
             let reply = timeout(within, connection.acquire(&call.demands, cells, call.asking)).await;
@@ -517,12 +532,13 @@ impl WorkerState {
     /// Refuses the queries that were not sent: all, or those whose time is over.
     fn refuse_unasked(&mut self, reason: &str, all: bool) {
         let now = self.now();
-        let is_over = |request: &QueryRequest| all || request.deadline <= now || request.reply.is_closed();
+        let is_given_up = |request: &QueryRequest| request.reply.as_ref().is_some_and(oneshot::Sender::is_closed);
+        let is_over = |request: &QueryRequest| all || request.deadline <= now || is_given_up(request);
         let (over, rest) = std::mem::take(&mut self.unasked).into_iter().partition(is_over);
         self.unasked = rest;
         let over: Vec<QueryRequest> = over;
         for request in over {
-            let _ = request.reply.send(Err(QueryError::Refused(reason.to_owned())));
+            request.answer(Err(QueryError::Refused(reason.to_owned())));
         }
     }
 
@@ -533,7 +549,7 @@ impl WorkerState {
                     // Here, so that what was read earlier is applied earlier.
                     self.apply(&pairs(&reply));
                 }
-                let _ = request.reply.send(Ok(reply));
+                request.answer(Ok(reply));
                 None
             }
             Err(error) => {
@@ -541,10 +557,15 @@ impl WorkerState {
                     CallError::Redirect(redirect) if self.worker.cluster.is_some() => {
                         QueryError::Redirected(redirect.clone())
                     }
-                    CallError::Closed | CallError::Timeout => QueryError::Unanswered,
+                    CallError::Closed | CallError::Io(_) | CallError::Protocol | CallError::Timeout => {
+                        QueryError::Unanswered
+                    }
                     refused => QueryError::Refused(refused.reason().to_owned()),
                 };
-                let _ = request.reply.send(Err(failed));
+                if request.reply.is_none() {
+                    events::redis_ban_lost(error.reason(), &self.reports.bans, self.now());
+                }
+                request.answer(Err(failed));
                 Some(error)
             }
         };
@@ -562,6 +583,7 @@ impl WorkerState {
                 if let Some(listener) = self.worker.listener.upgrade() {
                     listener.forget(principal);
                 }
+                self.forgotten += 1;
                 self.end_leases(principal);
             }
             Some(Announcement::Quotas) => self.read_settings(),
@@ -676,8 +698,8 @@ impl WorkerState {
     }
 
     fn acquired(&mut self, call: Call, reply: Result<Reply, CallError>, after_a_pause: bool) {
-        let Call { demands, asking, requests, since } = call;
-        let mut refund = None;
+        let Call { demands, asking, requests, since, forgotten } = call;
+        let mut refunds = Vec::new();
         let error = match reply {
             Ok(reply) => {
                 let asked = count(requests.len());
@@ -691,7 +713,11 @@ impl WorkerState {
                     self.pending.reply(id, WorkerReply::Decided(Box::new(decided)));
                 }
                 if let (Some(leases), false, false) = (&mut self.worker.leases, asking, is_patient) {
-                    refund = leases.renew(&demands, reply, asked, since);
+                    refunds.extend(leases.renew(&demands, reply, asked, since));
+                    if forgotten != self.forgotten {
+                        // The reply may be from before what was announced.
+                        refunds.extend(leases.end_one(&demands));
+                    }
                 }
                 None
             }
@@ -709,7 +735,7 @@ impl WorkerState {
             }
         };
         self.assess(error, after_a_pause);
-        if let Some(refund) = refund {
+        for refund in refunds {
             self.settle(refund);
         }
         if !asking {
