@@ -8,7 +8,9 @@
 -- key is blocked, and the generation. Then, for each bucket that was decided by the quota that was
 -- chosen for the key before, the number of the bucket, and count, period, burst and time of a cell.
 local granted = tonumber(ARGV[1])
-local asked, reply, plans = {}, {}, {}
+local asked, plans = {}, nil
+-- With places for one bucket: a table that grows costs more.
+local reply = { 0, s, us * 1000, 0, 0, 0, 0 }
 
 for i = 1, #KEYS do
     local n, bucket = 6 * i - 4, read(KEYS[i])
@@ -18,6 +20,7 @@ for i = 1, #KEYS do
         if bucket.plan and bucket.backlog > 0 then
             -- Who says no quota has the one that was chosen for the key.
             cell, burst, plan = bucket.cell, bucket.burst, bucket.plan
+            plans = plans or {}
             plans[#plans + 1] = i
             plans[#plans + 1] = plan .. ' ' .. burst .. ' ' .. cell
         end
@@ -27,32 +30,31 @@ for i = 1, #KEYS do
     local backlog = convert(bucket.backlog, from, to)
     local ask = {
         bucket = bucket, cell = cell, burst = burst, plan = plan, shadow = shadow, cost = cells * to,
-        backlog = backlog, converts = from ~= to, fits = 0
+        backlog = backlog, converts = from ~= to, fits = 0, takes_over = false
     }
     local patient = 0
     if cells > 0 and cells <= tonumber(burst) then
         local free = tonumber(burst) * to - backlog
-        ask.fits = math.max(0, math.floor(free / ask.cost))
-        patient = math.max(0, math.floor((free + tonumber(ARGV[n + 3])) / ask.cost))
+        ask.fits = max(0, floor(free / ask.cost))
+        patient = max(0, floor((free + tonumber(ARGV[n + 3])) / ask.cost))
         -- A slower quota that denies leaves the bucket to its faster one.
         ask.takes_over = ask.fits == 0 and to < from
     end
-    local blocked = math.max(bucket.block, bucket.ban)
+    local blocked = max(bucket.block, bucket.ban)
     if not shadow then
         if cells > 0 and patient < granted then granted = patient end
         if blocked > 0 then granted = 0 end
     end
     asked[i] = ask
-    reply[4 * i] = bucket.backlog
-    reply[4 * i + 1] = ask.converts and bucket.cell or 0
-    reply[4 * i + 2] = blocked
+    reply[4 * i], reply[4 * i + 1] = bucket.backlog, ask.converts and bucket.cell or 0
+    reply[4 * i + 2], reply[4 * i + 3] = blocked, 0
 end
 
 for i = 1, #KEYS do
     local ask = asked[i]
     local bucket, requests = ask.bucket, 0
     -- A bucket in shadow mode may have less left than the others.
-    if ask.cost > 0 then requests = ask.shadow and math.min(granted, ask.fits) or granted end
+    if ask.cost > 0 then requests = ask.shadow and min(granted, ask.fits) or granted end
     if requests > 0 or ask.takes_over then
         if ask.converts then advance(bucket) end
         bucket.backlog = ask.backlog + requests * ask.cost
@@ -63,6 +65,8 @@ for i = 1, #KEYS do
     end
     reply[4 * i + 3] = bucket.generation
 end
-reply[1], reply[2], reply[3] = granted, s, us * 1000
-for i = 1, #plans do reply[#reply + 1] = plans[i] end
+reply[1] = granted
+if plans then
+    for i = 1, #plans do reply[#reply + 1] = plans[i] end
+end
 return reply

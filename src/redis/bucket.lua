@@ -3,6 +3,8 @@
 -- ban). The arrival time and the ends are in nanoseconds since 1970: a Lua number would lose the
 -- last digits, so only differences are numbers here. WRITTEN and GENERATION are in microseconds
 -- since 1970, which are exact. CELL and PERIOD are nanoseconds.
+local floor, max, min = math.floor, math.max, math.min
+local format, match = string.format, string.match
 local time = redis.call('TIME')
 local s, us = tonumber(time[1]), tonumber(time[2])
 local now = s * 1000000 + us
@@ -12,75 +14,79 @@ local function left(digits)
     return (tonumber(string.sub(digits, 1, -10)) - s) * 1000000000 + (tonumber(string.sub(digits, -9)) - us * 1000)
 end
 
--- The end of so long a time, in digits.
+-- The end of so long a time: seconds, and nanoseconds.
 local function after(nanos)
     local ends = us * 1000 + nanos
-    local carried = math.floor(ends / 1000000000)
-    local rest = math.max(0, math.min(999999999, ends - carried * 1000000000))
-    return string.format('%.0f%09.0f', s + carried, rest)
+    local carried = floor(ends / 1000000000)
+    return s + carried, max(0, min(999999999, ends - carried * 1000000000))
 end
 
 -- An empty value, and one that is not a bucket, are full buckets.
 local function read(key)
     local value = redis.call('GET', key)
-    local arrival, written, generation, cell, more
+    local arrives, nanos, written, generation, cell, more
     if value then
-        arrival, written, generation, cell, more =
-            string.match(value, '^(%d%d%d%d%d%d%d%d%d%d+) (%d+) (%d+) ([1-9]%d*)(.*)$')
+        arrives, nanos, written, generation, cell, more =
+            match(value, '^(%d+)(%d%d%d%d%d%d%d%d%d) (%d+) (%d+) ([1-9]%d*)(.*)$')
     end
-    if not arrival or #arrival > 20 then return { backlog = 0, block = 0, ban = 0, generation = now } end
+    if not arrives or #arrives > 10 then return { backlog = 0, block = 0, ban = 0, generation = now } end
     -- Where the clock has stepped back, everything is moved: nothing lasts longer than it did.
-    local back = math.max(0, tonumber(written) - now) * 1000
-    local function remaining(digits)
-        if not digits then return 0 end
-        return math.max(0, left(digits) - back)
-    end
+    local back = max(0, tonumber(written) - now) * 1000
+    local backlog = (tonumber(arrives) - s) * 1000000000 + (tonumber(nanos) - us * 1000)
     local bucket = {
-        arrival = arrival, backlog = remaining(arrival), block = 0, ban = 0, cell = cell, from = tonumber(cell),
-        generation = tonumber(generation), moved = back > 0
+        backlog = max(0, backlog - back), block = 0, ban = 0, generation = tonumber(generation), cell = cell,
+        from = tonumber(cell), moved = back > 0, arrives = arrives, nanos = nanos
     }
     if more ~= '' then
-        bucket.plan, bucket.burst = string.match(more, ' p([1-9]%d* [1-9]%d*) ([1-9]%d*)')
-        bucket.block = remaining(string.match(more, ' b(%d%d%d%d%d%d%d%d%d%d+)'))
-        bucket.ban = remaining(string.match(more, ' n(%d%d%d%d%d%d%d%d%d%d+)'))
+        bucket.plan, bucket.burst = match(more, ' p([1-9]%d* [1-9]%d*) ([1-9]%d*)')
+        local block, ban = match(more, ' b(%d%d%d%d%d%d%d%d%d%d+)'), match(more, ' n(%d%d%d%d%d%d%d%d%d%d+)')
+        if block then bucket.block = max(0, left(block) - back) end
+        if ban then bucket.ban = max(0, left(ban) - back) end
     end
     return bucket
 end
 
 local function write(key, bucket)
-    local value = string.format('%s %.0f %.0f %s', after(bucket.backlog), now, bucket.generation, bucket.cell or '1')
+    local seconds, nanos = after(bucket.backlog)
+    local value =
+        format('%.0f%09.0f %.0f %.0f %s', seconds, nanos, now, bucket.generation, bucket.cell or '1')
     if bucket.plan then value = value .. ' p' .. bucket.plan .. ' ' .. bucket.burst end
-    if bucket.block > 0 then value = value .. ' b' .. after(bucket.block) end
-    if bucket.ban > 0 then value = value .. ' n' .. after(bucket.ban) end
-    local lasts = math.max(bucket.backlog, bucket.block, bucket.ban)
-    redis.call('SET', key, value, 'PX', string.format('%.0f', math.ceil(lasts / 1000000) + 1))
+    local lasts = bucket.backlog
+    if bucket.block > 0 then
+        value = value .. format(' b%.0f%09.0f', after(bucket.block))
+        lasts = max(lasts, bucket.block)
+    end
+    if bucket.ban > 0 then
+        value = value .. format(' n%.0f%09.0f', after(bucket.ban))
+        lasts = max(lasts, bucket.ban)
+    end
+    redis.call('SET', key, value, 'PX', format('%.0f', math.ceil(lasts / 1000000) + 1))
 end
 
 -- Makes earlier receipts void.
 local function advance(bucket)
-    bucket.generation = math.max(now, bucket.generation + 1)
-end
-
--- A product of whole numbers below 2^53, as two numbers whose sum it is exactly.
-local function product(a, b)
-    local p = a * b
-    local ca, cb = 134217729 * a, 134217729 * b
-    local ah, bh = ca - (ca - a), cb - (cb - b)
-    local al, bl = a - ah, b - bh
-    return p, ((ah * bh - p) + ah * bl + al * bh) + al * bl
+    bucket.generation = max(now, bucket.generation + 1)
 end
 
 -- As many cells as `backlog` is at `from` each, at `to` each. A part of a cell is rounded up.
 local function convert(backlog, from, to)
     if backlog == 0 or from == to then return backlog end
-    local whole = math.floor(backlog / from)
+    local whole = floor(backlog / from)
     local rest = backlog - whole * from
     local part = rest * to
     if part < 9007199254740992 then
         part = math.ceil(part / from)
     else
+        -- A product of whole numbers below 2^53, as two numbers whose sum it is exactly.
+        local function product(a, b)
+            local p = a * b
+            local ca, cb = 134217729 * a, 134217729 * b
+            local ah, bh = ca - (ca - a), cb - (cb - b)
+            local al, bl = a - ah, b - bh
+            return p, ((ah * bh - p) + ah * bl + al * bh) + al * bl
+        end
         local high, low = product(rest, to)
-        part = math.floor(part / from)
+        part = floor(part / from)
         local product_high, product_low = product(part, from)
         local missing = (high - product_high) + (low - product_low)
         while missing > 0 do part, missing = part + 1, missing - from end

@@ -12,7 +12,7 @@ for i = 1, #KEYS do
     local cells, before = tonumber(ARGV[n + 5]), bucket.backlog
     local is_valid = bucket.generation == tonumber(ARGV[n + 1]) and bucket.from == tonumber(cell)
     -- Where requests wait in line, only the last one is refunded.
-    local is_last = arrival == '' or before <= burst * tonumber(cell) or arrival == bucket.arrival
+    local is_last = arrival == '' or before <= burst * tonumber(cell) or arrival == bucket.arrives .. bucket.nanos
     if is_valid and is_last then
         bucket.backlog = math.max(0, before - math.max(0, added - since))
     end
