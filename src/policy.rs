@@ -229,8 +229,7 @@ impl Policy {
     /// A change of quota keeps the count: of 100 cells that were used of 1,000, 100 are used of
     /// 100,000. So nobody who has cells left is denied for a change of plan, and nobody gets a
     /// fresh burst by it. A client that has used more than the burst of a smaller plan is denied
-    /// until enough has come back, at the rate of the larger one. Over Redis a bucket belongs to
-    /// its quota, and a change begins anew.
+    /// until enough has come back, at the rate of the larger one.
     ///
     /// So `None` does not end a plan while its key is busy: choose the smaller quota instead.
     ///

@@ -214,6 +214,9 @@ async fn rds07_every_key_expires_when_nothing_is_owed() {
         assert!(admits(&limiter, "a").await && admits(&limiter, "a").await);
         let keys = server.keys();
         assert_eq!(keys.len(), 1, "{keys:?}");
+        // As docs/redis.md says, which names the prefix and the policy `per-ip`.
+        let usage: u32 = server.cli(&["MEMORY", "USAGE", &keys[0]]).parse().unwrap();
+        assert!(usage <= 184, "{engine:?}: {usage}");
         let ttls: Vec<u64> = keys.iter().map(|key| server.cli(&["PTTL", key]).parse().unwrap()).collect();
         let most = *ttls.iter().max().unwrap();
         assert!((1_430_000..=1_440_001).contains(&most), "two cells of 720 s: {ttls:?}");

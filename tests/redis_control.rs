@@ -19,7 +19,7 @@ use std::{
 
 use futures_util::future::join_all;
 use http::{Request, Response, StatusCode};
-use servers::{ENGINES, Engine, Server, eventually, free_port};
+use servers::{ENGINES, Engine, Server, eventually, free_port, within_a_minute};
 use support::with_header;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_quota::{
@@ -132,6 +132,7 @@ fn one_of_four_processes() {
                 ["admitted", key, tries] => println!("> {}", admitted(&limiter, key, tries.parse().unwrap()).await),
                 ["block", key] => println!("> {:?}", limiter.block("per-k", key, MINUTE).await),
                 ["reset", key] => println!("> {:?}", limiter.reset("per-k", key).await),
+                ["quota"] => println!("> {}", limiter.quota("per-k").unwrap()),
                 ["quota", quota] => println!("> {:?}", limiter.set_quota("per-k", quota.parse().unwrap()).await),
                 // How long until the first request of a key is decided otherwise, in milliseconds.
                 ["until", key, allowed] => {
@@ -153,33 +154,44 @@ fn one_of_four_processes() {
 fn four_processes_obey_what_one_of_them_does() {
     let server = Server::start(Engine::Redis);
     let mut all = [(); 4].map(|()| Process::start(&server.url()));
-    let within_100_ms = |all: &mut [Process; 4], key: &str, allowed: bool| {
+    let took = |all: &mut [Process; 4], key: &str, allowed: bool| -> u64 {
         for process in &mut *all {
             process.send(&format!("until {key} {allowed}"));
         }
-        for process in all {
-            let took: u64 = process.answer().parse().unwrap();
-            assert!(took < 100, "{took} ms");
-        }
+        all.iter_mut().map(|process| process.answer().parse::<u64>().unwrap()).max().unwrap()
     };
-    // All remember the denial of a key, which one resets. Each then has one of the five.
-    assert_eq!(all[0].ask("admitted a 9"), "5");
-    for process in &mut all {
-        assert_eq!(process.ask("admitted a 3"), "0");
-    }
-    assert_eq!(all[3].ask("reset a"), "Ok(true)");
-    within_100_ms(&mut all, "a", true);
-    assert_eq!(all[1].ask("admitted a 9"), "1");
+    // All obey in each round. How soon is the best of several rounds: the machine has other work.
+    let mut best = [u64::MAX; 3];
+    for round in 0..10 {
+        let (denied, blocked) = (format!("a{round}"), format!("b{round}"));
+        // All remember the denial of a key, which one resets. Each then has one of the five.
+        assert_eq!(all[0].ask(&format!("admitted {denied} 9")), "5");
+        for process in &mut all {
+            assert_eq!(process.ask(&format!("admitted {denied} 3")), "0");
+        }
+        assert_eq!(all[3].ask(&format!("reset {denied}")), "Ok(true)");
+        let reset = took(&mut all, &denied, true);
+        assert_eq!(all[1].ask(&format!("admitted {denied} 9")), "1");
 
-    assert_eq!(all[2].ask("block b"), "Ok(())");
-    within_100_ms(&mut all, "b", false);
+        assert_eq!(all[2].ask(&format!("block {blocked}")), "Ok(())");
+        let block = took(&mut all, &blocked, false);
 
-    // A denial is remembered, and the quota is doubled.
-    for process in &mut all {
-        assert_eq!(process.ask("admitted a 1"), "0");
+        // A denial is remembered, and the quota is doubled.
+        for process in &mut all {
+            assert_eq!(process.ask(&format!("admitted {denied} 1")), "0");
+        }
+        assert_eq!(all[1].ask("quota 10/h"), "Ok(())");
+        let quota = took(&mut all, &denied, true);
+        assert_eq!(all[1].ask("quota 5/h"), "Ok(())");
+        for process in &mut all {
+            within_a_minute(|| process.ask("quota") == "5/h");
+        }
+        best = [best[0].min(reset), best[1].min(block), best[2].min(quota)];
+        if best.iter().all(|took| *took < 100) {
+            return;
+        }
     }
-    assert_eq!(all[1].ask("quota 10/h"), "Ok(())");
-    within_100_ms(&mut all, "a", true);
+    panic!("{best:?} ms");
 }
 
 /// One that was frozen, and whose connection the server has closed meanwhile, obeys when it is back.
@@ -379,10 +391,76 @@ async fn without_the_right_to_announce_nothing_is_done() {
     let failed = limiter.reset("per-k", "a").await.unwrap_err();
     assert!(matches!(failed, ControlError::NotDone { .. }), "{failed:?}");
     assert_eq!(admitted(&limiter, "a", 9).await, 0);
+    // A ban is in Redis all the same, and others obey it with their next call.
+    let ban = || per_key(FIVE).named("banned").ban(Ban::after(1, MINUTE).initial(MINUTE).max(MINUTE));
+    let strict = connected(builder(&url).policy(ban())).await;
+    assert_eq!(admitted(&strict, "b", 7).await, 5);
+    let other = connected(builder(&server.url()).policy(ban())).await;
+    eventually(async || other.blocked_for("banned", "b").await.is_ok_and(|left| left.is_some())).await;
     // What others announce is heard a second later.
     let operator = connected(builder(&server.url()).policy(per_key(FIVE))).await;
     assert!(operator.reset("per-k", "a").await.unwrap());
     eventually(|| admits(&limiter, "a")).await;
+}
+
+/// Without Redis, a block is what this process has seen last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_outlasts_redis() {
+    let mut server = Server::start(Engine::Redis);
+    let open = |url: &str| RedisLimiter::builder(url, SECRET, OnFailure::Open).policy(per_key(FIVE));
+    let [operator, other] = [(); 2].map(|()| open(&server.url()));
+    let (operator, other) = (connected(operator).await, connected(other).await);
+    for key in ["blocked", "reset", "unblocked"] {
+        operator.block("per-k", key, MINUTE).await.unwrap();
+        assert!(!admits(&other, key).await, "{key}");
+    }
+    operator.reset("per-k", "reset").await.unwrap();
+    operator.block("per-k", "unblocked", Duration::ZERO).await.unwrap();
+    for key in ["reset", "unblocked"] {
+        eventually(|| admits(&other, key)).await;
+    }
+    server.kill();
+    for limiter in [&operator, &other] {
+        eventually(async || !limiter.is_connected()).await;
+        assert!(!admits(limiter, "blocked").await);
+        for key in ["reset", "unblocked", "new"] {
+            assert!(admits(limiter, key).await, "{key}");
+        }
+    }
+}
+
+/// It has acquired cells for ten seconds in advance, and returns them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_with_a_block() {
+    let server = Server::start(Engine::Redis);
+    let policy = || per_key(Quota::per_hour(100_000));
+    let leasing = builder(&server.url()).lease(10_000, Duration::from_secs(10)).policy(policy());
+    let (leasing, operator) = (connected(leasing).await, connected(builder(&server.url()).policy(policy())).await);
+    while leasing.calls().decisions < 4 * leasing.calls().calls {
+        assert!(admits(&leasing, "a").await);
+    }
+    let start = Instant::now();
+    operator.block("per-k", "a", MINUTE).await.unwrap();
+    while admits(&leasing, "a").await {
+        assert!(start.elapsed() < Duration::from_secs(8), "the lease decides still");
+    }
+}
+
+/// The server stands still while it is asked, and the request is gone when it answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_dropped_while_redis_is_asked_returns_its_cells() {
+    let server = Server::start(Engine::Redis);
+    let limiter = connected(builder(&server.url()).policy(per_key(FIVE))).await;
+    let layer = RateLimitLayer::new(&limiter).max_delay(MINUTE, tokio::time::sleep);
+    let service = layer.layer(service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(String::new())) }));
+    server.cli(&["CLIENT", "PAUSE", "300", "ALL"]);
+    let task = tokio::spawn(service.oneshot(with_header("k", "a")));
+    eventually(async || limiter.calls().decisions == 1).await;
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    // Asked behind it, so the cells are acquired by now. They come back a moment later.
+    limiter.peek("per-k", "a").await.unwrap();
+    eventually(async || limiter.peek("per-k", "a").await.unwrap().remaining() == 5).await;
 }
 
 #[test]

@@ -85,7 +85,7 @@ impl RedisLimiter {
         let demands = demands?;
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
         let patience = patience.min(MAX_SLACK);
-        let (asked, principals) = self.ask(&demands);
+        let asked = self.ask(&demands);
         if let Some(cached) = lower_bounds.cached_denial(set, &asked, patience) {
             let (denied, bans) = *cached;
             self.ban(bans);
@@ -93,7 +93,7 @@ impl RedisLimiter {
         }
         // Read before Redis is asked: so recorded bounds are never too high.
         let at = set.now();
-        let groups = self.groups(&asked, &principals, patience);
+        let groups = self.groups(&asked, patience);
         let mut replies: SmallVec<[GroupReply; 1]> = match &groups[..] {
             [only] => self.call_group(only.clone()).await,
             several => {
@@ -103,7 +103,7 @@ impl RedisLimiter {
         };
         #[cfg(test)]
         for (_, decided) in replies.iter().filter_map(|reply| reply.decided.as_ref()) {
-            super::protocol::note(decided.at.timestamp());
+            super::server_clock::note(decided.at.timestamp());
         }
         let result = match &mut replies[..] {
             // No policy applies.
@@ -129,23 +129,23 @@ impl RedisLimiter {
         })
     }
 
-    /// What is asked of each policy in which epoch, and of whom.
-    fn ask(&self, demands: &Demands) -> (AllAsked, SmallVec<[Principal; 4]>) {
+    /// What is asked of each policy, of whom, and in which epoch.
+    fn ask(&self, demands: &Demands) -> AllAsked {
         let RedisParts { set, lower_bounds, .. } = &*self.parts;
         let asked = demands.iter().map(|(policy, demand)| {
             let principal = Principal::of(demand.key, set.hasher());
-            (Asked { policy: *policy, demand: *demand, epoch: lower_bounds.epochs.of(principal) }, principal)
+            Asked { policy: *policy, demand: *demand, principal, epoch: lower_bounds.epochs.of(principal) }
         });
-        asked.unzip()
+        asked.collect()
     }
 
     /// Groups what can be asked for in one call. In a cluster a call asks for one slot: the
     /// policies that count one principal.
-    fn groups(&self, asked: &[Asked], principals: &[Principal], patience: Nanos) -> SmallVec<[CallGroup; 1]> {
+    fn groups(&self, asked: &[Asked], patience: Nanos) -> SmallVec<[CallGroup; 1]> {
         let RedisParts { names, topology, .. } = &*self.parts;
         let mut groups: SmallVec<[(AllAsked, Vec<RedisDemand>); 1]> = SmallVec::new();
-        for (asked, principal) in asked.iter().zip(principals) {
-            let key = names.bucket(*principal, self.policies()[asked.policy].name());
+        for asked in asked {
+            let key = names.bucket(asked.principal, self.policies()[asked.policy].name());
             let redis_demand = RedisDemand::new(key, &asked.demand, patience);
             let slot = |demand: &RedisDemand| if topology.has_slots() { demand.slot() } else { 0 };
             match groups.iter_mut().find(|(_, others)| slot(&others[0]) == slot(&redis_demand)) {

@@ -47,6 +47,8 @@ local function read(key)
 end
 
 local function write(key, bucket)
+    -- 146 years: a later time has more digits than a bucket.
+    bucket.backlog = min(bucket.backlog, 4611686018427387904)
     local seconds, nanos = after(bucket.backlog)
     local value =
         format('%.0f%09.0f %.0f %.0f %s', seconds, nanos, now, bucket.generation, bucket.cell or '1')

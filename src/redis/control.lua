@@ -6,8 +6,11 @@
 -- backlog, the time of a cell that it is in, how long the key is blocked, and the quota that was
 -- chosen for the key: count, period and burst, or nothing.
 local what = ARGV[1]
-if ARGV[3] ~= '' then
-    -- First: where it is not permitted, nothing is written.
+if what == 'ban' then
+    -- Where it is not permitted, others obey with their next call.
+    redis.pcall('PUBLISH', ARGV[2], ARGV[3])
+elseif ARGV[3] ~= '' then
+    -- First: where it is not permitted, nothing is written, and the operator hears so.
     redis.call('PUBLISH', ARGV[2], ARGV[3])
 end
 local bucket = read(KEYS[1])
@@ -24,7 +27,7 @@ elseif what == 'block' then
     if bucket.block == 0 then bucket.ban = 0 end
     if was or bucket.block > 0 then write(KEYS[1], bucket) end
 elseif what == 'ban' then
-    bucket.ban = math.max(bucket.ban, tonumber(ARGV[4]))
+    bucket.ban = max(bucket.ban, tonumber(ARGV[4]))
     write(KEYS[1], bucket)
 elseif what == 'charge' then
     local cells, cell, burst = tonumber(ARGV[4]), ARGV[5], ARGV[6]
@@ -44,11 +47,11 @@ elseif what == 'charge' then
     end
     local to = tonumber(bucket.cell)
     local full = tonumber(burst) * to
-    backlog = math.max(backlog, math.min(backlog + cells * to, full + math.max(full, tonumber(ARGV[7]))))
+    backlog = max(backlog, min(backlog + cells * to, full + max(full, tonumber(ARGV[7]))))
     bucket.backlog = backlog
     if backlog > 0 then write(KEYS[1], bucket) end
 end
 return {
-    s, us * 1000, was and 1 or 0, bucket.backlog, bucket.cell or 0, math.max(bucket.block, bucket.ban),
+    s, us * 1000, was and 1 or 0, bucket.backlog, bucket.cell or 0, max(bucket.block, bucket.ban),
     bucket.plan and bucket.plan .. ' ' .. bucket.burst or ''
 }

@@ -253,8 +253,7 @@ impl RedisLimiter {
     /// # What it costs
     ///
     /// `SCAN` walks through all names of a server, also those of other policies and of others who
-    /// use it: all pages together take about a microsecond for each. Then each key takes the call
-    /// of a script.
+    /// use it. Each key that it finds then takes the call of a script.
     ///
     /// # Errors
     ///
@@ -328,10 +327,15 @@ impl RedisLimiter {
             if done && matches!(action, Action::Reset | Action::Block(Nanos::ZERO)) {
                 set.forgive(index, key);
             }
-            if let (true, Action::Block(time)) = (done, action) {
+            let blocked = match action {
+                Action::Block(time) => Some(time),
+                Action::Reset => Some(Nanos::ZERO),
+                Action::Ban(_) | Action::Charge(_) | Action::Peek => None,
+            };
+            if let (true, Some(time)) = (done, blocked) {
                 // For the time without Redis.
                 let until = set.now().saturating_add(time);
-                lower_bounds.record_block(set, index, key, until, lower_bounds.epochs.of(principal));
+                lower_bounds.record_block(index, key, until, lower_bounds.epochs.of(principal));
             }
             Ok((name, bucket?))
         }
@@ -397,7 +401,7 @@ impl RedisLimiter {
                 answer => {
                     #[cfg(test)]
                     if let (Ok(reply), Query::Script { .. } | Query::Settle(_)) = (&answer, &query) {
-                        super::protocol::note_reply(reply);
+                        super::server_clock::note_reply(reply);
                     }
                     return answer.map_err(ControlError::of);
                 }
@@ -406,7 +410,7 @@ impl RedisLimiter {
         Err(ControlError::NotDone { reason: "the key is moving to another node of the cluster: try again".into() })
     }
 
-    /// NewBans keys in all processes, and waits for nothing: this one knows it already.
+    /// Bans keys in all processes, and does not wait for Redis: this process obeys from now on.
     pub(super) fn ban(&self, bans: NewBans) {
         let RedisParts { set, lower_bounds, topology, config, .. } = &*self.parts;
         for (policy, key, length) in bans {
@@ -414,17 +418,17 @@ impl RedisLimiter {
             // From here on Redis has it, and an operator may end it there.
             set.hand_over_ban(policy, key);
             let until = set.now().saturating_add(length);
-            lower_bounds.record_block(set, policy, key, until, lower_bounds.epochs.of(principal));
+            lower_bounds.record_block(policy, key, until, lower_bounds.epochs.of(principal));
             let query = self.query_of(policy, principal, Action::Ban(length));
             let Query::Script { key, .. } = &query else { continue };
             if let Some(node) = topology.node_of(slot(key)) {
-                node.tell(query, config.limits.call_timeout);
+                node.send_query(query, config.limits.call_timeout);
             }
         }
     }
 }
 
-/// Forgets what was known of a principal, also where nobody waits for the answer any more.
+/// Ends the epoch of a principal when it is dropped, also if the caller drops its future.
 struct ForgetAtEnd<'a> {
     parts: &'a RedisParts,
     principal: Principal,
@@ -458,14 +462,14 @@ impl Listener for RedisParts {
 
     fn apply(&self, settings: &[(String, String)]) {
         for setting in settings {
-            let found = read_setting(setting).and_then(|(policy, quota)| Some((self.set.find(policy).ok()?.0, quota)));
+            let found = read_setting(setting).map(|(policy, quota)| (self.set.find(policy), quota));
             match found {
-                Some((index, quota)) if quota != self.set.quota(index) => {
+                Some((Ok((index, _)), quota)) if quota != self.set.quota(index) => {
                     self.set.set_quota(index, quota);
                     events::quota_changed(self.set.policies()[index].name(), quota);
                 }
+                // It is known, or its policy is another limiter's.
                 Some(_) => {}
-                // Of another version, or of a policy that is not here.
                 None => metrics::redis_announcement_ignored(),
             }
         }

@@ -66,6 +66,7 @@ impl Known {
 pub(super) struct Asked {
     pub(super) policy: usize,
     pub(super) demand: Demand,
+    pub(super) principal: Principal,
     pub(super) epoch: Epoch,
 }
 
@@ -128,7 +129,7 @@ impl LowerBounds {
         patience: Nanos,
     ) -> Option<Box<(Denied, NewBans)>> {
         let known = |asked: &Asked, patience: Nanos| {
-            let Asked { policy, mut demand, epoch } = *asked;
+            let Asked { policy, mut demand, epoch, .. } = *asked;
             if !demand.planned && set.policies()[policy].has_plans() {
                 // A quota may have been chosen for the key that this process does not know.
                 demand.cells = demand.cells.min(demand.quota.burst_size());
@@ -212,21 +213,13 @@ impl LowerBounds {
             let mut asked = *asked;
             if state.from.is_some() && (acquired || answer.takes_over) {
                 // What is known of the bucket under its former quota is true no more.
-                let principal = Principal::of(demand.key, set.hasher());
-                asked.epoch = self.epochs.end_this(principal, asked.epoch).unwrap_or(asked.epoch);
+                asked.epoch = self.epochs.end_this(asked.principal, asked.epoch).unwrap_or(asked.epoch);
             }
             if let (Some(bound), true) = (bound, own) {
                 self.raise(set, &asked, at.saturating_add(bound));
             }
-            if !state.blocked.is_zero() {
-                self.record_block(set, policy, demand.key, at.saturating_add(state.blocked), asked.epoch);
-            } else if self.each[policy].blocks.len() > 0 {
-                // For the time without Redis.
-                if let Some(mut known) = self.each[policy].blocks.get(demand.key) {
-                    if known.epoch != asked.epoch {
-                        known.until = Timestamp::ORIGIN;
-                    }
-                }
+            if self.epochs.of(asked.principal) == asked.epoch {
+                self.record_block_of_reply(policy, demand.key, at, state.blocked, asked.epoch);
             }
             if granted {
                 receipts.push(receipt(&demand, state, &answer, acquired, replied_at.timestamp()));
@@ -281,19 +274,30 @@ impl LowerBounds {
         }
     }
 
-    /// Records that a key is blocked until then.
-    pub(super) fn record_block(&self, set: &PolicySet, policy: usize, key: Key, until: Timestamp, epoch: Epoch) {
-        if self.epochs.of(Principal::of(key, set.hasher())) == epoch {
-            let mut guard = self.each[policy].blocks.guard(key);
-            if guard.placement() == Placement::Own {
-                guard.write(Known { until, epoch });
+    /// Records until when a key is blocked, as it is now: what is known is known from here on, and
+    /// outlasts this epoch for the time without Redis.
+    pub(super) fn record_block(&self, policy: usize, key: Key, until: Timestamp, epoch: Epoch) {
+        let mut guard = self.each[policy].blocks.guard(key);
+        if guard.placement() == Placement::Own {
+            guard.write(Known { until, epoch });
+        }
+    }
+
+    /// Records how long a reply says that a key is blocked, which may be not at all.
+    fn record_block_of_reply(&self, policy: usize, key: Key, at: Timestamp, blocked: Nanos, epoch: Epoch) {
+        if !blocked.is_zero() {
+            self.record_block(policy, key, at.saturating_add(blocked), epoch);
+        } else if self.each[policy].blocks.len() > 0 {
+            // One of this epoch is newer than the reply: a ban that is on its way to Redis.
+            if let Some(mut known) = self.each[policy].blocks.get(key).filter(|known| known.epoch != epoch) {
+                known.until = Timestamp::ORIGIN;
             }
         }
     }
 
     /// Records that a bucket is not idle before then.
     fn raise(&self, set: &PolicySet, asked: &Asked, until: Timestamp) {
-        let Asked { policy, demand, epoch } = asked;
+        let Asked { policy, demand, principal, epoch } = asked;
         // Where responses refund regularly, here or in other processes, no bound lasts.
         if until <= set.now() || set.policies()[*policy].counts_by_response() {
             return;
@@ -303,7 +307,7 @@ impl LowerBounds {
             return;
         }
         // Under the lock. A bound of an epoch that has ended is known by nobody.
-        if self.epochs.of(Principal::of(demand.key, set.hasher())) == *epoch {
+        if self.epochs.of(*principal) == *epoch {
             let until = guard.value().since(*epoch).max(until);
             guard.write(Known { until, epoch: *epoch });
         }

@@ -95,15 +95,19 @@ mod health;
 mod io_thread;
 mod leases;
 mod limiter;
+mod listening;
 mod lower_bounds;
 mod names;
 mod node;
 mod pending;
 mod protocol;
+mod queries;
 mod reason;
 #[cfg(test)]
 mod same_as_memory;
 mod script;
+#[cfg(test)]
+mod server_clock;
 #[cfg(test)]
 #[path = "../../tests/support/redis.rs"]
 mod servers;

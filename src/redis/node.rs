@@ -130,7 +130,7 @@ impl Node {
         replied.await.ok()
     }
 
-    /// Does what an operator asks for. Where no connection works it says so at once.
+    /// Sends a query, and waits for the answer.
     pub(super) async fn query(&self, query: Query, within: Duration) -> Result<Vec<Element>, QueryError> {
         let WorkerHandle { requests, health } = self.worker();
         let (reply, replied) = oneshot::channel();
@@ -143,8 +143,8 @@ impl Node {
         replied.await.unwrap_or(Err(QueryError::Unanswered))
     }
 
-    /// Does something that nobody waits for, where there is a server to do it.
-    pub(super) fn tell(&self, query: Query, within: Duration) {
+    /// Sends a query without waiting for the answer, if a worker runs.
+    pub(super) fn send_query(&self, query: Query, within: Duration) {
         if let Some(WorkerHandle { requests, health }) = &*self.lock() {
             let deadline = health.now().saturating_add(Nanos::from(within));
             let _ = requests.send(WorkerRequest::Query(QueryRequest { query, deadline, reply: None }));

@@ -349,30 +349,6 @@ impl Settlement {
 }
 
 #[cfg(test)]
-thread_local! {
-    /// When a server has last done something for this thread, for tests that compare.
-    static LAST: std::cell::Cell<Timestamp> = const { std::cell::Cell::new(Timestamp::ORIGIN) };
-}
-
-#[cfg(test)]
-pub(super) fn last_time() -> Timestamp {
-    LAST.get()
-}
-
-#[cfg(test)]
-pub(super) fn note(at: Timestamp) {
-    LAST.set(at);
-}
-
-#[cfg(test)]
-pub(super) fn note_reply(reply: &[Element]) {
-    if let [seconds, nanos, ..] = reply {
-        let [seconds, nanos] = [seconds, nanos].map(|part| part.number().unwrap());
-        note(Timestamp::from_nanos(seconds * 1_000_000_000 + nanos));
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use std::time::Duration;
 

@@ -10,7 +10,8 @@ use http::Request;
 use super::{
     OnFailure, RedisLimiter,
     control::ControlError,
-    protocol::{Query, last_time},
+    protocol::Query,
+    server_clock::last_time,
     servers::{Engine, Server},
 };
 use crate::{

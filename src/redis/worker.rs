@@ -30,13 +30,12 @@ use tokio::{
 
 use super::{
     address::Address,
-    announcement::{Announcement, Listener},
+    announcement::Listener,
     connect::{Connected, Server, Test},
-    connection::{Announcements, CallError, Closed, Connection, Prepared, Redirect, SlotRange},
+    connection::{Announcements, CallError, Closed, Connection, Redirect, SlotRange},
     dial::Dialer,
     health::Health,
     leases::Leases,
-    names::Principal,
     pending::{Pending, RequestId},
     protocol::{Decided, Element, Query, RedisDemand, RedisDemands, Reply, Settlement, Unclaimed},
 };
@@ -68,12 +67,12 @@ pub(super) struct QueryRequest {
     pub(super) query: Query,
     /// Until when the operator waits.
     pub(super) deadline: Timestamp,
-    /// `None` where nobody waits for it.
+    /// `None` for a query whose sender does not wait.
     pub(super) reply: Option<oneshot::Sender<Result<Vec<Element>, QueryError>>>,
 }
 
 impl QueryRequest {
-    fn answer(self, answer: Result<Vec<Element>, QueryError>) {
+    pub(super) fn answer(self, answer: Result<Vec<Element>, QueryError>) {
         if let Some(reply) = self.reply {
             let _ = reply.send(answer);
         }
@@ -135,11 +134,6 @@ const LASTING: u32 = 40;
 /// Another reason than the last one is reported after this time.
 const NEW_REASON: Nanos = Nanos::new(5 * Nanos::SECOND.get());
 
-/// What an operator says is read again after this time: an announcement may be lost in a cluster.
-const REREAD: Nanos = Nanos::new(30 * Nanos::SECOND.get());
-/// The same where no announcements come.
-const REREAD_UNHEARD: Nanos = Nanos::SECOND;
-
 pub(super) struct Worker {
     pub(super) server: Server,
     pub(super) dialer: Arc<Dialer>,
@@ -163,7 +157,7 @@ struct CompletedCall {
     result: CallResult,
 }
 
-enum CallResult {
+pub(super) enum CallResult {
     Acquired { call: Call, reply: Result<Reply, CallError> },
     Checked(Result<(), CallError>),
     Queried { request: QueryRequest, reply: Result<Vec<Element>, CallError> },
@@ -173,7 +167,7 @@ enum CallResult {
 }
 
 /// A call for requests that ask the same.
-struct Call {
+pub(super) struct Call {
     demands: RedisDemands,
     asking: bool,
     requests: Vec<RequestId>,
@@ -185,12 +179,12 @@ struct Call {
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A connection that works.
-struct Link {
+pub(super) struct Link {
     connection: Connection,
     closed: Closed,
     announcements: Announcements,
     /// Whether announcements come. Otherwise what they say is asked for.
-    subscribed: bool,
+    pub(super) subscribed: bool,
     latency: Duration,
     address: Address,
     /// When it was opened.
@@ -204,11 +198,11 @@ struct DelayedRequest {
     id: RequestId,
 }
 
-struct WorkerState {
-    worker: Worker,
-    link: Option<Link>,
+pub(super) struct WorkerState {
+    pub(super) worker: Worker,
+    pub(super) link: Option<Link>,
     /// Whether the connection is being checked, and requests wait for it.
-    checking: bool,
+    pub(super) checking: bool,
     /// When to connect again, where the connection ended in a pause.
     rests_until: Option<Timestamp>,
     /// Whether the requests that come before there is a connection wait for it.
@@ -231,24 +225,24 @@ struct WorkerState {
     /// What is settled when there is a connection.
     unsettled: Vec<Settlement>,
     /// What an operator asks for when there is a connection.
-    unasked: Vec<QueryRequest>,
+    pub(super) unasked: Vec<QueryRequest>,
     /// When to forget what may have been missed, and to read the settings again.
-    rereads: Option<Timestamp>,
+    pub(super) rereads: Option<Timestamp>,
     /// Whether the settings are being read, and whether to read them again after that.
-    reading: Option<bool>,
+    pub(super) reading: Option<bool>,
     /// How many announcements to forget were heard.
-    forgotten: u64,
-    reports: Reports,
+    pub(super) forgotten: u64,
+    pub(super) reports: Reports,
 }
 
 /// What was reported of the server, so that an error that lasts is repeated once a minute.
 #[derive(Default)]
-struct Reports {
+pub(super) struct Reports {
     lost: Throttle,
     key_error: Throttle,
-    unheard: Throttle,
-    bans: Throttle,
-    ignored: Throttle,
+    pub(super) unheard: Throttle,
+    pub(super) bans: Throttle,
+    pub(super) ignored: Throttle,
     last: Option<(String, Timestamp)>,
 }
 
@@ -337,7 +331,7 @@ impl Drop for WorkerState {
 }
 
 impl WorkerState {
-    fn now(&self) -> Timestamp {
+    pub(super) fn now(&self) -> Timestamp {
         self.worker.health.now()
     }
 
@@ -405,7 +399,7 @@ impl WorkerState {
         }
     }
 
-    fn end_rest(&mut self) {
+    pub(super) fn end_rest(&mut self) {
         if self.rests_until.is_some() {
             self.revive();
         }
@@ -424,7 +418,7 @@ impl WorkerState {
     /// How long to wait for a check of the connection before a request is sent over it. `None`
     /// where none is needed, or where the request's time does not suffice for a check, another
     /// connection and the request.
-    fn patience_of_a_check(&self) -> Option<Duration> {
+    pub(super) fn patience_of_a_check(&self) -> Option<Duration> {
         let link = self.link.as_ref().filter(|_| self.acquiring == 0 && self.is_after_a_pause())?;
         let patience = self.worker.health.stall();
         let all = patience.saturating_add(link.latency.saturating_mul(10));
@@ -483,7 +477,7 @@ impl WorkerState {
         });
     }
 
-    fn settle(&mut self, settlement: Settlement) {
+    pub(super) fn settle(&mut self, settlement: Settlement) {
         self.send(self.worker.call_timeout, |mut connection, within| async move {
             let settled = timeout(within, connection.settle(&settlement)).await;
             CallResult::Settled { settlement, settled: settled.unwrap_or(Err(CallError::Timeout)).map(drop) }
@@ -492,7 +486,7 @@ impl WorkerState {
 
     /// Runs the script, as it is run for requests: a server that answers to a PING may still not
     /// write.
-    fn check(&mut self, patience: Duration) {
+    pub(super) fn check(&mut self, patience: Duration) {
         self.checking = true;
         let probe = self.worker.probe.clone();
         self.send(patience, |mut connection, within| async move {
@@ -512,149 +506,7 @@ impl WorkerState {
         });
     }
 
-    /// Does what an operator asks for, over a connection that works.
-    fn query(&mut self, request: QueryRequest) {
-        self.end_rest();
-        if let (false, Some(patience)) = (self.checking, self.patience_of_a_check()) {
-            self.check(patience);
-        }
-        if self.link.is_none() || self.checking {
-            self.unasked.push(request);
-            return;
-        }
-        let left = request.deadline.since(self.now());
-        self.send(left.into(), |mut connection, within| async move {
-            let reply = timeout(within, connection.query(&request.query)).await;
-            CallResult::Queried { request, reply: reply.unwrap_or(Err(CallError::Timeout)) }
-        });
-    }
-
-    /// Refuses the queries that were not sent: all, or those whose time is over.
-    fn refuse_unasked(&mut self, reason: &str, all: bool) {
-        let now = self.now();
-        let is_given_up = |request: &QueryRequest| request.reply.as_ref().is_some_and(oneshot::Sender::is_closed);
-        let is_over = |request: &QueryRequest| all || request.deadline <= now || is_given_up(request);
-        let (over, rest) = std::mem::take(&mut self.unasked).into_iter().partition(is_over);
-        self.unasked = rest;
-        let over: Vec<QueryRequest> = over;
-        for request in over {
-            request.answer(Err(QueryError::Refused(reason.to_owned())));
-        }
-    }
-
-    fn queried(&mut self, request: QueryRequest, reply: Result<Vec<Element>, CallError>, after_a_pause: bool) {
-        let error = match reply {
-            Ok(reply) => {
-                if let Query::Settings { .. } = request.query {
-                    // Here, so that what was read earlier is applied earlier.
-                    self.apply(&pairs(&reply));
-                }
-                request.answer(Ok(reply));
-                None
-            }
-            Err(error) => {
-                let failed = match &error {
-                    CallError::Redirect(redirect) if self.worker.cluster.is_some() => {
-                        QueryError::Redirected(redirect.clone())
-                    }
-                    CallError::Closed | CallError::Io(_) | CallError::Protocol | CallError::Timeout => {
-                        QueryError::Unanswered
-                    }
-                    refused => QueryError::Refused(refused.reason().to_owned()),
-                };
-                if request.reply.is_none() {
-                    events::redis_ban_lost(error.reason(), &self.reports.bans, self.now());
-                }
-                request.answer(Err(failed));
-                Some(error)
-            }
-        };
-        match error {
-            // What an operator may not do, requests may still do.
-            Some(CallError::Connection(_) | CallError::Key(_)) => self.answered(),
-            error => self.assess(error, after_a_pause),
-        }
-    }
-
-    /// Another process, or this one, has changed something.
-    fn announced(&mut self, text: &str) {
-        match Announcement::read(text) {
-            Some(Announcement::Forget(principal)) => {
-                if let Some(listener) = self.worker.listener.upgrade() {
-                    listener.forget(principal);
-                }
-                self.forgotten += 1;
-                self.end_leases(principal);
-            }
-            Some(Announcement::Quotas) => self.read_settings(),
-            None => {
-                metrics::redis_announcement_ignored();
-                events::redis_announcement_ignored(&self.reports.ignored, self.now());
-            }
-        }
-    }
-
-    fn end_leases(&mut self, principal: Principal) {
-        let refunds = self.worker.leases.as_mut().map(|leases| leases.end(principal)).unwrap_or_default();
-        for refund in refunds {
-            self.settle(refund);
-        }
-    }
-
-    /// Reads what an operator has set. Announcements that come meanwhile are one.
-    fn read_settings(&mut self) {
-        if let Some(again) = &mut self.reading {
-            *again = true;
-            return;
-        }
-        if self.link.is_some() {
-            self.reading = Some(false);
-        }
-        let control = self.worker.control.clone();
-        self.send(self.worker.call_timeout, |connection, within| async move {
-            let read = timeout(within, connection.settings(&control)).await;
-            CallResult::Read(read.unwrap_or(Err(CallError::Timeout)))
-        });
-    }
-
-    fn settings_read(&mut self, read: Result<Vec<(String, String)>, CallError>, after_a_pause: bool) {
-        let again = self.reading.take() == Some(true);
-        match read {
-            Ok(settings) => {
-                self.apply(&settings);
-                self.answered();
-            }
-            // Another node has them, or they cannot be read, which was reported.
-            Err(CallError::Redirect(_) | CallError::Connection(_) | CallError::Key(_)) => self.answered(),
-            Err(error) => self.assess(Some(error), after_a_pause),
-        }
-        if again {
-            self.read_settings();
-        }
-    }
-
-    fn apply(&self, settings: &[(String, String)]) {
-        if let Some(listener) = self.worker.listener.upgrade() {
-            listener.apply(settings);
-        }
-    }
-
-    /// Forgets what may have been missed, and reads the settings.
-    fn reread(&mut self) {
-        if let Some(listener) = self.worker.listener.upgrade() {
-            listener.forget_all();
-        }
-        self.read_settings();
-        self.plan_reread();
-    }
-
-    fn plan_reread(&mut self) {
-        let subscribed = self.link.as_ref().map(|link| link.subscribed);
-        let pause = subscribed.map(|subscribed| if subscribed { REREAD } else { REREAD_UNHEARD });
-        self.rereads = pause.map(|pause| self.now().saturating_add(pause));
-    }
-
-    fn send<F>(&mut self, within: Duration, call: impl FnOnce(Connection, Duration) -> F)
+    pub(super) fn send<F>(&mut self, within: Duration, call: impl FnOnce(Connection, Duration) -> F)
     where
         F: Future<Output = CallResult> + Send + 'static,
     {
@@ -770,7 +622,7 @@ impl WorkerState {
     }
 
     /// Decides what the end of a call means for the connection.
-    fn assess(&mut self, error: Option<CallError>, after_a_pause: bool) {
+    pub(super) fn assess(&mut self, error: Option<CallError>, after_a_pause: bool) {
         match error {
             None => self.answered(),
             Some(CallError::Key(reason)) => {
@@ -853,7 +705,7 @@ impl WorkerState {
         self.link.as_ref().is_some_and(|link| self.now().since(link.since) >= PAUSE)
     }
 
-    fn answered(&mut self) {
+    pub(super) fn answered(&mut self) {
         self.timeouts = 0;
         self.attempt = 0;
         self.answered = self.now();
@@ -976,36 +828,6 @@ impl WorkerState {
             }
         }
     }
-}
-
-impl WorkerState {
-    /// Listens from now on, and catches up with what was said before.
-    fn listen(&mut self, Prepared { subscribed, settings }: Prepared) {
-        if let Some(listener) = self.worker.listener.upgrade() {
-            listener.forget_all();
-        }
-        let unread = match &settings {
-            Ok(settings) => {
-                self.apply(settings);
-                None
-            }
-            // Another node of the cluster has them.
-            Err(CallError::Redirect(_)) => None,
-            Err(error) => Some(error),
-        };
-        if let Some(error) = subscribed.as_ref().err().or(unread) {
-            events::redis_unheard(error.reason(), &self.reports.unheard, self.now());
-        }
-        self.plan_reread();
-    }
-}
-
-fn pairs(texts: &[Element]) -> Vec<(String, String)> {
-    let pair = |pair: &[Element]| match pair {
-        [Element::Text(field), Element::Text(value)] => Some((field.clone(), value.clone())),
-        _ => None,
-    };
-    texts.chunks(2).filter_map(pair).collect()
 }
 
 fn count(requests: usize) -> u32 {

@@ -122,7 +122,7 @@ async fn manager(url: &str, deadline: Option<Duration>) -> Decide {
         let (mut manager, script) = (manager.clone(), Arc::clone(&script));
         Box::pin(async move {
             let mut call = script.key(format!("plain:{key}"));
-            call.arg(1).arg(10).arg(1_000_000_000).arg(0);
+            call.arg(1).arg(1).arg(10).arg(100_000_000).arg(0).arg("").arg(0);
             let call = call.invoke_async::<Vec<i64>>(&mut manager);
             match deadline {
                 Some(deadline) => timeout(deadline, call).await.is_ok_and(|reply| reply.is_ok()),
