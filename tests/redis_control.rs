@@ -286,6 +286,12 @@ async fn a_ban_is_obeyed_by_all() {
     // And the one that has banned hears of its end.
     assert!(other.reset("per-k", "a").await.unwrap());
     eventually(|| admits(&strict, "a")).await;
+    // A block of no time ends a ban, too, and leaves the bucket as it is.
+    assert_eq!(admitted(&strict, "b", 8).await, 5);
+    eventually(async || other.blocked_for("per-k", "b").await.unwrap().is_some()).await;
+    other.block("per-k", "b", Duration::ZERO).await.unwrap();
+    assert_eq!(other.blocked_for("per-k", "b").await.unwrap(), None);
+    assert_eq!(other.peek("per-k", "b").await.unwrap().remaining(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -436,14 +442,21 @@ async fn a_lease_ends_with_a_block() {
     let policy = || per_key(Quota::per_hour(100_000));
     let leasing = builder(&server.url()).lease(10_000, Duration::from_secs(10)).policy(policy());
     let (leasing, operator) = (connected(leasing).await, connected(builder(&server.url()).policy(policy())).await);
-    while leasing.calls().decisions < 4 * leasing.calls().calls {
-        assert!(admits(&leasing, "a").await);
-    }
-    let start = Instant::now();
+    let asked = async |times: usize| {
+        let before = leasing.calls().calls;
+        assert_eq!(admitted(&leasing, "a", times).await, times);
+        leasing.calls().calls - before
+    };
+    asked(500).await;
+    assert_eq!(asked(20).await, 0, "they are there already");
     operator.block("per-k", "a", MINUTE).await.unwrap();
-    while admits(&leasing, "a").await {
-        assert!(start.elapsed() < Duration::from_secs(8), "the lease decides still");
+    // Their answers come behind the announcement.
+    for _ in 0..3 {
+        leasing.peek("per-k", "b").await.unwrap();
     }
+    assert!(!admits(&leasing, "a").await, "the lease decides still");
+    operator.reset("per-k", "a").await.unwrap();
+    assert_eq!(operator.peek("per-k", "a").await.unwrap().remaining(), 100_000);
 }
 
 /// The server stands still while it is asked, and the request is gone when it answers.

@@ -218,9 +218,7 @@ impl LowerBounds {
             if let (Some(bound), true) = (bound, own) {
                 self.raise(set, &asked, at.saturating_add(bound));
             }
-            if self.epochs.of(asked.principal) == asked.epoch {
-                self.record_block_of_reply(policy, demand.key, at, state.blocked, asked.epoch);
-            }
+            self.record_block_of_reply(&asked, at, state.blocked);
             if granted {
                 receipts.push(receipt(&demand, state, &answer, acquired, replied_at.timestamp()));
                 wait = wait.max(answer.wait);
@@ -283,15 +281,21 @@ impl LowerBounds {
         }
     }
 
-    /// Records how long a reply says that a key is blocked, which may be not at all.
-    fn record_block_of_reply(&self, policy: usize, key: Key, at: Timestamp, blocked: Nanos, epoch: Epoch) {
-        if !blocked.is_zero() {
-            self.record_block(policy, key, at.saturating_add(blocked), epoch);
-        } else if self.each[policy].blocks.len() > 0 {
-            // One of this epoch is newer than the reply: a ban that is on its way to Redis.
-            if let Some(mut known) = self.each[policy].blocks.get(key).filter(|known| known.epoch != epoch) {
-                known.until = Timestamp::ORIGIN;
-            }
+    /// Records how long a reply says that a key is blocked, which may be not at all. Where its epoch
+    /// has ended, that is for the time without Redis, and only if nothing newer is known.
+    fn record_block_of_reply(&self, asked: &Asked, at: Timestamp, blocked: Nanos) {
+        let Asked { policy, demand, principal, epoch } = *asked;
+        let blocks = &self.each[policy].blocks;
+        if blocked.is_zero() && blocks.len() == 0 {
+            return;
+        }
+        let known = blocks.get(demand.key).map(|known| known.epoch);
+        // One of this epoch that the reply does not know is a ban that is on its way to Redis.
+        let is_newer = known == Some(self.epochs.of(principal));
+        if !blocked.is_zero() && (!is_newer || known == Some(epoch)) {
+            self.record_block(policy, demand.key, at.saturating_add(blocked), epoch);
+        } else if blocked.is_zero() && known.is_some() && !is_newer {
+            self.record_block(policy, demand.key, Timestamp::ORIGIN, epoch);
         }
     }
 
