@@ -10,7 +10,7 @@ use smallvec::{SmallVec, smallvec};
 use super::{
     connection::Redirect,
     limiter::{RedisLimiter, RedisParts},
-    lower_bounds::{AllAsked, Asked, NewBans, demands_of},
+    lower_bounds::{AllAsked, Asked, DeniedWithBans, NewBans, demands_of},
     names::Principal,
     node::Node,
     protocol::{Decided, RedisDemand, RedisDemands, Settlement},
@@ -86,8 +86,7 @@ impl RedisLimiter {
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
         let patience = patience.min(MAX_SLACK);
         let asked = self.ask(&demands);
-        if let Some(cached) = lower_bounds.cached_denial(set, &asked, patience) {
-            let (denied, bans) = *cached;
+        if let Some((denied, bans)) = lower_bounds.cached_denial(set, &asked, patience) {
             self.ban(bans);
             return Err(denied);
         }
@@ -122,8 +121,7 @@ impl RedisLimiter {
         for (_, decided) in replies.iter_mut().filter_map(|reply| reply.decided.as_mut()) {
             decided.is_received();
         }
-        result.map_err(|denied| {
-            let (denied, bans) = *denied;
+        result.map_err(|(denied, bans)| {
             self.ban(bans);
             denied
         })
@@ -162,13 +160,14 @@ impl RedisLimiter {
 
     /// Combines the answers of several slots: all grant, or the granted ones are refunded, because
     /// no call runs over several slots.
+    #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
     fn combine(
         &self,
         replies: &[GroupReply],
         at: Timestamp,
         patience: Nanos,
         receipts: &mut Receipts,
-    ) -> Result<Grant, Box<(Denied, NewBans)>> {
+    ) -> Result<Grant, DeniedWithBans> {
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
         let (mut answered, mut unanswered) = (SmallVec::<[_; 4]>::new(), AllAsked::new());
         for GroupReply { group, decided } in replies {
@@ -212,7 +211,7 @@ impl RedisLimiter {
             }
         }
         match denied {
-            Some(denied) => Err(Box::new((denied, NewBans::new()))),
+            Some(denied) => Err((denied, NewBans::new())),
             None => combined(receipts),
         }
     }

@@ -99,6 +99,9 @@ impl BucketAnswer {
 /// A ban that a denial has brought about: policy, key, and length.
 pub(super) type NewBans = SmallVec<[(usize, Key, Nanos); 1]>;
 
+/// A denial, and the bans that it has brought about.
+pub(super) type DeniedWithBans = (Denied, NewBans);
+
 /// For a global policy: one for each quota that `quota_by` chooses.
 const MAX_GLOBAL_QUOTAS: usize = 1_024;
 
@@ -122,12 +125,7 @@ impl LowerBounds {
 
     /// The denial that is certain without asking Redis: a key is blocked, or its backlog is known
     /// to be too long for a request that waits no longer than `patience`.
-    pub(super) fn cached_denial(
-        &self,
-        set: &PolicySet,
-        asked: &[Asked],
-        patience: Nanos,
-    ) -> Option<Box<(Denied, NewBans)>> {
+    pub(super) fn cached_denial(&self, set: &PolicySet, asked: &[Asked], patience: Nanos) -> Option<DeniedWithBans> {
         let known = |asked: &Asked, patience: Nanos| {
             let Asked { policy, mut demand, epoch, .. } = *asked;
             if !demand.planned && set.policies()[policy].has_plans() {
@@ -153,7 +151,7 @@ impl LowerBounds {
                 |index| known(&asked[index], Nanos::ZERO),
             );
             if let Some(denied) = denied {
-                return Some(Box::new((denied, NewBans::new())));
+                return Some((denied, NewBans::new()));
             }
         }
         let outcomes: PolicyOutcomes = asked.iter().map(|asked| known(asked, patience)).collect();
@@ -161,6 +159,7 @@ impl LowerBounds {
     }
 
     /// Records what Redis has replied. `at` is when Redis was asked, or before.
+    #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
     pub(super) fn record_reply(
         &self,
         set: &PolicySet,
@@ -169,13 +168,14 @@ impl LowerBounds {
         at: Timestamp,
         patience: Nanos,
         receipts: &mut Receipts,
-    ) -> Result<Grant, Box<(Denied, NewBans)>> {
+    ) -> Result<Grant, DeniedWithBans> {
         let states = decided.buckets.iter().copied();
         let answered: SmallVec<[_; 4]> = asked.iter().copied().zip(states).map(|each| (each, decided.at)).collect();
         self.record_replies(set, &answered, decided.granted, at, patience, receipts)
     }
 
     /// Records what servers have replied, each at a time of its own.
+    #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
     pub(super) fn record_replies(
         &self,
         set: &PolicySet,
@@ -184,7 +184,7 @@ impl LowerBounds {
         at: Timestamp,
         patience: Nanos,
         receipts: &mut Receipts,
-    ) -> Result<Grant, Box<(Denied, NewBans)>> {
+    ) -> Result<Grant, DeniedWithBans> {
         let mut outcomes = PolicyOutcomes::new();
         let mut wait = Nanos::ZERO;
         // Nobody waits for cells under a block.
@@ -318,12 +318,13 @@ impl LowerBounds {
     }
 }
 
+#[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
 fn denial_of_reply(
     set: &PolicySet,
     answered: &[((Asked, BucketState), ServerTime)],
     mut outcomes: PolicyOutcomes,
     at: Timestamp,
-) -> Result<Grant, Box<(Denied, NewBans)>> {
+) -> Result<Grant, DeniedWithBans> {
     let asked: AllAsked = answered.iter().map(|((asked, _), _)| *asked).collect();
     let blocked = |index: usize| {
         let left = answered[index].0.1.blocked;
@@ -334,7 +335,7 @@ fn denial_of_reply(
     if (0..asked.len()).any(is_blocked) {
         let denied = set.denial_of_blocked(&demands_of(&asked), DecidedBy::Redis, blocked, |index| outcomes[index]);
         if let Some(denied) = denied {
-            return Err(Box::new((denied, NewBans::new())));
+            return Err((denied, NewBans::new()));
         }
     }
     // In bursts of months the server may deny by nanoseconds what this process would grant.
@@ -349,12 +350,7 @@ fn denial_of_reply(
     }
 }
 
-fn denial(
-    set: &PolicySet,
-    outcomes: PolicyOutcomes,
-    asked: &[Asked],
-    decided_by: DecidedBy,
-) -> Option<Box<(Denied, NewBans)>> {
+fn denial(set: &PolicySet, outcomes: PolicyOutcomes, asked: &[Asked], decided_by: DecidedBy) -> Option<DeniedWithBans> {
     if !outcomes.iter().any(PolicyOutcome::denies) {
         return None;
     }
@@ -366,7 +362,7 @@ fn denial(
     let mut bans = NewBans::new();
     let denied =
         set.denied(outcomes, &keys, &keys, now, decided_by, |policy, key, length| bans.push((policy, key, length)));
-    Some(Box::new((denied, bans)))
+    Some((denied, bans))
 }
 
 fn receipt(demand: &Demand, state: &BucketState, answer: &BucketAnswer, acquired: bool, at: Timestamp) -> Receipt {
