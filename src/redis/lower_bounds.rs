@@ -281,8 +281,8 @@ impl LowerBounds {
         }
     }
 
-    /// Records how long a reply says that a key is blocked, which may be not at all. Where its epoch
-    /// has ended, that is for the time without Redis, and only if nothing newer is known.
+    /// Records how long a reply says that a key is blocked, which may be not at all. Where its
+    /// epoch has ended, that is for the time without Redis, and only if nothing newer is known.
     fn record_block_of_reply(&self, asked: &Asked, at: Timestamp, blocked: Nanos) {
         let Asked { policy, demand, principal, epoch } = *asked;
         let blocks = &self.each[policy].blocks;
