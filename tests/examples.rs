@@ -267,7 +267,8 @@ fn login() {
 
 #[test]
 fn outbound() {
-    let partner = Example::run_with("quickstart", &[("QUOTA", "20/s, burst 1")]);
+    // It denies eight calls at once. A call may be on its way for longer than the next one: up to 150 ms.
+    let partner = Example::run_with("quickstart", &[("QUOTA", "20/s, burst 4")]);
     // A little slower than the partner allows: its clock and ours are two.
     let output = Command::new(path("outbound"))
         .arg(format!("http://{}/", partner.address))

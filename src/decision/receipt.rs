@@ -129,12 +129,11 @@ impl Receipts {
 impl Extend<Receipt> for Receipts {
     #[inline(always)]
     fn extend<I: IntoIterator<Item = Receipt>>(&mut self, receipts: I) {
-        let mut receipts = receipts.into_iter();
-        // Several receipts skip the state of one, which would copy the first.
+        let receipts = receipts.into_iter();
+        // Several receipts skip the state of one, which would copy the first, and are written where
+        // they stay.
         if let (Self::None, (2.., _)) = (&self, receipts.size_hint()) {
-            let mut several = SmallVec::new();
-            receipts.by_ref().for_each(|receipt| several.push(receipt));
-            *self = Self::Many(several);
+            *self = Self::Many(SmallVec::new());
         }
         receipts.for_each(|receipt| self.push(receipt));
     }

@@ -9,9 +9,10 @@ local time = redis.call('TIME')
 local s, us = tonumber(time[1]), tonumber(time[2])
 local now = s * 1000000 + us
 
--- The time until then, below zero where it is over.
-local function left(digits)
-    return (tonumber(string.sub(digits, 1, -10)) - s) * 1000000000 + (tonumber(string.sub(digits, -9)) - us * 1000)
+-- The time from a moment, in seconds and microseconds, until then; below zero where it is over.
+local function left(digits, seconds, micros)
+    local rest = tonumber(string.sub(digits, -9)) - micros * 1000
+    return (tonumber(string.sub(digits, 1, -10)) - seconds) * 1000000000 + rest
 end
 
 -- The end of so long a time: seconds, and nanoseconds.
@@ -30,18 +31,23 @@ local function read(key)
             match(value, '^(%d+)(%d%d%d%d%d%d%d%d%d) (%d+) (%d+) ([1-9]%d*)(.*)$')
     end
     if not arrives or #arrives > 10 then return { backlog = 0, block = 0, ban = 0, generation = now } end
-    -- Where the clock has stepped back, everything is moved: nothing lasts longer than it did.
-    local back = max(0, tonumber(written) - now) * 1000
-    local backlog = (tonumber(arrives) - s) * 1000000000 + (tonumber(nanos) - us * 1000)
+    -- Where the clock has stepped back, everything lasts as long as it did when it was written. By
+    -- the time of now, a large step would lose the last digits.
+    local at_s, at_us, moved = s, us, tonumber(written) > now
+    if moved then
+        at_s = floor(tonumber(written) / 1000000)
+        at_us = tonumber(written) - at_s * 1000000
+    end
+    local backlog = (tonumber(arrives) - at_s) * 1000000000 + (tonumber(nanos) - at_us * 1000)
     local bucket = {
-        backlog = max(0, backlog - back), block = 0, ban = 0, generation = tonumber(generation), cell = cell,
-        from = tonumber(cell), moved = back > 0, arrives = arrives, nanos = nanos
+        backlog = max(0, backlog), block = 0, ban = 0, generation = tonumber(generation), cell = cell,
+        from = tonumber(cell), moved = moved, arrives = arrives, nanos = nanos
     }
     if more ~= '' then
         bucket.plan, bucket.burst = match(more, ' p([1-9]%d* [1-9]%d*) ([1-9]%d*)')
         local block, ban = match(more, ' b(%d%d%d%d%d%d%d%d%d%d+)'), match(more, ' n(%d%d%d%d%d%d%d%d%d%d+)')
-        if block then bucket.block = max(0, left(block) - back) end
-        if ban then bucket.ban = max(0, left(ban) - back) end
+        if block then bucket.block = max(0, left(block, at_s, at_us)) end
+        if ban then bucket.ban = max(0, left(ban, at_s, at_us)) end
     end
     return bucket
 end
