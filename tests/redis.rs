@@ -1003,7 +1003,9 @@ fn settings_are_read_from_a_file() {
 /// One in cluster mode, and nobody has said so: some keys are elsewhere.
 #[tokio::test]
 async fn rds04_a_server_in_cluster_mode_is_done_without_unless_it_is_said() {
-    let server = Server::start_with(Engine::Redis, &["--cluster-enabled", "yes"]);
+    // Unless it is said, the second port is above the first by 10,000, where connections have theirs.
+    let bus = free_port().to_string();
+    let server = Server::start_with(Engine::Redis, &["--cluster-enabled", "yes", "--cluster-port", &bus]);
     let limiter = builder(&server.url(), OnFailure::Closed).policy(by_header(FIVE)).build().unwrap();
     assert!(!limiter.connect(Duration::from_millis(300)).await);
     assert_eq!(limiter.decide(&with_header("k", "a")).await.denied().unwrap().reason(), Reason::Unavailable);
