@@ -62,6 +62,15 @@ fn decide(times: u32, policies: impl IntoIterator<Item = Policy>) {
     }
 }
 
+fn acquire(times: u32) {
+    let policy = Policy::by_key(MANY).named("account");
+    let limiter = Limiter::builder().policy(policy).clock(ManualClock::new()).build().unwrap();
+    let key = Ipv4Addr::new(10, 0, 0, 1);
+    for _ in 0..times {
+        black_box(limiter.acquire("account", black_box(key)).is_ok());
+    }
+}
+
 fn call(times: u32, mut service: impl Service<Request<()>, Response = Response<Full<Bytes>>>) {
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..times {
@@ -89,6 +98,7 @@ fn main() {
         "decide-global" => decide(times, [Policy::global(MANY)]),
         "decide-three" => decide(times, [per_ip(MANY), per_ip(MANY).named("second"), Policy::global(MANY)]),
         "decide-client-ip" => decide(times, [Policy::per(ClientIp::behind(["10.0.0.0/8"]).unwrap(), MANY)]),
+        "acquire" => acquire(times),
         "bare" => call(times, Inner(0)),
         "layer" => layered(times, quiet(per_ip(MANY))),
         "layer-fields" => layered(times, per_ip(MANY)),

@@ -25,11 +25,13 @@
 //! ```
 
 use std::{
-    fmt,
+    fmt, mem,
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -103,7 +105,7 @@ impl Clock {
     pub(crate) fn now(&self) -> Timestamp {
         match &self.0 {
             Source::Custom(now) => Timestamp(Nanos::from(now()).0),
-            Source::Manual(manual) => Timestamp(manual.nanos.load(Ordering::Acquire)),
+            Source::Manual(manual) => manual.now(),
             Source::System { started, origin } => {
                 #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
                 let elapsed = started.elapsed();
@@ -143,10 +145,23 @@ impl fmt::Debug for Source {
 /// A clock that stands still until it is moved. Clones move together.
 ///
 /// A limiter on a manual clock starts no thread unless configured: see
-/// [`Sweep`](crate::limiter::Sweep).
+/// [`Sweep`](crate::limiter::Sweep). [`sleep`](Self::sleep) is the timer that goes with it.
 #[derive(Clone, Debug, Default)]
 pub struct ManualClock {
-    nanos: Arc<AtomicU64>,
+    shared: Arc<ManualTime>,
+}
+
+#[derive(Debug, Default)]
+struct ManualTime {
+    nanos: AtomicU64,
+    sleepers: Mutex<Sleepers>,
+}
+
+/// Who waits until when.
+#[derive(Debug, Default)]
+struct Sleepers {
+    last: u64,
+    waiting: Vec<(u64, Timestamp, Waker)>,
 }
 
 impl ManualClock {
@@ -161,19 +176,109 @@ impl ManualClock {
     pub fn advance(&self, by: Duration) {
         let Nanos(by) = by.into();
         // The closure never returns `None`, so this cannot fail.
-        let _ = self.nanos.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| Some(now.saturating_add(by)));
+        let _ = self.shared.nanos.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| Some(now.saturating_add(by)));
+        self.wake();
     }
 
     /// Returns the time since the clock's origin.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        Duration::from_nanos(self.nanos.load(Ordering::Acquire))
+        Duration::from_nanos(self.now().0)
     }
 
     /// Sets the time since the clock's origin. The clock may step back: a limiter admits no more
     /// for it, except to keys that were swept at the later time.
     pub fn set(&self, since_origin: Duration) {
-        self.nanos.store(Nanos::from(since_origin).0, Ordering::Release);
+        self.shared.nanos.store(Nanos::from(since_origin).0, Ordering::Release);
+        self.wake();
+    }
+
+    /// Returns a future that ends when the clock was moved by `time`. Use it as the timer of
+    /// [`max_delay`](crate::RateLimitLayer::max_delay) or
+    /// [`Reservation::ready`](crate::limiter::Reservation::ready) in a test.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_quota::{Limiter, Policy, Quota, clock::ManualClock};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let clock = ManualClock::new();
+    /// let policy = Policy::by_key(Quota::per_minute(1)).named("jobs");
+    /// let limiter = Limiter::builder().policy(policy).clock(clock.clone()).build().unwrap();
+    /// limiter.acquire("jobs", 7).unwrap();
+    /// let reservation = limiter.reserve("jobs", 7, Duration::from_secs(60)).unwrap();
+    /// let job = tokio::spawn(reservation.ready({
+    ///     let clock = clock.clone();
+    ///     move |time| clock.sleep(time)
+    /// }));
+    /// clock.advance(Duration::from_secs(60));
+    /// job.await.unwrap();
+    /// # }
+    /// ```
+    pub fn sleep(&self, time: Duration) -> ManualSleep {
+        ManualSleep { until: self.now().saturating_add(time.into()), clock: self.clone(), sleeper: None }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> Timestamp {
+        Timestamp(self.shared.nanos.load(Ordering::Acquire))
+    }
+
+    fn sleepers(&self) -> MutexGuard<'_, Sleepers> {
+        // Nothing panics while it is locked.
+        self.shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes whose time has come.
+    fn wake(&self) {
+        let mut sleepers = self.sleepers();
+        let now = self.now();
+        let (due, waiting): (Vec<_>, Vec<_>) =
+            mem::take(&mut sleepers.waiting).into_iter().partition(|(_, until, _)| *until <= now);
+        sleepers.waiting = waiting;
+        drop(sleepers);
+        for (_, _, waker) in due {
+            waker.wake();
+        }
+    }
+}
+
+/// Ends when its clock was moved far enough. Made by [`ManualClock::sleep`].
+#[derive(Debug)]
+#[must_use = "a future does nothing unless it is polled"]
+pub struct ManualSleep {
+    clock: ManualClock,
+    until: Timestamp,
+    /// The number under which this waits.
+    sleeper: Option<u64>,
+}
+
+impl Future for ManualSleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let mut sleepers = this.clock.sleepers();
+        // Read under the lock: whoever moves the clock afterwards finds the sleeper.
+        if this.until <= this.clock.now() {
+            return Poll::Ready(());
+        }
+        let number = *this.sleeper.get_or_insert_with(|| {
+            sleepers.last += 1;
+            sleepers.last
+        });
+        sleepers.waiting.retain(|(other, ..)| *other != number);
+        sleepers.waiting.push((number, this.until, cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl Drop for ManualSleep {
+    fn drop(&mut self) {
+        if let Some(number) = self.sleeper {
+            self.clock.sleepers().waiting.retain(|(other, ..)| *other != number);
+        }
     }
 }
 

@@ -89,6 +89,8 @@ pub struct PolicyConfig {
 pub enum KeyConfig {
     /// All requests together. `"global"`.
     Global,
+    /// What callers name: [`Policy::by_key`]. `"by-key"`.
+    ByKey,
     /// [`PeerIp`]. `"peer-ip"`.
     PeerIp,
     /// [`Bearer`]. `"bearer"`.
@@ -142,6 +144,7 @@ impl TryFrom<PolicyConfig> for Policy {
         };
         let mut policy = match &config.key {
             KeyConfig::Global => Self::global(config.quota),
+            KeyConfig::ByKey => Self::by_key(config.quota),
             KeyConfig::PeerIp => Self::per(PeerIp, config.quota),
             KeyConfig::Bearer => Self::per(Bearer, config.quota),
             KeyConfig::Header(name) => Self::per(Header::new(field(name)?), config.quota),

@@ -45,8 +45,7 @@ pub struct Policy {
     name: Arc<str>,
     /// Escaped for a quoted string in structured fields and in JSON.
     escaped_name: Arc<str>,
-    /// `None`: the policy counts all requests together.
-    key: Option<Arc<dyn KeyExtractor>>,
+    counted_by: CountedBy,
     quota: Quota,
     quota_by: Option<Arc<QuotaBy>>,
     cost_by: Option<Arc<CostBy>>,
@@ -57,6 +56,16 @@ pub struct Policy {
     enforce: Enforce,
     count_if: Option<Arc<CountIf>>,
     ban: Option<Ban>,
+}
+
+/// What a policy counts by.
+#[derive(Clone)]
+enum CountedBy {
+    /// The key that the caller names.
+    CallersKey,
+    Extracted(Arc<dyn KeyExtractor>),
+    /// All requests are counted together.
+    Nothing,
 }
 
 #[derive(Clone, Copy)]
@@ -162,7 +171,26 @@ impl Policy {
     /// Counts all requests together, to protect the service itself. The policy is named `global`,
     /// and [advertises](Self::advertise) [`Advertise::RetryAfter`], unless set.
     pub fn global(quota: Quota) -> Self {
-        Self::new("global".into(), None, quota).advertise(Advertise::RetryAfter)
+        Self::new("global".into(), CountedBy::Nothing, quota).advertise(Advertise::RetryAfter)
+    }
+
+    /// Counts what no request head has: an account name in a body, a message of a WebSocket, a job,
+    /// an outgoing call. The caller names the key:
+    /// [`Limiter::acquire`](crate::Limiter::acquire). Requests pass by such a policy.
+    ///
+    /// The policy is named `by-key`, unless set. What needs a request cannot be set on it:
+    /// [`when`](Self::when), [`quota_by`](Self::quota_by), [`cost_by`](Self::cost_by),
+    /// [`count_if`](Self::count_if) and [`on_missing`](Self::on_missing). Otherwise building the
+    /// limiter fails.
+    ///
+    /// ```
+    /// use tower_quota::{Limiter, Policy, Quota};
+    ///
+    /// let accounts = Limiter::new(Policy::by_key(Quota::per_hour(5)).named("account"));
+    /// assert!(accounts.acquire("account", "alice@example.org").is_ok());
+    /// ```
+    pub fn by_key(quota: Quota) -> Self {
+        Self::new("by-key".into(), CountedBy::CallersKey, quota)
     }
 
     /// Counts the requests of each key separately. To count by a closure, wrap it in
@@ -171,14 +199,14 @@ impl Policy {
     ///
     /// The policy is named `per-` and the extractor's name, unless set: `per-ip`, `per-x-api-key`.
     pub fn per(key: impl KeyExtractor, quota: Quota) -> Self {
-        Self::new(format!("per-{}", key.name()).into(), Some(Arc::new(key)), quota)
+        Self::new(format!("per-{}", key.name()).into(), CountedBy::Extracted(Arc::new(key)), quota)
     }
 
-    fn new(name: Arc<str>, key: Option<Arc<dyn KeyExtractor>>, quota: Quota) -> Self {
+    fn new(name: Arc<str>, counted_by: CountedBy, quota: Quota) -> Self {
         Self {
             escaped_name: escaped(&name),
             name,
-            key,
+            counted_by,
             quota,
             quota_by: None,
             cost_by: None,
@@ -260,7 +288,8 @@ impl Policy {
     /// without a response is not refunded: the client disconnected, or the service failed.
     ///
     /// This takes effect in a service, where there are responses, and not on
-    /// [`Limiter::decide`](crate::Limiter::decide).
+    /// [`Limiter::decide`](crate::Limiter::decide) or
+    /// [`Limiter::acquire`](crate::Limiter::acquire).
     pub fn count_if(mut self, counts: impl Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.count_if = Some(Arc::new(counts));
         self
@@ -367,7 +396,28 @@ impl Policy {
     /// Whether the policy counts all requests together.
     #[must_use]
     pub fn is_global(&self) -> bool {
-        self.key.is_none()
+        matches!(self.counted_by, CountedBy::Nothing)
+    }
+
+    /// Whether only callers that name a key are counted: see [`by_key`](Self::by_key).
+    #[must_use]
+    pub fn is_by_key(&self) -> bool {
+        matches!(self.counted_by, CountedBy::CallersKey)
+    }
+
+    /// Whether something is set that only requests have.
+    pub(crate) fn needs_requests(&self) -> bool {
+        let Self { when, quota_by, cost_by, count_if, missing, .. } = self;
+        when.is_some() || quota_by.is_some() || cost_by.is_some() || count_if.is_some() || missing.is_some()
+    }
+
+    /// The key by which the policy counts a caller that names `key`. A global policy has one.
+    pub(crate) fn key(&self, key: Key) -> Key {
+        if self.is_global() { Key::GLOBAL } else { key }
+    }
+
+    fn extractor(&self) -> Option<&dyn KeyExtractor> {
+        if let CountedBy::Extracted(extractor) = &self.counted_by { Some(&**extractor) } else { None }
     }
 
     pub(crate) fn shared_name(&self) -> Arc<str> {
@@ -415,11 +465,11 @@ impl Policy {
     }
 
     pub(crate) fn remedy(&self, head: RequestHead<'_>) -> &'static str {
-        self.key.as_deref().map_or("", |key| key.remedy(head))
+        self.extractor().map_or("", |key| key.remedy(head))
     }
 
     pub(crate) fn challenge(&self, head: RequestHead<'_>) -> Option<HeaderValue> {
-        self.key.as_deref().and_then(|key| key.challenge(head))
+        self.extractor().and_then(|key| key.challenge(head))
     }
 
     /// Evaluates what a request asks of this policy, by the quota `base` unless another one is
@@ -438,7 +488,10 @@ impl Policy {
         if self.when.as_ref().is_some_and(|applies| !applies(head)) {
             return Ok(None);
         }
-        let key = match self.key.as_ref().map(|key| key.extract(head)) {
+        if self.is_by_key() {
+            return Ok(None);
+        }
+        let key = match self.extractor().map(|extractor| extractor.extract(head)) {
             None => Key::GLOBAL,
             Some(Ok(key)) => key,
             Some(Err(absence)) => match self.missing.unwrap_or(absence) {
@@ -452,12 +505,30 @@ impl Policy {
         let plan = self.quota_by.as_ref().and_then(|choose| choose(head));
         let (quota, planned) = (plan.unwrap_or_else(base), plan.is_some());
         let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
-        let shadow = match self.enforce {
+        Ok(Some(Demand { key, quota, cells, planned, shadow: self.is_shadow(key) }))
+    }
+
+    /// What a caller asks of this policy that names a key, by the quota `plan` if there is one.
+    #[inline]
+    pub(crate) fn demand_by_key(
+        &self,
+        key: Key,
+        cells: u32,
+        plan: Option<Quota>,
+        base: impl FnOnce() -> Quota,
+    ) -> Demand {
+        let key = self.key(key);
+        let (quota, planned) = (plan.unwrap_or_else(base), plan.is_some());
+        Demand { key, quota, cells, planned, shadow: self.is_shadow(key) }
+    }
+
+    #[inline(always)]
+    fn is_shadow(&self, key: Key) -> bool {
+        match self.enforce {
             Enforce::Always => false,
             Enforce::Never => true,
             Enforce::Below(share) => key.spread() >= share,
-        };
-        Ok(Some(Demand { key, quota, cells, planned, shadow }))
+        }
     }
 }
 

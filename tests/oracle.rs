@@ -1,5 +1,5 @@
 //! The limiter against two others: governor's own, for one policy; and an exact model that shares no code with it, for
-//! several policies with keys, costs, changes of quota, refunds and sweeping.
+//! several policies with keys, costs, changes of quota, refunds, calls by key and sweeping.
 
 #[path = "support/exact.rs"]
 mod exact;
@@ -55,6 +55,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0_u64..400_000_000).prop_map(Step::Advance),
         1 => (0_u64..4_000_000_000).prop_map(Step::Advance),
         8 => asked.prop_map(Step::Ask),
+        3 => prop::array::uniform5(prop::option::of((0_u8..3, 0_u32..6))).prop_map(Step::Acquire),
+        2 => (0_u8..5, 0_u8..3, 0_u32..9, 0_u8..3)
+            .prop_map(|(policy, key, cells, plan)| Step::AcquireAs { policy, key, cells, plan }),
         2 => Just(Step::Refund),
         1 => (0_u8..3, 0_u32..9).prop_map(|(user, cells)| Step::Charge { user, cells }),
         1 => any::<bool>().prop_map(Step::SetQuotas),

@@ -1,4 +1,4 @@
-//! Decisions over several policies, with refunds, charges, plans and sweeps: as the exact model decides, to the nanosecond.
+//! Decisions over several policies, with calls by key, refunds, charges, plans and sweeps: as the exact model decides, to the nanosecond.
 #![no_main]
 
 #[path = "../../tests/support/exact.rs"]
@@ -16,6 +16,8 @@ enum Op {
     Advance(u32),
     AdvanceFar(u32),
     Ask { user: Option<u8>, team: bool, cost: u8, plan: u8, write: bool },
+    Acquire([Option<(u8, u8)>; 5]),
+    AcquireAs { policy: u8, key: u8, cells: u8, plan: u8 },
     Refund,
     Charge { user: u8, cells: u8 },
     SetQuotas(bool),
@@ -30,6 +32,13 @@ impl From<Op> for Step {
             Op::Ask { user, team, cost, plan, write } => {
                 let user = user.map(|user| user % 3);
                 Self::Ask(Asked { user, team: team.into(), cost: u32::from(cost) % 17, plan: plan % 4, write })
+            }
+            Op::Acquire(wanted) => {
+                Self::Acquire(wanted.map(|wanted| wanted.map(|(key, cells)| (key % 3, u32::from(cells) % 17))))
+            }
+            Op::AcquireAs { policy, key, cells, plan } => {
+                let cells = u32::from(cells) % 17;
+                Self::AcquireAs { policy: policy % 5, key: key % 3, cells, plan: plan % 3 }
             }
             Op::Refund => Self::Refund,
             Op::Charge { user, cells } => Self::Charge { user: user % 3, cells: u32::from(cells) % 17 },

@@ -220,6 +220,12 @@ impl Denied {
         }
     }
 
+    /// The policies of the limiter that denied.
+    #[cfg(feature = "axum")]
+    pub(crate) fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+
     /// The value of `WWW-Authenticate` where the status is 401.
     pub(crate) fn challenge(&self) -> Option<&HeaderValue> {
         match &self.cause {

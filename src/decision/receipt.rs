@@ -78,6 +78,20 @@ pub(crate) struct Receipt {
     pub(crate) origin: ReceiptOrigin,
 }
 
+impl Receipt {
+    /// The receipt of cells that are there only after `wait`.
+    pub(crate) fn later_by(&self, wait: Nanos) -> Self {
+        let origin = match self.origin {
+            #[cfg(feature = "redis")]
+            ReceiptOrigin::Redis { at } => ReceiptOrigin::Redis { at: at.saturating_add(wait) },
+            origin => origin,
+        };
+        #[cfg(not(feature = "redis"))]
+        let _ = wait;
+        Self { origin, ..*self }
+    }
+}
+
 /// Which bucket has granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReceiptOrigin {

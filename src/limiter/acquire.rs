@@ -19,15 +19,15 @@ use smallvec::SmallVec;
 
 use super::{
     attempt::{Attempt, Counted},
-    local_buckets::{FastPath, LocalBuckets},
-    policy_set::{Demands, PolicySet, is_near_limit},
+    local_buckets::{FastPath, LocalBuckets, PolicyBuckets},
+    policy_set::{Demands, LivePolicy, PolicySet, is_near_limit},
 };
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Allowed, Decision, Denied, PolicyOutcome, PolicyOutcomes, Receipt, ReceiptOrigin, Receipts},
     key::RequestHead,
     observe::metrics::Outcome,
-    policy::Demand,
+    policy::{Demand, Policy},
 };
 
 /// An allowed request.
@@ -61,7 +61,7 @@ impl LocalBuckets {
         match self.fast_path(set, head, patience) {
             FastOutcome::Granted(demand, found) => {
                 if let Some(receipts) = receipts {
-                    *receipts = Receipts::One(receipt(&demand, &found));
+                    *receipts = Receipts::One(receipt(0, &demand, &found));
                 }
                 Ok(Grant::at(found.now))
             }
@@ -77,7 +77,7 @@ impl LocalBuckets {
         let policies = set.policies();
         match self.fast_path(set, head, Nanos::ZERO) {
             FastOutcome::Granted(demand, found) => {
-                let receipts = Receipts::One(receipt(&demand, &found));
+                let receipts = Receipts::One(receipt(0, &demand, &found));
                 Decision::Allow(Allowed { policies, at: found.now, receipts })
             }
             undecided => {
@@ -102,16 +102,56 @@ impl LocalBuckets {
             Ok(None) => return FastOutcome::DoesNotApply,
             Err(status) => return FastOutcome::MissingKey(status),
         };
-        let usual = !demand.shadow && patience.is_zero() && live.penalties().is_none();
-        match if usual { buckets.fast_path(&demand, set.clock()) } else { None } {
-            Some(found) if found.evaluation.is_granted() => {
-                let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.quota);
-                set.count((0, policy), Outcome::Allowed, false, self.decided_by, near_limit);
-                FastOutcome::Granted(demand, found)
-            }
+        match self.fast_path_of(set, (0, policy, live, buckets), &demand, patience) {
+            Some(found) if found.evaluation.is_granted() => FastOutcome::Granted(demand, found),
             Some(found) => FastOutcome::Denied(demand, found),
             None => FastOutcome::Evaluated(demand),
         }
+    }
+
+    /// The fast path of one policy.
+    #[inline(always)]
+    fn fast_path_of(
+        &self,
+        set: &PolicySet,
+        (index, policy, live, buckets): (usize, &Policy, &LivePolicy, &PolicyBuckets),
+        demand: &Demand,
+        patience: Nanos,
+    ) -> Option<FastPath> {
+        let usual = !demand.shadow && patience.is_zero() && live.penalties().is_none();
+        let found = if usual { buckets.fast_path(demand, set.clock()) } else { None }?;
+        if found.evaluation.is_granted() {
+            let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.quota);
+            set.count((index, policy), Outcome::Allowed, false, self.decided_by, near_limit);
+        }
+        Some(found)
+    }
+
+    /// Acquires what a caller asks of one policy, whose key it names, as the fast path of requests
+    /// does. `None` where more has to be done: see [`acquire_all`](Self::acquire_all).
+    #[inline(always)]
+    pub(super) fn acquire_by_key(
+        &self,
+        set: &PolicySet,
+        (index, demand): (usize, Demand),
+    ) -> Option<Result<(Timestamp, Receipt), Denied>> {
+        let (policy, live) = set.policy(index);
+        let found = self.fast_path_of(set, (index, policy, live, &self.each[index]), &demand, Nanos::ZERO)?;
+        Some(if found.evaluation.is_granted() {
+            Ok((found.now, receipt(index, &demand, &found)))
+        } else {
+            Err(self.denied_fast(set, index, &demand, &found))
+        })
+    }
+
+    /// The denial of the only policy that was asked.
+    #[inline(always)]
+    fn denied_fast(&self, set: &PolicySet, index: usize, demand: &Demand, found: &FastPath) -> Denied {
+        let FastPath { evaluation, now, .. } = *found;
+        let mut outcomes = PolicyOutcomes::new();
+        outcomes.push(PolicyOutcome::of(index, demand, evaluation.clamped, evaluation, now));
+        let key = [(index, demand.key)];
+        set.denied(outcomes, &key, &key, now, self.decided_by, |_, _, _| {})
     }
 
     #[inline(always)]
@@ -124,12 +164,7 @@ impl LocalBuckets {
         patience: Nanos,
     ) -> Result<Grant, Denied> {
         match undecided {
-            FastOutcome::Denied(demand, FastPath { evaluation, now, .. }) => {
-                let mut outcomes = PolicyOutcomes::new();
-                outcomes.push(PolicyOutcome::of(0, &demand, evaluation.clamped, evaluation, now));
-                let key = [(0, demand.key)];
-                Err(set.denied(outcomes, &key, &key, now, self.decided_by, |_, _, _| {}))
-            }
+            FastOutcome::Denied(demand, found) => Err(self.denied_fast(set, 0, &demand, &found)),
             FastOutcome::DoesNotApply => Ok(Grant::at(set.now())),
             FastOutcome::Granted(_, FastPath { now, .. }) => Ok(Grant::at(now)),
             FastOutcome::Evaluated(demand) => self.acquire_all(set, &[(0, demand)], receipts, patience),
@@ -267,11 +302,11 @@ fn without_place(attempts: &[Attempt<'_>]) -> u64 {
 }
 
 #[inline(always)]
-fn receipt(demand: &Demand, found: &FastPath) -> Receipt {
+fn receipt(policy: usize, demand: &Demand, found: &FastPath) -> Receipt {
     let Demand { key, quota, cells, planned, .. } = *demand;
     let FastPath { evaluation, now, generation } = *found;
     Receipt {
-        outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),
+        outcome: PolicyOutcome::of(policy, demand, evaluation.after, evaluation, now),
         key,
         cells,
         planned,

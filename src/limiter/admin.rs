@@ -13,7 +13,7 @@ use super::{
 use crate::{
     decision::{Allowed, Standing},
     key::{IntoKey, Key},
-    policy::Policy,
+    policy::{Basis, Policy},
     quota::Quota,
     sweeper,
 };
@@ -37,8 +37,8 @@ impl Limiter {
         value.key(self.set().hasher())
     }
 
-    /// Returns how `key` stands under the policy of this name, and acquires nothing. The key of a
-    /// global policy is [`Key::GLOBAL`].
+    /// Returns how `key` stands under the policy of this name, and acquires nothing. A global
+    /// policy has one bucket, whatever the key.
     ///
     /// The standing is by the quota that [`quota_by`](Policy::quota_by) chose last for the key, as
     /// long as something of it is used, and otherwise by the policy's own. A blocked key shows its
@@ -50,7 +50,21 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn peek(&self, policy: &str, key: impl IntoKey) -> Result<Standing<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
-        let (quota, backlog) = buckets.peek(self.key_of(key), self.set().quota(index), self.set().clock());
+        let own = Basis { quota: self.set().quota(index), planned: false };
+        let (quota, backlog) = buckets.peek(policy.key(self.key_of(key)), own, self.set().clock());
+        Ok(Standing::of(policy.name(), quota, backlog))
+    }
+
+    /// Returns how `key` stands by the quota `plan`, as [`acquire_as`](Self::acquire_as) would
+    /// decide, and acquires nothing. See [`peek`](Self::peek).
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn peek_as(&self, policy: &str, key: impl IntoKey, plan: Quota) -> Result<Standing<'_>, UnknownPolicy> {
+        let (_, policy, buckets) = self.find(policy)?;
+        let plan = Basis { quota: plan, planned: true };
+        let (quota, backlog) = buckets.peek(policy.key(self.key_of(key)), plan, self.set().clock());
         Ok(Standing::of(policy.name(), quota, backlog))
     }
 
@@ -71,7 +85,7 @@ impl Limiter {
     pub fn charge(&self, policy: &str, key: impl IntoKey, cells: u32) -> Result<Standing<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
         let own = self.set().quota(index);
-        let (quota, backlog) = buckets.charge(self.key_of(key), cells, own, self.set().clock());
+        let (quota, backlog) = buckets.charge(policy.key(self.key_of(key)), cells, own, self.set().clock());
         Ok(Standing::of(policy.name(), quota, backlog))
     }
 
@@ -83,7 +97,8 @@ impl Limiter {
     ///
     /// When there is no policy of this name.
     pub fn reset(&self, policy: &str, key: impl IntoKey) -> Result<bool, UnknownPolicy> {
-        let ((index, _, buckets), key) = (self.find(policy)?, self.key_of(key));
+        let (index, policy, buckets) = self.find(policy)?;
+        let key = policy.key(self.key_of(key));
         let was_used = buckets.reset(key, self.set().quota(index), self.set().clock());
         let was_blocked = self.set().forgive(index, key);
         Ok(was_used || was_blocked)
@@ -100,10 +115,10 @@ impl Limiter {
     ///
     /// When there is no policy of this name, or no place for another key.
     pub fn block(&self, policy: &str, key: impl IntoKey, time: Duration) -> Result<(), BlockError> {
-        let (index, ..) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
+        let (index, policy, _) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
         let now = self.set().now();
         let penalties = self.set().penalties_or_new(index);
-        if penalties.block(self.key_of(key), now.saturating_add(time.into()), now) {
+        if penalties.block(policy.key(self.key_of(key)), now.saturating_add(time.into()), now) {
             Ok(())
         } else {
             Err(BlockError::Full)
@@ -116,8 +131,9 @@ impl Limiter {
     ///
     /// When there is no policy of this name.
     pub fn blocked_for(&self, policy: &str, key: impl IntoKey) -> Result<Option<Duration>, UnknownPolicy> {
-        let (index, ..) = self.find(policy)?;
-        let until = self.set().penalties(index).and_then(|penalties| penalties.blocked_until(self.key_of(key)));
+        let (index, policy, _) = self.find(policy)?;
+        let key = policy.key(self.key_of(key));
+        let until = self.set().penalties(index).and_then(|penalties| penalties.blocked_until(key));
         let left = until.map(|until| until.since(self.set().now())).filter(|left| !left.is_zero());
         Ok(left.map(Into::into))
     }
@@ -184,7 +200,7 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn list(&self, policy: &str, from: usize, limit: usize) -> Result<Page<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
-        let own = self.set().quota(index);
+        let own = Basis { quota: self.set().quota(index), planned: false };
         let Some(keyed) = buckets.keyed() else { return Ok(Page { keys: Vec::new(), next: None }) };
         if limit == 0 {
             return Ok(Page { keys: Vec::new(), next: None });
@@ -253,7 +269,7 @@ impl Limiter {
         removed.sum()
     }
 
-    fn find(&self, name: &str) -> Result<(usize, &Policy, &PolicyBuckets), UnknownPolicy> {
+    pub(super) fn find(&self, name: &str) -> Result<(usize, &Policy, &PolicyBuckets), UnknownPolicy> {
         let (index, policy) = self.set().find(name)?;
         Ok((index, policy, &self.parts.buckets.each[index]))
     }

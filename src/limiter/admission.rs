@@ -1,4 +1,5 @@
-//! Contains [`Admission`]: the receipts of an allowed request, in the hands of its handler.
+//! Contains [`Admission`]: the receipts of an allowed request, or of cells that were acquired by
+//! key, in the hands of a handler.
 //!
 //! Each receipt is used once. This file must not know of services, nor where buckets are: that is
 //! behind [`Settle`].
@@ -11,6 +12,8 @@ use std::{
     },
 };
 
+use smallvec::SmallVec;
+
 use super::{error::UnknownPolicy, into_limiter::Settle};
 use crate::{
     clock::Timestamp,
@@ -21,8 +24,10 @@ use crate::{
 /// The receipts of an allowed request, for costs that are known only after the work.
 ///
 /// It is in the request's extensions, where the layer puts it with
-/// [`RateLimitLayer::admissions`](crate::RateLimitLayer::admissions). Clones share the receipts. It
-/// may outlive the request, and be used from another task. Dropped unused, it changes nothing.
+/// [`RateLimitLayer::admissions`](crate::RateLimitLayer::admissions). With the feature `axum` it is
+/// an extractor, too. [`Limiter::acquire`](crate::Limiter::acquire) returns it where there is no
+/// request. Clones share the receipts. It may outlive the request, and be used from another task.
+/// Dropped unused, it changes nothing.
 ///
 /// ```
 /// use axum::Extension;
@@ -42,22 +47,46 @@ pub struct Admission {
 
 struct OpenReceipts<S: ?Sized> {
     at: Timestamp,
-    receipts: Receipts,
-    /// For each receipt, whether it is neither settled nor refunded yet.
-    open: Box<[AtomicBool]>,
+    receipts: SmallVec<[OpenReceipt; 1]>,
     settle: S,
 }
 
+struct OpenReceipt {
+    receipt: Receipt,
+    /// Whether it is neither settled nor refunded yet.
+    open: AtomicBool,
+}
+
+impl OpenReceipt {
+    fn new(receipt: Receipt) -> Self {
+        Self { receipt, open: AtomicBool::new(true) }
+    }
+
+    /// True for the first caller.
+    fn close(&self) -> bool {
+        self.open.swap(false, Ordering::AcqRel)
+    }
+}
+
 impl Admission {
-    pub(crate) fn new(settle: impl Settle, at: Timestamp, receipts: Receipts) -> Self {
-        let open = receipts.iter().map(|_| AtomicBool::new(true)).collect();
-        Self { inner: Arc::new(OpenReceipts { at, receipts, open, settle }) }
+    pub(crate) fn new(settle: impl Settle, at: Timestamp, receipts: &Receipts) -> Self {
+        let receipts = receipts.iter().copied().map(OpenReceipt::new).collect();
+        Self { inner: Arc::new(OpenReceipts { at, receipts, settle }) }
+    }
+
+    /// Returns the admission with a single receipt. Separate, because a collection of receipts is
+    /// large, and moving it costs as much as a decision.
+    #[inline(always)]
+    pub(super) fn of_one(settle: impl Settle, at: Timestamp, receipt: Receipt) -> Self {
+        let mut receipts = SmallVec::new();
+        receipts.push(OpenReceipt::new(receipt));
+        Self { inner: Arc::new(OpenReceipts { at, receipts, settle }) }
     }
 
     /// Returns how each policy that applied stood after the decision, in the limiter's order.
     #[must_use]
     pub fn standings(&self) -> impl ExactSizeIterator<Item = Standing<'_>> {
-        self.inner.receipts.iter().map(|receipt| receipt.outcome.standing(self.policies()))
+        self.inner.receipts.iter().map(|open| open.receipt.outcome.standing(self.policies()))
     }
 
     /// Returns the policies in [shadow mode](crate::Policy::shadow) that would have denied the
@@ -79,8 +108,9 @@ impl Admission {
     ///
     /// When no policy of this name applied to the request.
     pub fn settle(&self, policy: &str, cells: u32) -> Result<(), UnknownPolicy> {
-        let (index, receipt) = self.find(policy)?;
-        if self.close(index) {
+        let open = self.find(policy)?;
+        if open.close() {
+            let receipt = &open.receipt;
             let acquired = if receipt.added.is_zero() { 0 } else { receipt.cells };
             if let Some(more) = cells.checked_sub(acquired) {
                 self.inner.settle.charge_receipt(receipt, more);
@@ -99,7 +129,7 @@ impl Admission {
     ///
     /// When no policy of this name applied to the request.
     pub fn charge(&self, policy: &str, cells: u32) -> Result<(), UnknownPolicy> {
-        let (_, receipt) = self.find(policy)?;
+        let OpenReceipt { receipt, .. } = self.find(policy)?;
         self.inner.settle.charge_receipt(receipt, cells);
         Ok(())
     }
@@ -116,9 +146,9 @@ impl Admission {
     }
 
     fn refund_where(&self, applies: impl Fn(&Policy) -> bool) {
-        for (index, receipt) in self.inner.receipts.iter().enumerate() {
-            if applies(&self.policies()[receipt.outcome.policy]) && self.close(index) {
-                self.inner.settle.refund_receipt(receipt, self.inner.at);
+        for open in &self.inner.receipts {
+            if applies(&self.policies()[open.receipt.outcome.policy]) && open.close() {
+                self.inner.settle.refund_receipt(&open.receipt, self.inner.at);
             }
         }
     }
@@ -127,14 +157,9 @@ impl Admission {
         self.inner.settle.policy_set().policies()
     }
 
-    /// True for the first caller.
-    fn close(&self, index: usize) -> bool {
-        self.inner.open[index].swap(false, Ordering::AcqRel)
-    }
-
-    fn find(&self, name: &str) -> Result<(usize, &Receipt), UnknownPolicy> {
-        let policy = |receipt: &Receipt| self.policies()[receipt.outcome.policy].name();
-        let found = self.inner.receipts.iter().enumerate().find(|(_, receipt)| policy(receipt) == name);
+    fn find(&self, name: &str) -> Result<&OpenReceipt, UnknownPolicy> {
+        let policy = |open: &OpenReceipt| self.policies()[open.receipt.outcome.policy].name();
+        let found = self.inner.receipts.iter().find(|open| policy(open) == name);
         found.ok_or_else(|| UnknownPolicy::new(name, self.inner.receipts.iter().map(policy)))
     }
 }

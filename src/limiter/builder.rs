@@ -67,7 +67,8 @@ impl Builder {
     ///
     /// When there is no policy; when a name is empty, longer than 64 bytes, not printable ASCII, or
     /// used twice; when a policy's [`max_keys`](Policy::max_keys) is zero or above 2³² − 1, or the
-    /// status of [`Missing::Reject`](crate::policy::Missing::Reject) is not an error.
+    /// status of [`Missing::Reject`](crate::policy::Missing::Reject) is not an error; when a policy
+    /// [by key](Policy::by_key) has something set that needs a request.
     pub fn build(self) -> Result<Limiter, ConfigError> {
         let set = PolicySet::new(self.policies, self.options)?;
         let buckets = LocalBuckets::new(&set, DecidedBy::Memory, "");

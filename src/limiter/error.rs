@@ -2,6 +2,8 @@
 
 use std::{error, fmt};
 
+use crate::decision::Denied;
+
 /// The longest name of a policy in bytes. Names are sent in header fields, whose length is limited.
 pub(super) const MAX_NAME: usize = 64;
 
@@ -47,6 +49,10 @@ pub enum ConfigErrorKind {
     MissingStatus,
     /// There is no policy.
     NoPolicy,
+    /// A layer has policies by key only, and would limit nothing.
+    NoPolicyForRequests,
+    /// Something is set that needs a request, on a policy that sees none.
+    NoRequest,
     /// The name of a policy is not printable ASCII.
     UnprintableName,
 }
@@ -74,6 +80,15 @@ impl fmt::Display for ConfigError {
                  set `Missing::Reject` to a status from 400 to 599"
             ),
             ConfigErrorKind::NoPolicy => f.write_str("the limiter has no policy and would limit nothing: add a policy"),
+            ConfigErrorKind::NoPolicyForRequests => f.write_str(
+                "the limiter has policies by key only, and a layer would limit nothing: \
+                 call `Limiter::acquire` where the key is known, or add a policy for requests",
+            ),
+            ConfigErrorKind::NoRequest => write!(
+                f,
+                "the policy {policy:?} counts by a key that callers name, and sees no request: leave out `when`, \
+                 `quota_by`, `cost_by`, `count_if` and `on_missing`, and name a plan with `Limiter::acquire_as`"
+            ),
             ConfigErrorKind::UnprintableName => write!(
                 f,
                 "the policy's name {policy:?} is not printable ASCII, which header fields need: \
@@ -111,6 +126,59 @@ impl fmt::Display for UnknownPolicy {
 }
 
 impl error::Error for UnknownPolicy {}
+
+/// Why no cells were acquired for a key.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// A policy has denied, and nothing was acquired. Boxed, because it is large.
+    Denied(Box<Denied>),
+    /// The policy of this name stands twice in one call. Ask it once, for the sum of the cells.
+    RepeatedPolicy(String),
+    /// There is no policy of the given name.
+    UnknownPolicy(UnknownPolicy),
+}
+
+impl AcquireError {
+    /// Returns the denial, if it is one.
+    #[must_use]
+    pub fn denied(&self) -> Option<&Denied> {
+        if let Self::Denied(denied) = self { Some(denied) } else { None }
+    }
+}
+
+impl fmt::Display for AcquireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Denied(denied) => denied.fmt(f),
+            Self::RepeatedPolicy(name) => {
+                write!(f, "the policy {name:?} stands twice in one call: name it once, with the sum of the cells")
+            }
+            Self::UnknownPolicy(unknown) => unknown.fmt(f),
+        }
+    }
+}
+
+impl error::Error for AcquireError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Denied(_) | Self::RepeatedPolicy(_) => None,
+            Self::UnknownPolicy(unknown) => Some(unknown),
+        }
+    }
+}
+
+impl From<Denied> for AcquireError {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(Box::new(denied))
+    }
+}
+
+impl From<UnknownPolicy> for AcquireError {
+    fn from(unknown: UnknownPolicy) -> Self {
+        Self::UnknownPolicy(unknown)
+    }
+}
 
 /// Why a key was not blocked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -54,9 +54,9 @@ impl LocalBuckets {
         Self { each: each.collect(), decided_by }
     }
 
-    /// Lets requests wait for as long, now and later.
-    pub(crate) fn allow_slack(&self, slack: Nanos) {
-        self.each.iter().for_each(|buckets| buckets.allow_slack(slack));
+    /// Lets requests of a policy wait for as long, now and later.
+    pub(crate) fn allow_slack(&self, policy: usize, slack: Nanos) {
+        self.each[policy].allow_slack(slack);
     }
 
     /// Refunds what was acquired at `at`, less what time has returned since.
@@ -220,9 +220,11 @@ impl PolicyBuckets {
         (evaluation.clamped == bucket).then_some((evaluation, now))
     }
 
-    /// How the bucket of `key` stands, by the quota that was chosen for the key, or else by `own`,
-    /// the policy's own; a full one where there is none. Writes nothing.
-    pub(super) fn peek(&self, key: Key, own: Quota, clock: &Clock) -> (Quota, Nanos) {
+    /// How the bucket of `key` stands, by the quota that is asked for if it was chosen, and else by
+    /// the one that was chosen for the key before, or by the policy's own; a full one where there
+    /// is none. Writes nothing.
+    pub(super) fn peek(&self, key: Key, asked: Basis, clock: &Clock) -> (Quota, Nanos) {
+        let own = asked.quota;
         let (bucket, basis) = match &self.storage {
             // Without a guard, which would reserve a place for a key that has none.
             Storage::Keyed { buckets, .. } => match buckets.store().get(key) {
@@ -241,7 +243,8 @@ impl PolicyBuckets {
         };
         let now = clock.now();
         let bucket = bucket.clamped(now, self.horizon());
-        let quota = chosen(basis).filter(|_| !bucket.is_idle(now)).unwrap_or(own);
+        let plan = chosen(basis).filter(|_| !asked.planned && !bucket.is_idle(now));
+        let quota = plan.unwrap_or(own);
         let cell = basis.map_or(quota, |basis| basis.quota).cell_nanos();
         (quota, bucket.converted(now, cell, quota.cell_nanos()).backlog(now))
     }
@@ -471,10 +474,10 @@ mod models {
                 || buckets.reset(Key::GLOBAL, demand.quota, &clock),
             );
             // Before the reset or after it: the bucket is full, and not fuller.
-            assert_eq!(buckets.peek(Key::GLOBAL, demand.quota, &clock).1, Nanos::ZERO);
+            assert_eq!(buckets.peek(Key::GLOBAL, demand.basis(), &clock).1, Nanos::ZERO);
             let later = acquire(&buckets, &demand, &clock).unwrap();
             buckets.refund(&receipt, START, &clock);
-            let backlog = buckets.peek(Key::GLOBAL, demand.quota, &clock).1;
+            let backlog = buckets.peek(Key::GLOBAL, demand.basis(), &clock).1;
             assert_eq!(backlog, later.after.backlog(START), "a receipt from before the reset is void");
         });
     }
@@ -489,10 +492,10 @@ mod models {
                 move || acquire(&other, &demand, &its_clock).unwrap(),
                 || buckets.reset(Key::GLOBAL, demand.quota, &clock),
             );
-            let before = buckets.peek(Key::GLOBAL, demand.quota, &clock).1;
+            let before = buckets.peek(Key::GLOBAL, demand.basis(), &clock).1;
             let later = acquire(&buckets, &demand, &clock).unwrap();
             buckets.refund(&receipt, START, &clock);
-            let backlog = buckets.peek(Key::GLOBAL, demand.quota, &clock).1;
+            let backlog = buckets.peek(Key::GLOBAL, demand.basis(), &clock).1;
             // At least the later cells, which nobody has refunded.
             assert!(backlog >= later.added, "a backlog of {backlog:?} after {before:?}");
         });

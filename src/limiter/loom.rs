@@ -180,3 +180,50 @@ fn loom_a_change_of_quota_beside_decisions_admits_what_one_of_the_quotas_does() 
         assert_eq!(left as usize, 2 - count, "{admitted:?}");
     });
 }
+
+fn by_key(cells: u32) -> Policy {
+    Policy::by_key(Quota::per_hour(cells)).named("key")
+}
+
+#[test]
+fn loom_callers_and_requests_share_what_is_left() {
+    models(|| {
+        let (limiter, _clock) = limiter([per_user(1), by_key(9)]);
+        let (a, b) = beside(
+            &limiter,
+            |limiter| limiter.acquire_all(&[("key", &7, 1), ("user", &1_u64, 1)]).is_ok(),
+            |limiter| admits(limiter, 1),
+        );
+        assert!(a != b);
+        assert_eq!(left(&limiter, "key", limiter.key_of(7)), if a { 8 } else { 9 });
+    });
+}
+
+#[test]
+fn loom_reservations_beside_each_other_stand_in_line() {
+    models(|| {
+        let (limiter, _clock) = limiter([by_key(1)]);
+        let reserve = |limiter: &Limiter| limiter.reserve("key", 7, 9 * CELL).unwrap();
+        let (a, b) = beside(&limiter, reserve, reserve);
+        let mut waits = [a.wait(), b.wait()];
+        waits.sort();
+        assert_eq!(waits, [None, Some(CELL)]);
+    });
+}
+
+/// Given up, the last place in line is there for the next one, and another place for nobody: two
+/// callers would have one cell.
+#[test]
+fn loom_a_reservation_that_is_dropped_beside_another_leaves_its_place_or_nothing() {
+    models(|| {
+        let (limiter, _clock) = limiter([by_key(1)]);
+        limiter.acquire("key", 7).unwrap();
+        let first = limiter.reserve("key", 7, 9 * CELL).unwrap();
+        let ((), second) =
+            beside(&limiter, move |_| drop(first), |limiter| limiter.reserve("key", 7, 9 * CELL).unwrap());
+        let wait = second.wait().unwrap();
+        assert!(wait == CELL || wait == 2 * CELL, "{wait:?}");
+        let third = limiter.reserve("key", 7, 9 * CELL).unwrap();
+        assert_eq!(third.wait(), Some(wait + CELL));
+    });
+}

@@ -1,7 +1,8 @@
 //! The limiter in memory: [`Limiter`], policies and their buckets.
 //!
 //! This folder contains the decision (`acquire`), what every limiter has wherever its buckets are
-//! (`policy_set`), the buckets in memory (`local_buckets`), and the control of a limiter (`admin`).
+//! (`policy_set`), the buckets in memory (`local_buckets`), decisions without a request (`by_key`),
+//! and the control of a limiter (`admin`).
 //! It must not know of services, of responses, or of a bucket's arithmetic.
 //!
 //! ```
@@ -29,6 +30,7 @@ mod atomic_bucket;
 mod attempt;
 mod bucket_guard;
 mod builder;
+mod by_key;
 mod error;
 mod into_limiter;
 mod keyed_buckets;
@@ -40,24 +42,29 @@ mod penalties;
 mod policy_set;
 mod quota_table;
 mod remembered;
+mod reservation;
 mod top_denied;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::Request;
 
+#[cfg(feature = "redis")]
+pub(crate) use self::reservation::MAX_PATIENCE;
 pub(crate) use self::{
     acquire::Grant,
     into_limiter::{Handle, Settle},
     local_buckets::LocalBuckets,
     policy_set::PolicySet,
+    reservation::ReservedCells,
 };
 pub use self::{
     admin::Page,
     admission::Admission,
     builder::Builder,
-    error::{BlockError, ConfigError, ConfigErrorKind, UnknownPolicy},
+    error::{AcquireError, BlockError, ConfigError, ConfigErrorKind, UnknownPolicy},
     into_limiter::IntoLimiter,
+    reservation::Reservation,
     top_denied::DeniedKey,
 };
 #[cfg(feature = "redis")]
@@ -164,7 +171,9 @@ impl Settle for Limiter {
 
 impl Handle for Limiter {
     fn allow_waits(&self, longest: Duration) {
-        self.parts.buckets.allow_slack(longest.into());
+        for policy in 0..self.set().policies().len() {
+            self.parts.buckets.allow_slack(policy, longest.into());
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use http::{Request, StatusCode};
 use smallvec::SmallVec;
 
 use super::{
-    error::{ConfigError, ConfigErrorKind, MAX_NAME, UnknownPolicy},
+    error::{AcquireError, ConfigError, ConfigErrorKind, MAX_NAME, UnknownPolicy},
     live_quota::LiveQuota,
     penalties::Penalties,
     top_denied::{DeniedKey, TopDenied},
@@ -22,12 +22,12 @@ use super::{
 use crate::{
     clock::{Clock, Nanos, Timestamp},
     decision::{Denied, PolicyOutcome, PolicyOutcomes, Verdict},
-    key::{HeadParts, Key, KeyHasher, RequestHead},
+    key::{HeadParts, IntoKey, Key, KeyHasher, RequestHead},
     observe::{
         events::{self, Throttle},
         metrics::{DecidedBy, Meters, Outcome},
     },
-    policy::{Demand, Missing, Policy},
+    policy::{Advertise, Demand, Missing, Policy},
     quota::Quota,
     store::Cap,
     sweeper::Sweep,
@@ -110,6 +110,14 @@ impl PolicySet {
         Ok(set)
     }
 
+    /// Checks that a layer has something to limit.
+    pub(crate) fn check_for_requests(&self) -> Result<(), ConfigError> {
+        if self.policies.iter().all(Policy::is_by_key) {
+            return Err(ConfigError::new("", ConfigErrorKind::NoPolicyForRequests));
+        }
+        Ok(())
+    }
+
     /// A number that tells this set from others, as long as it exists.
     pub(crate) fn identity(&self) -> usize {
         Arc::as_ptr(&self.policies).cast::<()>().addr()
@@ -141,6 +149,12 @@ impl PolicySet {
             ([policy], [live]) => Some((policy, live)),
             _ => None,
         }
+    }
+
+    /// The policy at this index.
+    #[inline(always)]
+    pub(super) fn policy(&self, index: usize) -> (&Policy, &LivePolicy) {
+        (&self.policies[index], &self.live[index])
     }
 
     /// The parts of a request that policies see.
@@ -177,6 +191,11 @@ impl PolicySet {
             .get_or_init(|| Penalties::new(policy.ban_rule(), &self.clock, self.swept_as(policy).as_ref()))
     }
 
+    /// Whether clients learn always how they stand under this policy.
+    pub(crate) fn is_advertised(&self, (index, demand): &(usize, Demand)) -> bool {
+        self.policies[*index].advertised() == Advertise::Everything && !demand.shadow
+    }
+
     /// The keys that were denied most.
     pub(crate) fn denied_keys(&self) -> Vec<DeniedKey> {
         let top = self.top_denied.as_ref().map(TopDenied::top).unwrap_or_default();
@@ -208,6 +227,29 @@ impl PolicySet {
     pub(crate) fn find(&self, name: &str) -> Result<(usize, &Policy), UnknownPolicy> {
         let found = self.policies.iter().enumerate().find(|(_, policy)| policy.name() == name);
         found.ok_or_else(|| UnknownPolicy::new(name, self.policies.iter().map(Policy::name)))
+    }
+
+    /// What a caller asks of the policies that it names, each with a key and cells, in the
+    /// limiter's order.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of a name, or a name stands twice: two locks of one map would wait
+    /// for each other.
+    pub(crate) fn demands_by_key(
+        &self,
+        wanted: &[(&str, &(dyn IntoKey + Sync), u32)],
+    ) -> Result<Demands, AcquireError> {
+        let mut demands = Demands::new();
+        for (name, key, cells) in wanted {
+            let (index, policy) = self.find(name)?;
+            if demands.iter().any(|(other, _)| *other == index) {
+                return Err(AcquireError::RepeatedPolicy((*name).to_owned()));
+            }
+            demands.push((index, policy.demand_by_key(key.key(&self.hasher), *cells, None, || self.quota(index))));
+        }
+        demands.sort_unstable_by_key(|(index, _)| *index);
+        Ok(demands)
     }
 
     /// Adds what a request asks of each policy that applies. `decided_by` is what would decide, or
@@ -414,6 +456,9 @@ fn check(policies: &[Policy]) -> Result<(), ConfigError> {
         }
         if name.len() > MAX_NAME {
             return invalid(ConfigErrorKind::LongName);
+        }
+        if policy.is_by_key() && policy.needs_requests() {
+            return invalid(ConfigErrorKind::NoRequest);
         }
         if let Some(Missing::Reject(status)) = policy.missing() {
             if !status.is_client_error() && !status.is_server_error() {

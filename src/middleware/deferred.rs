@@ -114,10 +114,10 @@ impl<S, L, R, Q> PendingRequest<S, L, R, Q> {
     {
         let Self { mut inner, state, respond, mut request } = self;
         match decided {
-            Ok(Admitted { at, mut receipts, settle }) => {
+            Ok(Admitted { at, receipts, settle }) => {
                 // Without a settler the layer settles nothing, and only fields are rendered.
                 let hook = match settle {
-                    Some(settle) => state.allowed(&mut request, at, &mut receipts, || settle),
+                    Some(settle) => state.allowed(&mut request, at, &receipts, || settle),
                     None => state.advertise(&receipts),
                 };
                 ResponseFuture::called(inner.call(request), hook)

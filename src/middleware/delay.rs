@@ -53,7 +53,7 @@ use super::{
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Denied, Receipts},
-    limiter::{Grant, Handle, Limiter},
+    limiter::{Grant, Handle, Limiter, ReservedCells},
     response::Respond,
 };
 
@@ -172,7 +172,7 @@ where
         let waits = !grant.wait.is_zero();
         if let (true, Some(slot)) = (waits, slot) {
             // First, so that a panic in what follows refunds the cells.
-            let cells = ReservedCells::new(state, grant, receipts, slot, grant.at);
+            let cells = WaitingCells::new(&state.limiter, grant, receipts, slot, grant.at);
             // The instance that was polled ready is the one that is called.
             let clone = self.inner.clone();
             let inner = mem::replace(&mut self.inner, clone);
@@ -180,7 +180,7 @@ where
             let pending = PendingRequest { inner, state: Arc::clone(state), respond: respond.clone(), request };
             return DeferredFuture::waiting(WaitForCells::new(sleep, cells), pending);
         }
-        let hook = state.allowed(&mut request, grant.at, &mut receipts, || state.limiter.clone());
+        let hook = state.allowed(&mut request, grant.at, &receipts, || state.limiter.clone());
         DeferredFuture::decided(ResponseFuture::called(self.inner.call(request), hook))
     }
 }
@@ -205,51 +205,16 @@ impl<T> Drop for WaiterSlot<T> {
     }
 }
 
-/// The cells of a request that waits. Dropped before they are there, they are refunded.
-pub(crate) struct ReservedCells<L: Handle, T> {
-    state: Arc<LayerState<L>>,
-    grant: Grant,
-    /// When the cells are there.
-    ready: Timestamp,
-    receipts: Option<Receipts>,
+/// The cells of a request that waits, and its place among those that do.
+pub(crate) struct WaitingCells<L: Handle, T> {
+    cells: ReservedCells<L>,
     slot: WaiterSlot<T>,
 }
 
-impl<L: Handle, T> ReservedCells<L, T> {
+impl<L: Handle, T> WaitingCells<L, T> {
     /// The wait counts from `from`.
-    pub(crate) fn new(
-        state: &Arc<LayerState<L>>,
-        grant: Grant,
-        receipts: Receipts,
-        slot: WaiterSlot<T>,
-        from: Timestamp,
-    ) -> Self {
-        let ready = from.saturating_add(grant.wait);
-        Self { state: Arc::clone(state), grant, ready, receipts: Some(receipts), slot }
-    }
-
-    /// The time until the cells are there: a timer may end early.
-    fn remaining_wait(&self) -> Option<Duration> {
-        let left = self.ready.since(self.state.limiter.policy_set().now());
-        (!left.is_zero()).then(|| left.into())
-    }
-
-    /// The wait is over.
-    pub(crate) fn take(mut self) -> Admitted<L> {
-        let mut receipts = self.receipts.take().unwrap_or_default();
-        for receipt in &mut *receipts {
-            // The fields show how the policies stand now, and not when the request came.
-            receipt.outcome.backlog = receipt.outcome.backlog.saturating_sub(self.grant.wait);
-        }
-        Admitted { at: self.grant.at, receipts, settle: Some(self.state.limiter.clone()) }
-    }
-}
-
-impl<L: Handle, T> Drop for ReservedCells<L, T> {
-    fn drop(&mut self) {
-        for receipt in self.receipts.iter().flat_map(|receipts| &**receipts) {
-            self.state.limiter.refund_receipt(receipt, self.grant.at);
-        }
+    pub(crate) fn new(limiter: &L, grant: Grant, receipts: Receipts, slot: WaiterSlot<T>, from: Timestamp) -> Self {
+        Self { cells: ReservedCells::new(limiter.clone(), grant, receipts, from), slot }
     }
 }
 
@@ -258,13 +223,13 @@ pin_project! {
     pub struct WaitForCells<L: Handle, T, F> {
         #[pin]
         sleep: F,
-        cells: Option<ReservedCells<L, T>>,
+        waiting: Option<WaitingCells<L, T>>,
     }
 }
 
 impl<L: Handle, T, F> WaitForCells<L, T, F> {
-    pub(crate) fn new(sleep: F, cells: ReservedCells<L, T>) -> Self {
-        Self { sleep, cells: Some(cells) }
+    pub(crate) fn new(sleep: F, waiting: WaitingCells<L, T>) -> Self {
+        Self { sleep, waiting: Some(waiting) }
     }
 }
 
@@ -281,9 +246,9 @@ where
         let mut was_early = false;
         loop {
             ready!(this.sleep.as_mut().poll(cx));
-            let cells = this.cells.as_ref().expect("a future is not polled after it was ready");
-            let Some(left) = cells.remaining_wait() else { break };
-            this.sleep.set((cells.slot.queue.timer)(left));
+            let waiting = this.waiting.as_ref().expect("a future is not polled after it was ready");
+            let Some(left) = waiting.cells.remaining_wait() else { break };
+            this.sleep.set((waiting.slot.queue.timer)(left));
             if was_early {
                 // The timer was early a second time: let other tasks run before it is polled again.
                 cx.waker().wake_by_ref();
@@ -291,8 +256,9 @@ where
             }
             was_early = true;
         }
-        let cells = this.cells.take().expect("a future is not polled after it was ready");
-        Poll::Ready(Ok(cells.take()))
+        let mut waiting = this.waiting.take().expect("a future is not polled after it was ready");
+        let (at, receipts, limiter) = waiting.cells.take();
+        Poll::Ready(Ok(Admitted { at, receipts, settle: Some(limiter) }))
     }
 }
 

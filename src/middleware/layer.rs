@@ -47,7 +47,7 @@ impl<L: Handle> RateLimitLayer<L> {
     ///
     /// # Panics
     ///
-    /// When the limiter cannot be built from the policies, with the message of the [`ConfigError`].
+    /// When [`try_new`](Self::try_new) fails, with the message of the [`ConfigError`].
     pub fn new(limiter: impl IntoLimiter<Limiter = L>) -> Self {
         match Self::try_new(limiter) {
             Ok(layer) => layer,
@@ -61,9 +61,12 @@ impl<L: Handle> RateLimitLayer<L> {
     /// # Errors
     ///
     /// When the limiter cannot be built from the policies, see
-    /// [`Builder::build`](crate::limiter::Builder::build).
+    /// [`Builder::build`](crate::limiter::Builder::build); or when all its policies are
+    /// [by key](Policy::by_key), so that the layer would limit nothing.
     pub fn try_new(limiter: impl IntoLimiter<Limiter = L>) -> Result<Self, ConfigError> {
-        let state = Arc::new(LayerState::new(limiter.into_limiter()?));
+        let limiter = limiter.into_limiter()?;
+        limiter.policy_set().check_for_requests()?;
+        let state = Arc::new(LayerState::new(limiter));
         Ok(Self { state, respond: Standard::default() })
     }
 

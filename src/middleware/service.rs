@@ -83,7 +83,7 @@ where
         match limiter.acquire_for(parts.head(), wants_receipts.then_some(&mut receipts)) {
             Ok(grant) => {
                 let hook = if wants_receipts {
-                    state.allowed(&mut request, grant.at, &mut receipts, || limiter.clone())
+                    state.allowed(&mut request, grant.at, &receipts, || limiter.clone())
                 } else {
                     None
                 };

@@ -4,7 +4,7 @@
 //! This file translates a decision for the request, the response and the receipts. It must not know
 //! of futures, nor of waiting.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use http::{Request, Response};
 
@@ -68,12 +68,12 @@ impl<L: Handle> LayerState<L> {
     }
 
     /// Returns what remains to be done with the response to an allowed request. Where receipts may
-    /// be settled later, takes them, and settles them with `settle`.
+    /// be settled later, settles them with `settle`.
     pub(crate) fn allowed<Q, S: Settle>(
         &self,
         request: &mut Request<Q>,
         at: Timestamp,
-        receipts: &mut Receipts,
+        receipts: &Receipts,
         settle: impl FnOnce() -> S,
     ) -> Option<ResponseHook> {
         if !self.settles() {
@@ -83,7 +83,7 @@ impl<L: Handle> LayerState<L> {
             return None;
         }
         let fields = self.fields.writer().allowed(receipts);
-        let admission = Admission::new(settle(), at, mem::take(receipts));
+        let admission = Admission::new(settle(), at, receipts);
         if self.admissions {
             request.extensions_mut().insert(admission.clone());
         }

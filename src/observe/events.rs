@@ -61,6 +61,13 @@ pub(crate) fn missing_key(policy: &str, status: u16, remedy: &'static str, throt
     }
 }
 
+/// Reports a call by key that asks what no policy can answer, which a handler has returned.
+#[cfg(any(feature = "axum", feature = "tonic"))]
+pub(crate) fn not_asked(error: &dyn fmt::Display) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(%error, "cells cannot be acquired");
+}
+
 pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {
     #[cfg(feature = "tracing")]
     tracing::warn!(policy, keys, max_keys, "the policy stores over 80 % of its maximum number of keys");

@@ -58,7 +58,7 @@ impl RedisLimiter {
         let demands = self.evaluate(self.parts.set.parts(request).head());
         async move {
             let mut receipts = Receipts::default();
-            match self.acquire_all(demands, Nanos::ZERO, &mut receipts).await {
+            match self.acquire_demands(demands, Nanos::ZERO, &mut receipts).await {
                 Ok(grant) => Decision::Allow(Allowed { policies: self.policies(), at: grant.at, receipts }),
                 Err(denied) => Decision::Deny(denied),
             }
@@ -76,7 +76,7 @@ impl RedisLimiter {
 
     /// Acquires what a request asks of all policies, or nothing. The request may wait for its cells
     /// for `patience`, and then returns them if it is dropped before this has ended.
-    pub(super) async fn acquire_all(
+    pub(super) async fn acquire_demands(
         &self,
         demands: Result<Demands, Denied>,
         patience: Nanos,

@@ -324,7 +324,7 @@ impl RedisBuilder {
                 lower_bounds: LowerBounds::new(&set, self.cached_keys),
                 fallback: FallbackBuckets::new(&set, on_failure),
                 config,
-                slack: AtomicU64::new(0),
+                slacks: set.policies().iter().map(|_| AtomicU64::new(0)).collect(),
                 set,
             }
         });

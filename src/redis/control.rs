@@ -19,10 +19,11 @@ use super::{
 use crate::{
     bucket::{Bucket, MAX_SLACK},
     clock::{Nanos, Timestamp},
-    decision::{Allowed, Receipt, Standing},
+    decision::{Allowed, Denied, Receipt, Standing},
     key::{IntoKey, Key},
     limiter::{DeniedKey, Settle as _, UnknownPolicy},
     observe::{events, metrics},
+    policy::Demand,
     quota::Quota,
 };
 
@@ -42,9 +43,19 @@ struct Controlled {
     was_used: bool,
     /// The quota that was chosen for the key, or the policy's own.
     quota: Quota,
-    /// In the time of this quota.
     backlog: Nanos,
+    /// The time of a cell that the backlog is in.
+    cell: Nanos,
     blocked: Nanos,
+}
+
+impl Controlled {
+    /// How the key stands by a quota.
+    fn standing<'a>(&self, policy: &'a str, quota: Quota) -> Standing<'a> {
+        let start = Timestamp::ORIGIN;
+        let bucket = Bucket::with_backlog(start, self.backlog).converted(start, self.cell, quota.cell_nanos());
+        Standing::of(policy, quota, bucket.backlog(start))
+    }
 }
 
 impl RedisLimiter {
@@ -61,7 +72,24 @@ impl RedisLimiter {
         key: K,
     ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
         let asked = self.action(policy, self.key_of(key), Action::Peek);
-        async move { asked.await.map(|(name, bucket)| Standing::of(name, bucket.quota, bucket.backlog)) }
+        async move { asked.await.map(|(name, bucket)| bucket.standing(name, bucket.quota)) }
+    }
+
+    /// Returns how `key` stands by the quota `plan`, as [`acquire_as`](Self::acquire_as) would
+    /// decide, and acquires nothing. See [`Limiter::peek_as`](crate::Limiter::peek_as).
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout). Then nothing has changed.
+    pub fn peek_as<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+        plan: Quota,
+    ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
+        let asked = self.action(policy, self.key_of(key), Action::Peek);
+        async move { asked.await.map(|(name, bucket)| bucket.standing(name, plan)) }
     }
 
     /// Charges `cells` whether or not they are there, and returns how `key` stands afterwards. See
@@ -78,7 +106,7 @@ impl RedisLimiter {
         cells: u32,
     ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
         let asked = self.action(policy, self.key_of(key), Action::Charge(cells));
-        async move { asked.await.map(|(name, bucket)| Standing::of(name, bucket.quota, bucket.backlog)) }
+        async move { asked.await.map(|(name, bucket)| bucket.standing(name, bucket.quota)) }
     }
 
     /// Fills the bucket of `key` under the policy of this name, and ends its blocks, for all
@@ -293,7 +321,7 @@ impl RedisLimiter {
             });
             let peeked = found.map(async |principal| {
                 let bucket = self.on_bucket(index, principal, Action::Peek, start).await?;
-                let standing = Standing::of(name, bucket.quota, bucket.backlog);
+                let standing = bucket.standing(name, bucket.quota);
                 Ok(bucket.was_used.then_some((principal.key(), standing)))
             });
             let peeked: Vec<Result<Option<_>, ControlError>> = join_all(peeked).await;
@@ -315,10 +343,10 @@ impl RedisLimiter {
         action: Action,
     ) -> impl Future<Output = Result<(&str, Controlled), ControlError>> + Send + use<'_> {
         let RedisParts { set, lower_bounds, .. } = &*self.parts;
-        let found = set.find(policy).map(|(index, policy)| (index, policy.name()));
-        let principal = Principal::of(key, set.hasher());
+        let found = set.find(policy).map(|(index, policy)| (index, policy.name(), policy.key(key)));
         async move {
-            let (index, name) = found.map_err(ControlError::UnknownPolicy)?;
+            let (index, name, key) = found.map_err(ControlError::UnknownPolicy)?;
+            let principal = Principal::of(key, set.hasher());
             let start = set.now();
             // Whenever this ends, and also where nobody knows whether it was done.
             let _forget = (!matches!(action, Action::Peek)).then_some(ForgetAtEnd { parts: &self.parts, principal });
@@ -339,6 +367,18 @@ impl RedisLimiter {
             }
             Ok((name, bucket?))
         }
+    }
+
+    /// How the bucket of a demand stands.
+    pub(super) async fn standing_of(
+        &self,
+        (index, demand): &(usize, Demand),
+        start: Timestamp,
+    ) -> Result<Standing<'_>, ControlError> {
+        let set = &self.parts.set;
+        let bucket = self.on_bucket(*index, Principal::of(demand.key, set.hasher()), Action::Peek, start).await?;
+        let quota = if demand.planned { demand.quota } else { bucket.quota };
+        Ok(bucket.standing(set.policies()[*index].name(), quota))
     }
 
     async fn on_bucket(
@@ -372,7 +412,8 @@ impl RedisLimiter {
             Action::Ban(time) | Action::Block(time) => arguments.push(time.get().to_string()),
             Action::Charge(cells) => {
                 let own = set.quota(index);
-                let numbers = [u64::from(cells), own.cell_nanos().get(), own.burst_size().into(), self.slack().get()];
+                let numbers =
+                    [u64::from(cells), own.cell_nanos().get(), own.burst_size().into(), self.slack(index).get()];
                 arguments.extend(numbers.map(|number| number.to_string()));
             }
             Action::Peek | Action::Reset => {}
@@ -445,10 +486,8 @@ fn read(reply: &[Element], own: Quota) -> Option<Controlled> {
     let (was_used, backlog, cell) = (was_used.number()? == 1, backlog.nanos()?, cell.nanos()?);
     let plan = if plan.is_empty() { None } else { Some(read_plan(plan)?) };
     let quota = plan.filter(|_| !backlog.is_zero()).unwrap_or(own);
-    let from = if cell.is_zero() { quota.cell_nanos() } else { cell };
-    let start = Timestamp::ORIGIN;
-    let backlog = Bucket::with_backlog(start, backlog).converted(start, from, quota.cell_nanos()).backlog(start);
-    Some(Controlled { was_used, quota, backlog, blocked: blocked.nanos()? })
+    let cell = if cell.is_zero() { quota.cell_nanos() } else { cell };
+    Some(Controlled { was_used, quota, backlog, cell, blocked: blocked.nanos()? })
 }
 
 impl Listener for RedisParts {
@@ -520,6 +559,34 @@ impl FromStr for ListCursor {
         let (node, cursor) = text.split_once('-').ok_or(ParseCursorError)?;
         let node = node.parse().map_err(|_| ParseCursorError)?;
         Ok(Self { node, cursor: cursor.parse().map_err(|_| ParseCursorError)? })
+    }
+}
+
+/// Why a request's standings cannot be said.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum StandingsError {
+    /// The request lacks a key. The denial that a request would get.
+    Denied(Box<Denied>),
+    /// Redis has not said how the keys stand.
+    Control(ControlError),
+}
+
+impl fmt::Display for StandingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Denied(denied) => denied.fmt(f),
+            Self::Control(error) => error.fmt(f),
+        }
+    }
+}
+
+impl error::Error for StandingsError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Denied(_) => None,
+            Self::Control(error) => Some(error),
+        }
     }
 }
 

@@ -78,9 +78,9 @@ impl FallbackBuckets {
         Ok(grant)
     }
 
-    /// Lets requests wait for as long, now and later.
-    pub(super) fn allow_slack(&self, slack: Nanos) {
-        self.buckets.allow_slack(slack);
+    /// Lets requests of a policy wait for as long, now and later.
+    pub(super) fn allow_slack(&self, policy: usize, slack: Nanos) {
+        self.buckets.allow_slack(policy, slack);
     }
 
     pub(super) fn refund(&self, set: &PolicySet, receipt: &Receipt, at: Timestamp) {

@@ -39,14 +39,21 @@ pub(super) struct RedisParts {
     pub(super) lower_bounds: LowerBounds,
     pub(super) fallback: FallbackBuckets,
     pub(super) config: NodeConfig,
-    /// How long requests may wait, in nanoseconds.
-    pub(super) slack: AtomicU64,
+    /// How long requests may wait, in nanoseconds, by the policy's index.
+    pub(super) slacks: Box<[AtomicU64]>,
 }
 
 impl RedisLimiter {
-    /// How long requests may wait.
-    pub(super) fn slack(&self) -> Nanos {
-        Nanos::new(self.parts.slack.load(Ordering::Relaxed))
+    /// How long requests of a policy may wait.
+    pub(super) fn slack(&self, policy: usize) -> Nanos {
+        Nanos::new(self.parts.slacks[policy].load(Ordering::Relaxed))
+    }
+
+    /// Lets requests of a policy wait for as long, now and later.
+    pub(super) fn allow_slack(&self, policy: usize, slack: Nanos) {
+        let slack = slack.min(MAX_SLACK);
+        self.parts.slacks[policy].fetch_max(slack.get(), Ordering::Relaxed);
+        self.parts.fallback.allow_slack(policy, slack);
     }
 
     /// Returns the policies, in the limiter's order.
@@ -109,9 +116,9 @@ impl RedisLimiter {
 
 impl Handle for RedisLimiter {
     fn allow_waits(&self, longest: Duration) {
-        let longest = Nanos::from(longest).min(MAX_SLACK);
-        self.parts.slack.fetch_max(longest.get(), Ordering::Relaxed);
-        self.parts.fallback.allow_slack(longest);
+        for policy in 0..self.policies().len() {
+            self.allow_slack(policy, longest.into());
+        }
     }
 }
 

@@ -127,11 +127,7 @@ impl LowerBounds {
     /// to be too long for a request that waits no longer than `patience`.
     pub(super) fn cached_denial(&self, set: &PolicySet, asked: &[Asked], patience: Nanos) -> Option<DeniedWithBans> {
         let known = |asked: &Asked, patience: Nanos| {
-            let Asked { policy, mut demand, epoch, .. } = *asked;
-            if !demand.planned && set.policies()[policy].has_plans() {
-                // A quota may have been chosen for the key that this process does not know.
-                demand.cells = demand.cells.min(demand.quota.burst_size());
-            }
+            let Asked { policy, demand, epoch, .. } = *asked;
             let entry = self.each[policy].buckets.get(set.hasher().under_quota(demand.key, demand.quota));
             // Read under the lock: a time from before a wait for it would overstate the backlog.
             let now = set.now();
@@ -153,6 +149,12 @@ impl LowerBounds {
             if let Some(denied) = denied {
                 return Some((denied, NewBans::new()));
             }
+        }
+        // A larger quota may have been chosen for the key, by a process that is not known here.
+        let may_be_granted =
+            |asked: &Asked| !asked.demand.planned && asked.demand.cells > asked.demand.quota.burst_size();
+        if asked.iter().any(may_be_granted) {
+            return None;
         }
         let outcomes: PolicyOutcomes = asked.iter().map(|asked| known(asked, patience)).collect();
         denial(set, outcomes, asked, DecidedBy::Cache)
@@ -302,8 +304,10 @@ impl LowerBounds {
     /// Records that a bucket is not idle before then.
     fn raise(&self, set: &PolicySet, asked: &Asked, until: Timestamp) {
         let Asked { policy, demand, principal, epoch } = asked;
-        // Where responses refund regularly, here or in other processes, no bound lasts.
-        if until <= set.now() || set.policies()[*policy].counts_by_response() {
+        // Where refunds are usual, here or in other processes, no bound lasts; nor where callers
+        // may name a plan at any time.
+        let policy_of = &set.policies()[*policy];
+        if until <= set.now() || policy_of.counts_by_response() || policy_of.is_by_key() {
             return;
         }
         let mut guard = self.each[*policy].buckets.guard(set.hasher().under_quota(demand.key, demand.quota));

@@ -64,6 +64,12 @@
 //! ([`OnFailure::Open`]) has acquired nothing, and cannot be settled. Denials by a policy that
 //! counts by the response are not cached, because other processes may refund at any time.
 //!
+//! # Without a request
+//!
+//! [`acquire`](RedisLimiter::acquire) and the like are those of a [`Limiter`](crate::Limiter), and
+//! wait for Redis. Denials by a policy that counts [by key](crate::Policy::by_key) are not cached,
+//! because any process may name another plan for the key, or refund.
+//!
 //! # Names in Redis
 //!
 //! `{prefix:principal}:policy` → an arrival time, and the quota that it is in, which expires when
@@ -82,6 +88,7 @@ mod acquire;
 mod address;
 mod announcement;
 mod builder;
+mod by_key;
 #[cfg(feature = "serde")]
 mod config;
 mod connect;
@@ -125,7 +132,7 @@ pub use self::config::{LeaseSettings, OnFailureConfig, RedisConfig, SentinelSett
 pub use self::{
     address::AddressError,
     builder::RedisBuilder,
-    control::{ControlError, ListCursor, RedisPage},
+    control::{ControlError, ListCursor, RedisPage, StandingsError},
     dial::RedisCredentials,
     error::RedisConfigError,
     fallback::OnFailure,

@@ -3,9 +3,12 @@
 //! Redis comes first, and says when. Then the clock of the limiter in memory is set to that time,
 //! and it does the same.
 
+#![expect(clippy::result_large_err, reason = "as in the code that is compared")]
+
 use std::{cell::Cell, time::Duration};
 
 use http::Request;
+use smallvec::smallvec;
 
 use super::{
     OnFailure, RedisLimiter,
@@ -18,9 +21,10 @@ use crate::{
     Limiter, Policy, Quota,
     clock::{ManualClock, Nanos, Timestamp},
     decision::{Denied, Receipts, Standing},
-    key::{IntoKey as _, Key, RequestHead, key_fn},
+    key::{IntoKey, Key, RequestHead, key_fn},
     limiter::{Demands, Grant, Handle as _, Settle as _, Sweep},
     observe::metrics::DecidedBy,
+    policy::Demand,
 };
 
 /// A xorshift generator: the same operations in each run.
@@ -88,7 +92,8 @@ fn policies(several: bool) -> Vec<Policy> {
         Policy::per(key_fn(|head| Some(asked(head).user)), OWN[1]).named("strict").when(|head| asked(head).shared);
     let all =
         Policy::global(OWN[2]).named("all").when(|head| asked(head).shared).cost_by(|head| asked(head).cost.min(2));
-    let mut policies = vec![user, watched, strict];
+    let account = Policy::by_key(OWN[2]).named("account");
+    let mut policies = vec![user, watched, strict, account];
     policies.extend(several.then_some(all));
     policies
 }
@@ -191,27 +196,70 @@ impl Both {
     async fn ask(&mut self, asked: TestRequest, patience: Nanos) {
         let mut request = Request::new(());
         request.extensions_mut().insert(asked);
+        let mut demands = Demands::new();
+        let set = self.there.policy_set();
+        set.evaluate(set.parts(&request).head(), &mut demands, DecidedBy::Cache).unwrap();
+        let here = |here: &Limiter, receipts: &mut Receipts| {
+            here.acquire_within(here.set().parts(&request).head(), patience, receipts)
+        };
+        self.acquire(demands, patience, here, &asked).await;
+    }
+
+    /// What a caller asks that names a key: of several policies, or of one by a plan.
+    async fn ask_by_key(&mut self, random: &mut Random, user: u64, patience: Nanos) {
+        let names = ["user", "watched", "strict", "account"];
+        let cells = |random: &mut Random| random.pick(&[1, 1, 1, 1, 0, 2, 3, 7, 25]);
+        let demands = if random.below(2) == 0 {
+            let wanted = names.iter().rev().filter(|_| random.below(2) == 0).copied().collect::<Vec<_>>();
+            let wanted: Vec<_> = wanted.into_iter().map(|name| (name, cells(random))).collect();
+            let wanted: Vec<(&str, &(dyn IntoKey + Sync), u32)> =
+                wanted.iter().map(|(name, cells)| (*name, &user as &(dyn IntoKey + Sync), *cells)).collect();
+            self.there.policy_set().demands_by_key(&wanted).unwrap()
+        } else {
+            // A plan that another process has not named is not seen by who remembers a denial.
+            let name = if self.remembers { "account" } else { random.pick(&names) };
+            let set = self.there.policy_set();
+            let (index, policy) = set.find(name).unwrap();
+            let plan = random.pick(&PLANS);
+            let cells = cells(random).min(plan.burst_size());
+            let key = user.key(set.hasher());
+            smallvec![(index, policy.demand_by_key(key, cells, Some(plan), || set.quota(index)))]
+        };
+        let what = (demands.clone(), patience);
+        let here = |here: &Limiter, receipts: &mut Receipts| {
+            let of_here =
+                |(index, demand): &(usize, Demand)| (*index, Demand { key: user.key(here.set().hasher()), ..*demand });
+            here.acquire_demands(&what.0.iter().map(of_here).collect::<Demands>(), patience, receipts)
+        };
+        self.acquire(demands, patience, here, &what).await;
+    }
+
+    async fn acquire(
+        &mut self,
+        demands: Demands,
+        patience: Nanos,
+        here: impl FnOnce(&Limiter, &mut Receipts) -> Result<Grant, Denied>,
+        what: &dyn std::fmt::Debug,
+    ) {
+        let asks_nothing = demands.is_empty();
         let (mut receipts_in_memory, mut receipts_in_redis) = (Receipts::default(), Receipts::default());
         if !self.remembers {
             self.there.parts.lower_bounds.epochs.end_all();
         }
         let before = last_time();
-        let mut demands = Demands::new();
-        let set = self.there.policy_set();
-        set.evaluate(set.parts(&request).head(), &mut demands, DecidedBy::Cache).unwrap();
-        let there = self.there.acquire_all(Ok(demands), patience, &mut receipts_in_redis).await;
+        let there = self.there.acquire_demands(Ok(demands), patience, &mut receipts_in_redis).await;
         self.follow();
-        let here = self.here.acquire_within(self.here.set().parts(&request).head(), patience, &mut receipts_in_memory);
-        if last_time() == before {
+        let here = here(&self.here, &mut receipts_in_memory);
+        if last_time() == before || asks_nothing {
             // A denial that was remembered, from before the time of an answer.
-            self.agree(&here.is_err(), &there.is_err(), &asked);
+            self.agree(&here.is_err(), &there.is_err(), what);
             return;
         }
         let answers = [
             answer(&here, &receipts_in_memory, self.here.policies()),
             answer(&there, &receipts_in_redis, self.there.policies()),
         ];
-        self.agree(&answers[0], &answers[1], &(asked, patience));
+        self.agree(&answers[0], &answers[1], what);
         if let Ok(grant) = here {
             self.admitted.push((receipts_in_memory, receipts_in_redis, grant.at));
         }
@@ -242,7 +290,7 @@ impl Both {
 
     async fn control(&mut self, random: &mut Random, users: &[u64]) -> Result<(), ControlError> {
         let (here, there) = (&self.here, &self.there);
-        let policy = random.pick(&["user", "watched", "strict"]);
+        let policy = random.pick(&["user", "watched", "strict", "account"]);
         let user = random.pick(users);
         let what = random.below(12);
         match what {
@@ -273,6 +321,10 @@ impl Both {
                 assert_eq!(there.quota(policy).unwrap(), quota);
             }
             _ => {
+                let plan = random.pick(&PLANS);
+                let stand = stands(there.peek_as(policy, user, plan).await?);
+                self.follow();
+                self.agree(&stands(here.peek_as(policy, user, plan).unwrap()), &stand, &"peek_as");
                 let blocked = there.blocked_for(policy, user).await?;
                 self.follow();
                 self.agree(&here.blocked_for(policy, user).unwrap(), &blocked, &"blocked");
@@ -310,6 +362,11 @@ impl Both {
             match random.below(10) {
                 0 => self.settle(random).await,
                 1 | 2 => self.control(random, &users).await.unwrap(),
+                3 | 4 => {
+                    let patience = if random.below(2) == 0 { slack } else { Duration::ZERO };
+                    let user = random.pick(&users);
+                    self.ask_by_key(random, user, patience.into()).await;
+                }
                 _ => {
                     let mut asked = TestRequest {
                         user: random.pick(&users),

@@ -17,7 +17,7 @@ use crate::{
     decision::{Denied, Receipts},
     middleware::{
         deferred::{Admitted, DeferredFuture, PendingRequest},
-        delay::{Delay, ReservedCells, WaitForCells, WaiterSlot},
+        delay::{Delay, WaitForCells, WaiterSlot, WaitingCells},
         service::RateLimit,
     },
     response::Respond,
@@ -45,7 +45,7 @@ where
         let demands = limiter.evaluate(state.limiter.parts.set.parts(&request).head());
         let decision = async move {
             let mut receipts = Receipts::default();
-            let grant = limiter.acquire_all(demands, Nanos::ZERO, &mut receipts).await?;
+            let grant = limiter.acquire_demands(demands, Nanos::ZERO, &mut receipts).await?;
             Ok(Admitted { at: grant.at, receipts, settle: settles.then_some(limiter) })
         };
         // The instance that was polled ready is the one that is called.
@@ -84,14 +84,14 @@ where
             let slot = WaiterSlot::take(&queue);
             let patience = if slot.is_some() { queue.max_delay } else { Nanos::ZERO };
             let mut receipts = Receipts::default();
-            let grant = limiter.acquire_all(demands, patience, &mut receipts).await?;
+            let grant = limiter.acquire_demands(demands, patience, &mut receipts).await?;
             match slot {
                 Some(slot) if !grant.wait.is_zero() => {
                     // From now on, and not from when Redis was asked: no request is early.
                     let now = limiter.parts.set.now();
-                    let cells = ReservedCells::new(&decided, grant, receipts, slot, now);
+                    let waiting = WaitingCells::new(limiter, grant, receipts, slot, now);
                     let sleep = (queue.timer)(grant.wait.into());
-                    WaitForCells::new(sleep, cells).await
+                    WaitForCells::new(sleep, waiting).await
                 }
                 _ => Ok(Admitted { at: grant.at, receipts, settle: decided.settles().then(|| limiter.clone()) }),
             }

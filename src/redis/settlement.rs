@@ -22,7 +22,7 @@ impl RedisLimiter {
         let RedisParts { set, names, .. } = &*self.parts;
         let ReceiptOrigin::Redis { at } = receipt.origin else { return None };
         let principal = Principal::of(receipt.key, set.hasher());
-        let slack = self.slack();
+        let slack = self.slack(receipt.outcome.policy);
         let part = SettlementPart {
             key: names.bucket(principal, self.policies()[receipt.outcome.policy].name()),
             refund,

@@ -13,6 +13,8 @@ use crate::{
     decision::{Denied, LONGEST_ADVERTISED, Reason},
     key::RequestHead,
 };
+#[cfg(feature = "tonic")]
+use crate::{limiter::AcquireError, observe::events};
 
 /// The protocols of gRPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,37 +114,82 @@ impl Code {
     }
 }
 
+/// A denial as the status of a call.
+struct CallStatus {
+    code: Code,
+    message: String,
+    /// A `google.rpc.Status`, where a wait helps.
+    details: Option<Vec<u8>>,
+    /// In milliseconds (gRFC A6). Negative: do not retry.
+    pushback: Option<i32>,
+}
+
+impl CallStatus {
+    fn of(denied: &Denied) -> Self {
+        let (code, message) = (Code::of(denied), denied.to_string());
+        let (details, pushback) = match (denied.advertised_wait(), denied.advertised_reason()) {
+            (Some(wait), _) => {
+                // A signed integer of 32 bits. A client that cannot parse it does not retry at all.
+                let millis = i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+                (Some(status(code as u8, &message, wait.min(LONGEST_ADVERTISED))), Some(millis))
+            }
+            (None, Reason::CostAboveBurst) => (None, Some(-1)),
+            (None, _) => (None, None),
+        };
+        Self { code, message, details, pushback }
+    }
+}
+
 /// The status in the header fields of a 200 with an empty body, whose stream ends with its head.
 pub(super) fn trailers_only(protocol: Protocol, denied: &Denied) -> Response<Bytes> {
-    let code = Code::of(denied) as u8;
-    let message = denied.to_string();
+    let CallStatus { code, message, details, pushback } = CallStatus::of(denied);
     let mut response = Response::new(Bytes::new());
     let fields = response.headers_mut();
     fields.reserve(MAX_FIELDS);
     fields.insert(header::CONTENT_TYPE, protocol.content_type());
-    fields.insert(&GRPC_STATUS, u16::from(code).into());
+    fields.insert(&GRPC_STATUS, (code as u16).into());
     // In printable ASCII only the percent sign has to be encoded.
     let encoded = message.replace('%', "%25");
     if let Ok(encoded) = HeaderValue::try_from(encoded) {
         fields.insert(&GRPC_MESSAGE, encoded);
     }
-    match (denied.advertised_wait(), denied.advertised_reason()) {
-        (Some(wait), _) => {
-            if let Ok(details) = HeaderValue::try_from(base64(&status(code, &message, wait.min(LONGEST_ADVERTISED)))) {
-                fields.insert(&GRPC_STATUS_DETAILS, details);
-            }
-            // A signed integer of 32 bits (gRFC A6). A client that cannot parse it does not retry
-            // at all.
-            let millis = wait.as_nanos().div_ceil(1_000_000);
-            fields.insert(&GRPC_PUSHBACK, i32::try_from(millis).unwrap_or(i32::MAX).into());
-        }
-        (None, Reason::CostAboveBurst) => {
-            // Do not retry (gRFC A6).
-            fields.insert(&GRPC_PUSHBACK, HeaderValue::from_static("-1"));
-        }
-        (None, _) => {}
+    if let Some(details) = details.and_then(|details| HeaderValue::try_from(base64(&details)).ok()) {
+        fields.insert(&GRPC_STATUS_DETAILS, details);
+    }
+    if let Some(pushback) = pushback {
+        fields.insert(&GRPC_PUSHBACK, pushback.into());
     }
     response
+}
+
+/// The status that the layer answers a call with, for a handler that calls
+/// [`acquire`](crate::Limiter::acquire).
+#[cfg(feature = "tonic")]
+impl From<Denied> for tonic::Status {
+    fn from(denied: Denied) -> Self {
+        let CallStatus { code, message, details, pushback } = CallStatus::of(&denied);
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        if let Some(pushback) = pushback {
+            metadata.insert(GRPC_PUSHBACK.as_str(), pushback.into());
+        }
+        let (code, details) = (tonic::Code::from_i32(code as i32), details.unwrap_or_default().into());
+        Self::with_details_and_metadata(code, message, details, metadata)
+    }
+}
+
+/// A denial is the status that the layer answers a call with. Any other error is the server's own
+/// fault: `INTERNAL`, and an event with the reason, which clients do not learn.
+#[cfg(feature = "tonic")]
+impl From<AcquireError> for tonic::Status {
+    fn from(error: AcquireError) -> Self {
+        match error {
+            AcquireError::Denied(denied) => (*denied).into(),
+            error => {
+                events::not_asked(&error);
+                Self::internal("the request could not be limited")
+            }
+        }
+    }
 }
 
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");

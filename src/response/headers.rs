@@ -99,6 +99,8 @@ pub(crate) struct FieldWriter {
     denial: HeaderTemplate,
     /// For a policy that discloses the wait only.
     nameless_denial: HeaderTemplate,
+    /// How many policies apply to requests.
+    for_requests: usize,
     /// The maximum length of a field in bytes.
     longest: usize,
 }
@@ -109,6 +111,8 @@ struct PolicyItem {
     name: Box<str>,
     quota: Quota,
     advertise: Advertise,
+    /// Whether the policy applies where a caller names a key, and to no request.
+    by_key: bool,
 }
 
 /// Whether a policy is listed.
@@ -121,7 +125,7 @@ impl FieldWriter {
     pub(crate) fn new(policies: &[Policy], style: FieldStyle) -> Self {
         let items = policies.iter().map(|policy| {
             let name = format!("\"{}\"", policy.escaped_name()).into();
-            PolicyItem { name, quota: policy.quota(), advertise: policy.advertised() }
+            PolicyItem { name, quota: policy.quota(), advertise: policy.advertised(), by_key: policy.is_by_key() }
         });
         let items: Box<[PolicyItem]> = items.collect();
         // For each item its name, and three parameters with a separator and at most 20 digits each.
@@ -135,8 +139,10 @@ impl FieldWriter {
             denial: HeaderTemplate::default(),
             nameless_denial: HeaderTemplate::of_denial(None),
             longest,
+            for_requests: policies.iter().filter(|policy| !policy.is_by_key()).count(),
         };
-        let all = || writer.items.iter().enumerate().map(|(index, item)| (index, item.quota));
+        let for_requests = || writer.items.iter().enumerate().filter(|(_, item)| !item.by_key);
+        let all = || for_requests().map(|(index, item)| (index, item.quota));
         (writer.always, writer.on_denial) =
             (writer.render_policies(all(), ALWAYS), writer.render_policies(all(), ON_DENIAL));
         writer.allowed = HeaderTemplate::of_allowed(writer.always.clone());
@@ -268,8 +274,11 @@ impl FieldWriter {
 
     /// Whether every policy applied, by its own quota, and is enforced.
     fn is_usual<'a>(&self, outcomes: &(impl ExactSizeIterator<Item = &'a PolicyOutcome> + Clone)) -> bool {
-        outcomes.len() == self.items.len()
-            && outcomes.clone().all(|outcome| outcome.quota == self.items[outcome.policy].quota && !outcome.shadow)
+        outcomes.len() == self.for_requests
+            && outcomes.clone().all(|outcome| {
+                let item = &self.items[outcome.policy];
+                outcome.quota == item.quota && !outcome.shadow && !item.by_key
+            })
     }
 
     fn render_policies(&self, quotas: impl Iterator<Item = (usize, Quota)>, listed: Listed) -> Option<HeaderValue> {

@@ -28,6 +28,10 @@
 //! - [`RateLimitLayer::any_body`](crate::RateLimitLayer::any_body): the default response for a
 //!   service whose body cannot be made of bytes, by a wrapper around both bodies.
 //!
+//! Where there is no layer, a handler returns what
+//! [`Limiter::acquire`](crate::Limiter::acquire) says: with the feature `axum` the denial is a
+//! response, and with `tonic` it becomes a `tonic::Status`.
+//!
 //! ```
 //! use axum::{Json, response::IntoResponse as _};
 //! use tower_quota::{Quota, RateLimitLayer};
@@ -42,12 +46,16 @@
 
 mod body;
 mod grpc;
+#[cfg(feature = "axum")]
+mod handler;
 pub mod headers;
 mod line;
 mod problem;
 mod respond;
 mod template;
 
+#[cfg(feature = "axum")]
+pub use self::handler::MissingAdmission;
 pub use self::{
     body::{DenialBody, ResponseBody},
     respond::{AnyBody, BoxRespond, DenialFields, Respond, RespondFn, RespondTo, Standard},

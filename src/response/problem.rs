@@ -39,6 +39,14 @@ pub(super) fn json(denied: &Denied) -> Content {
     Content { content_type: problem_json(), body: fragments.concat().into() }
 }
 
+/// The problem of a response that is no denial, about which the status says all.
+#[cfg(feature = "axum")]
+pub(super) fn of_status(status: StatusCode) -> Content {
+    let title = status.canonical_reason().unwrap_or("Error");
+    let body = ["{\"title\":\"", title, "\",\"status\":", status.as_str(), "}\n"].concat();
+    Content { content_type: problem_json(), body: body.into() }
+}
+
 /// The fragments before the time to retry in, and those after it.
 fn problem<'a>(
     reason: Reason,

@@ -81,7 +81,7 @@ impl<V: Expiring> Store<V> {
             Entry::Occupied(entry) => return StoreGuard::Own(entry.into_ref()),
             // Under the shard's lock, so that one key never competes with itself for a place.
             Entry::Vacant(entry) if self.capacity.reserve(self.map.hasher(), key) => {
-                let reservation = Reservation { store: self, key, used: false };
+                let reservation = ReservedPlace { store: self, key, used: false };
                 return StoreGuard::New(NewEntry { reservation, entry: Some(entry) });
             }
             // Unlocked, because a slot of the overflow table is never locked beside a shard.
@@ -196,7 +196,7 @@ pub(crate) enum Placement {
 pub(crate) struct NewEntry<'a, V: Expiring> {
     // First, so that an unused reservation is released before the shard is unlocked: the count is
     // never below the size of the map.
-    reservation: Reservation<'a, V>,
+    reservation: ReservedPlace<'a, V>,
     /// `None` after the insertion.
     entry: Option<VacantEntry<'a, PackedKey, V>>,
 }
@@ -211,13 +211,13 @@ impl<V: Expiring> NewEntry<'_, V> {
 }
 
 /// A reserved place in the map, released when dropped unused.
-struct Reservation<'a, V: Expiring> {
+struct ReservedPlace<'a, V: Expiring> {
     store: &'a Store<V>,
     key: Key,
     used: bool,
 }
 
-impl<V: Expiring> Drop for Reservation<'_, V> {
+impl<V: Expiring> Drop for ReservedPlace<'_, V> {
     fn drop(&mut self) {
         if !self.used {
             self.store.capacity.release(self.store.map.hasher(), self.key);

@@ -4,7 +4,14 @@
 use std::{collections::HashMap, time::Duration};
 
 use http::Request;
-use tower_quota::{Decision, Limiter, Policy, Quota, clock::ManualClock, key::key_fn, limiter::Sweep, policy::Missing};
+use tower_quota::{
+    Decision, Limiter, Policy, Quota,
+    clock::ManualClock,
+    decision::Allowed,
+    key::{IntoKey, key_fn},
+    limiter::{AcquireError, Admission, Sweep},
+    policy::Missing,
+};
 
 /// A request as the model and the limiter both see it.
 #[derive(Clone, Debug)]
@@ -21,6 +28,15 @@ pub(crate) struct Asked {
 pub(crate) enum Step {
     Advance(u64),
     Ask(Asked),
+    /// A caller names a key and cells, of each policy that is asked.
+    Acquire([Option<(u8, u32)>; 5]),
+    /// A caller names a key of one policy, cells, and one of the [`PLANS`].
+    AcquireAs {
+        policy: u8,
+        key: u8,
+        cells: u32,
+        plan: u8,
+    },
     /// The last admission is not used after all.
     Refund,
     Charge {
@@ -39,25 +55,29 @@ const PLANS: [Quota; 3] = [
     Quota::per(7, Duration::from_millis(1_100)).burst(3),
 ];
 
-/// The policies' own quotas: user, team, cap, writes.
-const OWN: [[Quota; 4]; 2] = [
+/// The policies' own quotas: user, team, account, cap, writes.
+const OWN: [[Quota; 5]; 2] = [
     [
         Quota::per_second(3).burst(4),
         Quota::per(7, Duration::from_secs(5)),
+        Quota::per_second(2).burst(6),
         Quota::per_second(9).burst(12),
         Quota::per_second(30).burst(15),
     ],
     [
         Quota::per_second(90).burst(3),
         Quota::per(2, Duration::from_secs(5)).burst(9),
+        Quota::per_second(7).burst(2),
         Quota::per_second(5).burst(30),
         Quota::per_second(31).burst(2),
     ],
 ];
 
-const NAMES: [&str; 4] = ["user", "team", "cap", "writes"];
+const NAMES: [&str; 5] = ["user", "team", "account", "cap", "writes"];
+/// The first one that has one bucket for all keys.
+const GLOBAL: usize = 3;
 
-fn build(own: [Quota; 4]) -> (Limiter, ManualClock) {
+fn build(own: [Quota; 5]) -> (Limiter, ManualClock) {
     let asked = |head: tower_quota::key::RequestHead<'_>| head.extensions().get::<Asked>().cloned().unwrap();
     let clock = ManualClock::new();
     let policies = [
@@ -66,9 +86,10 @@ fn build(own: [Quota; 4]) -> (Limiter, ManualClock) {
             .quota_by(move |head| plan(&asked(head)))
             .cost_by(move |head| asked(head).cost)
             .on_missing(Missing::Skip),
-        Policy::global(own[2]).named("cap"),
+        Policy::global(own[3]).named("cap"),
         Policy::per(key_fn(move |head| Some((asked(head).team, "team"))), own[1]).named("team"),
-        Policy::global(own[3])
+        Policy::by_key(own[2]).named("account"),
+        Policy::global(own[4])
             .named("writes")
             .when(move |head| asked(head).write)
             .cost_by(move |head| asked(head).cost),
@@ -185,17 +206,25 @@ impl Model {
         self.levels.values_mut().for_each(|level| level.drain(by));
     }
 
-    /// The longest wait, or none where no wait helps.
-    fn ask(&mut self, asked: &Asked, own: [Quota; 4]) -> Result<Receipt, Option<i128>> {
+    fn ask(&mut self, asked: &Asked, own: [Quota; 5]) -> Result<Receipt, Option<i128>> {
         let mut charges = Vec::new();
         if let Some(user) = asked.user {
             charges.push(((0, u16::from(user)), plan(asked), asked.cost));
         }
         charges.push(((1, u16::from(asked.team)), None, 1));
-        charges.push(((2, 0), None, 1));
+        charges.push(((3, 0), None, 1));
         if asked.write {
-            charges.push(((3, 0), None, asked.cost));
+            charges.push(((4, 0), None, asked.cost));
         }
+        self.acquire(charges, own)
+    }
+
+    /// The longest wait, or none where no wait helps.
+    fn acquire(
+        &mut self,
+        charges: Vec<((usize, u16), Option<Quota>, u32)>,
+        own: [Quota; 5],
+    ) -> Result<Receipt, Option<i128>> {
         let mut longest = Some(0);
         let mut answers = Vec::new();
         for (bucket, plan, cost) in charges {
@@ -242,6 +271,32 @@ impl Model {
     }
 }
 
+/// A bucket of the model.
+fn bucket(policy: usize, key: u8) -> (usize, u16) {
+    (policy, if policy < GLOBAL { key.into() } else { 0 })
+}
+
+/// Cells that the limiter has granted.
+enum Granted<'a> {
+    Request(Box<Allowed<'a>>),
+    Caller(Admission),
+}
+
+#[track_caller]
+fn compare<'a>(
+    ours: Result<Admission, AcquireError>,
+    theirs: Result<Receipt, Option<i128>>,
+) -> Option<(Granted<'a>, Receipt)> {
+    match (ours, theirs) {
+        (Ok(admission), Ok(receipt)) => Some((Granted::Caller(admission), receipt)),
+        (Err(AcquireError::Denied(denied)), Err(wait)) => {
+            assert_eq!(denied.retry_after().map(|wait| i128::try_from(wait.as_nanos()).unwrap()), wait);
+            None
+        }
+        (ours, theirs) => panic!("{ours:?}, and the model {:?}", theirs.err()),
+    }
+}
+
 /// Runs the steps on the limiter and on the model, and compares every decision to the nanosecond.
 pub(crate) fn agree(steps: &[Step], second: bool, sweeping: bool) {
     let mut own = OWN[usize::from(second)];
@@ -258,7 +313,9 @@ pub(crate) fn agree(steps: &[Step], second: bool, sweeping: bool) {
                 let mut request = Request::new(());
                 request.extensions_mut().insert(asked.clone());
                 match (limiter.decide(&request), model.ask(asked, own)) {
-                    (Decision::Allow(allowed), Ok(receipt)) => last = Some((allowed, receipt)),
+                    (Decision::Allow(allowed), Ok(receipt)) => {
+                        last = Some((Granted::Request(Box::new(allowed)), receipt));
+                    }
                     (Decision::Deny(denied), Err(wait)) => {
                         let ours = denied.retry_after().map(|wait| i128::try_from(wait.as_nanos()).unwrap());
                         assert_eq!(ours, wait, "{asked:?}");
@@ -270,9 +327,38 @@ pub(crate) fn agree(steps: &[Step], second: bool, sweeping: bool) {
                     (ours, theirs) => panic!("{asked:?}: {ours:?}, and the model {:?}", theirs.err()),
                 }
             }
+            Step::Acquire(wanted) => {
+                let wanted = || wanted.iter().enumerate().filter_map(|(policy, wanted)| Some((policy, (*wanted)?)));
+                // A team has a key of two parts.
+                let teams: Vec<_> = wanted().map(|(_, (key, _))| (key, "team")).collect();
+                let mut ours: Vec<(&str, &(dyn IntoKey + Sync), u32)> = wanted()
+                    .zip(&teams)
+                    .map(|((policy, (_, cells)), team)| {
+                        let key: &(dyn IntoKey + Sync) = if policy == 1 { team } else { &team.0 };
+                        (NAMES[policy], key, cells)
+                    })
+                    .collect();
+                // Not the limiter's order.
+                ours.reverse();
+                let theirs = wanted().map(|(policy, (key, cells))| (bucket(policy, key), None, cells)).collect();
+                last = compare(limiter.acquire_all(&ours), model.acquire(theirs, own)).or(last);
+            }
+            Step::AcquireAs { policy, key, cells, plan } => {
+                let (policy, plan) = (usize::from(*policy), PLANS[usize::from(*plan)]);
+                let ours = if policy == 1 {
+                    limiter.acquire_as(NAMES[policy], (*key, "team"), plan, *cells)
+                } else {
+                    limiter.acquire_as(NAMES[policy], *key, plan, *cells)
+                };
+                let theirs = model.acquire(vec![(bucket(policy, *key), Some(plan), *cells)], own);
+                last = compare(ours, theirs).or(last);
+            }
             Step::Refund => {
-                if let Some((allowed, receipt)) = last.take().filter(|(_, receipt)| !model.may_be_void(receipt)) {
-                    limiter.refund(allowed);
+                if let Some((granted, receipt)) = last.take().filter(|(_, receipt)| !model.may_be_void(receipt)) {
+                    match granted {
+                        Granted::Request(allowed) => limiter.refund(*allowed),
+                        Granted::Caller(admission) => admission.refund(),
+                    }
                     model.refund(&receipt);
                 }
             }

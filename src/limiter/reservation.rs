@@ -1,0 +1,136 @@
+//! Contains [`Reservation`]: cells that will be there, and the time until they are.
+//!
+//! This file must not know of timers, which callers have, nor where buckets are.
+
+use std::{fmt, mem, time::Duration};
+
+use super::{
+    Limiter,
+    acquire::Grant,
+    admission::Admission,
+    into_limiter::{Handle, Settle},
+};
+use crate::{
+    clock::{Nanos, Timestamp},
+    decision::Receipts,
+};
+
+/// The longest time that a reservation waits: a day.
+pub(crate) const MAX_PATIENCE: Nanos = Nanos::new(86_400 * Nanos::SECOND.get());
+
+/// Cells that will be there. Made by [`Limiter::reserve`](crate::Limiter::reserve).
+///
+/// Await [`ready`](Self::ready), or sleep for [`wait`](Self::wait) as long as it says so, because
+/// the time may have grown meanwhile:
+///
+/// ```
+/// use std::{thread, time::Duration};
+/// use tower_quota::{Limiter, Policy, Quota};
+///
+/// let limiter = Limiter::new(Policy::by_key(Quota::per_second(100)).named("jobs"));
+/// let reservation = limiter.reserve("jobs", 7, Duration::from_secs(1))?;
+/// while let Some(wait) = reservation.wait() {
+///     thread::sleep(wait);
+/// }
+/// # Ok::<(), tower_quota::limiter::AcquireError>(())
+/// ```
+///
+/// Dropped before its time, a reservation refunds its cells if it is the last in line, and nothing
+/// otherwise: those behind it have their times already, and a later caller would be served at the
+/// same time as the last of them. Dropped after its time, it leaves the cells acquired.
+#[must_use = "dropped before its time, a reservation refunds its cells"]
+pub struct Reservation<L: Handle = Limiter> {
+    cells: ReservedCells<L>,
+}
+
+impl<L: Handle> Reservation<L> {
+    pub(crate) fn new(cells: ReservedCells<L>) -> Self {
+        Self { cells }
+    }
+
+    /// Returns the time until the cells are there, or `None` if they are. Ask again after a sleep,
+    /// as long as it is a time.
+    #[must_use]
+    pub fn wait(&self) -> Option<Duration> {
+        self.cells.remaining_wait()
+    }
+
+    /// Waits with `timer` until the cells are there, and returns their receipts. The timer makes a
+    /// future that ends after a time: `tokio::time::sleep`, or
+    /// [`ManualClock::sleep`](crate::clock::ManualClock::sleep) in a test.
+    ///
+    /// If the future is dropped before, the reservation is.
+    pub async fn ready<F: Future<Output = ()>>(mut self, timer: impl Fn(Duration) -> F) -> Admission {
+        while let Some(wait) = self.wait() {
+            timer(wait).await;
+        }
+        let (at, receipts, limiter) = self.cells.take();
+        Admission::new(limiter, at, &receipts)
+    }
+}
+
+impl<L: Handle> Drop for Reservation<L> {
+    fn drop(&mut self) {
+        if self.wait().is_none() {
+            self.cells.take();
+        }
+    }
+}
+
+impl<L: Handle> fmt::Debug for Reservation<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation").field("wait", &self.wait()).finish_non_exhaustive()
+    }
+}
+
+/// The cells of a request that waits, or of a reservation. Dropped before they are taken, they are
+/// refunded.
+pub(crate) struct ReservedCells<L: Settle> {
+    limiter: L,
+    grant: Grant,
+    /// When the cells are there.
+    ready: Timestamp,
+    receipts: Receipts,
+}
+
+impl<L: Settle> ReservedCells<L> {
+    /// The wait counts from `from`.
+    pub(crate) fn new(limiter: L, grant: Grant, receipts: Receipts, from: Timestamp) -> Self {
+        let ready = from.saturating_add(grant.wait);
+        Self { limiter, grant, ready, receipts }
+    }
+
+    /// The time until the cells are there: a timer may end early.
+    pub(crate) fn remaining_wait(&self) -> Option<Duration> {
+        let left = self.ready.since(self.limiter.policy_set().now());
+        (!left.is_zero()).then(|| left.into())
+    }
+
+    /// The wait is over: the cells with the time of their receipts, and where these are settled.
+    pub(crate) fn take(&mut self) -> (Timestamp, Receipts, L)
+    where
+        L: Clone,
+    {
+        let mut receipts = mem::take(&mut self.receipts);
+        for receipt in &mut *receipts {
+            // The standings are those of now, and not of when the cells were reserved.
+            receipt.outcome.backlog = receipt.outcome.backlog.saturating_sub(self.grant.wait);
+        }
+        (self.grant.at, receipts, self.limiter.clone())
+    }
+}
+
+impl<L: Settle> Drop for ReservedCells<L> {
+    fn drop(&mut self) {
+        // Of what is taken from those that will be there, time has returned nothing yet. Under
+        // several policies, some may have had the cells at once.
+        let single = self.receipts.len() == 1;
+        for receipt in &*self.receipts {
+            if single {
+                self.limiter.refund_receipt(&receipt.later_by(self.grant.wait), self.ready);
+            } else {
+                self.limiter.refund_receipt(receipt, self.grant.at);
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Contains decisions over Redis without a request: the caller names the policy and the key.
+//!
+//! They are the decisions that requests get, over the same buckets. This file must not know how a
+//! decision is made.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::Request;
+use smallvec::smallvec;
+
+use super::{
+    control::{ControlError, StandingsError},
+    limiter::RedisLimiter,
+};
+use crate::{
+    clock::Nanos,
+    decision::{Receipts, Standing},
+    key::IntoKey,
+    limiter::{AcquireError, Admission, Demands, MAX_PATIENCE, Reservation, ReservedCells},
+    quota::Quota,
+};
+
+impl RedisLimiter {
+    /// Acquires one cell from the bucket of `key` under the policy of this name. See
+    /// [`Limiter::acquire`](crate::Limiter::acquire).
+    ///
+    /// The key is made at once, and the future does not borrow it. If the future is dropped before
+    /// its end, the cell may be acquired. Without Redis the policy's
+    /// [`OnFailure`](super::OnFailure) decides.
+    ///
+    /// # Errors
+    ///
+    /// When the policy denies, or there is no policy of this name.
+    pub fn acquire<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+    ) -> impl Future<Output = Result<Admission, AcquireError>> + Send + use<'_, K> {
+        self.acquire_n(policy, key, 1)
+    }
+
+    /// Acquires `cells` cells, all or none. See [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    ///
+    /// When the policy denies, or there is no policy of this name.
+    pub fn acquire_n<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+        cells: u32,
+    ) -> impl Future<Output = Result<Admission, AcquireError>> + Send + use<'_, K> {
+        self.admission(self.demand(policy, key, cells, None))
+    }
+
+    /// Acquires `cells` cells by the quota `plan` instead of the policy's own. See
+    /// [`Limiter::acquire_as`](crate::Limiter::acquire_as). Here the bucket of every policy
+    /// remembers the plan.
+    ///
+    /// # Errors
+    ///
+    /// When the policy denies, or there is no policy of this name.
+    pub fn acquire_as<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+        plan: Quota,
+        cells: u32,
+    ) -> impl Future<Output = Result<Admission, AcquireError>> + Send + use<'_, K> {
+        self.admission(self.demand(policy, key, cells, Some(plan)))
+    }
+
+    /// Acquires cells under several policies, or nothing under any. See
+    /// [`Limiter::acquire_all`](crate::Limiter::acquire_all).
+    ///
+    /// # Errors
+    ///
+    /// When a policy denies; when there is no policy of a name; when a policy stands twice.
+    pub fn acquire_all(
+        &self,
+        wanted: &[(&str, &(dyn IntoKey + Sync), u32)],
+    ) -> impl Future<Output = Result<Admission, AcquireError>> + Send + use<'_> {
+        self.admission(self.parts.set.demands_by_key(wanted))
+    }
+
+    /// Reserves one cell that will be there within `patience`, and says how long to wait for it.
+    /// See [`Limiter::reserve`](crate::Limiter::reserve).
+    ///
+    /// # Errors
+    ///
+    /// When the policy denies, also after that wait; or when there is no policy of this name.
+    pub fn reserve<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+        patience: Duration,
+    ) -> impl Future<Output = Result<Reservation<Self>, AcquireError>> + Send + use<'_, K> {
+        self.reserve_n(policy, key, 1, patience)
+    }
+
+    /// Reserves `cells` cells that will be there within `patience`. See [`reserve`](Self::reserve).
+    ///
+    /// # Errors
+    ///
+    /// When the policy denies, also after that wait; or when there is no policy of this name.
+    pub fn reserve_n<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+        cells: u32,
+        patience: Duration,
+    ) -> impl Future<Output = Result<Reservation<Self>, AcquireError>> + Send + use<'_, K> {
+        let demand = self.demand(policy, key, cells, None);
+        let patience = Nanos::from(patience).min(MAX_PATIENCE);
+        async move {
+            let demands = demand?;
+            for (policy, _) in &demands {
+                self.allow_slack(*policy, patience);
+            }
+            let mut receipts = Receipts::default();
+            let grant = self.acquire_demands(Ok(demands), patience, &mut receipts).await?;
+            // From now on, and not from when Redis was asked: nobody is early.
+            let cells = ReservedCells::new(self.clone(), grant, receipts, self.parts.set.now());
+            Ok(Reservation::new(cells))
+        }
+    }
+
+    /// Returns how a request stands under each policy that applies to it, by the quota that is
+    /// chosen for it, and acquires nothing. See
+    /// [`Limiter::standings`](crate::Limiter::standings).
+    ///
+    /// # Errors
+    ///
+    /// The denial of a request that lacks a key; or that Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout).
+    pub fn standings<'a, B>(
+        &'a self,
+        request: &Request<B>,
+    ) -> impl Future<Output = Result<Vec<Standing<'a>>, StandingsError>> + Send + use<'a, B> {
+        let set = &self.parts.set;
+        let demands = self.evaluate(set.parts(request).head());
+        async move {
+            let demands = demands.map_err(|denied| StandingsError::Denied(Box::new(denied)))?;
+            let start = set.now();
+            let asked = demands.iter().filter(|demand| set.is_advertised(demand));
+            let standings = join_all(asked.map(|demand| self.standing_of(demand, start))).await;
+            standings.into_iter().collect::<Result<_, ControlError>>().map_err(StandingsError::Control)
+        }
+    }
+
+    fn demand(
+        &self,
+        policy: &str,
+        key: impl IntoKey,
+        cells: u32,
+        plan: Option<Quota>,
+    ) -> Result<Demands, AcquireError> {
+        let set = &self.parts.set;
+        let (index, policy) = set.find(policy)?;
+        let demand = policy.demand_by_key(self.key_of(key), cells, plan, || set.quota(index));
+        Ok(smallvec![(index, demand)])
+    }
+
+    async fn admission(&self, demands: Result<Demands, AcquireError>) -> Result<Admission, AcquireError> {
+        let mut receipts = Receipts::default();
+        let grant = self.acquire_demands(Ok(demands?), Nanos::ZERO, &mut receipts).await?;
+        Ok(Admission::new(self.clone(), grant.at, &receipts))
+    }
+}

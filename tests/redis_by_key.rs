@@ -1,0 +1,213 @@
+//! Decisions without a request over Redis: as in memory, for all processes, with real servers.
+#![cfg(feature = "redis")]
+#![expect(clippy::disallowed_methods, reason = "reservations are timed")]
+
+#[path = "support/redis.rs"]
+mod servers;
+mod support;
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use http::Request;
+use servers::{ENGINES, Engine, Server, eventually, free_port};
+use support::with_header;
+use tower_quota::{
+    Policy, Quota, RateLimitLayer,
+    decision::Reason,
+    key::Header,
+    limiter::{AcquireError, ConfigErrorKind},
+    redis::{OnFailure, RedisBuilder, RedisConfigError, RedisLimiter, StandingsError},
+};
+
+const FIVE: Quota = Quota::per_hour(5);
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn builder(url: &str) -> RedisBuilder {
+    RedisLimiter::builder(url, b"the secret of these tests", OnFailure::Closed).timeout(Duration::from_secs(5))
+}
+
+fn accounts(quota: Quota) -> Policy {
+    Policy::by_key(quota).named("account")
+}
+
+async fn connected(builder: RedisBuilder) -> RedisLimiter {
+    let limiter = builder.build().unwrap();
+    assert!(limiter.connect(Duration::from_secs(30)).await, "{:?}", limiter.last_error());
+    limiter
+}
+
+async fn remaining(limiter: &RedisLimiter, policy: &str, key: &str) -> u32 {
+    limiter.peek(policy, key).await.unwrap().remaining()
+}
+
+#[track_caller]
+fn denied<T: std::fmt::Debug>(result: Result<T, AcquireError>) -> tower_quota::Denied {
+    match result {
+        Err(AcquireError::Denied(denied)) => *denied,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_key_has_one_bucket_for_all_processes() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let [here, there] = [
+            connected(builder(&server.url()).policy(accounts(FIVE))).await,
+            connected(builder(&server.url()).policy(accounts(FIVE))).await,
+        ];
+        let admission = here.acquire_n("account", "alice", 3).await.unwrap();
+        assert_eq!(admission.standings().next().unwrap().remaining(), 2);
+        there.acquire_n("account", "alice", 2).await.unwrap();
+        for limiter in [&here, &there] {
+            let refused = denied(limiter.acquire("account", "alice").await);
+            assert_eq!(refused.reason(), Reason::Exceeded);
+            assert!(refused.retry_after().is_some_and(|wait| wait <= 12 * MINUTE));
+        }
+        // What is refunded here is there at once: no denial is remembered.
+        admission.refund();
+        eventually(async || there.acquire("account", "alice").await.is_ok()).await;
+        let never = denied(here.acquire_n("account", "bob", 6).await);
+        assert_eq!((never.reason(), never.retry_after()), (Reason::CostAboveBurst, None));
+        assert!(matches!(here.acquire("acount", "bob").await, Err(AcquireError::UnknownPolicy(_))));
+        here.block("account", "bob", MINUTE).await.unwrap();
+        assert_eq!(denied(there.acquire("account", "bob").await).reason(), Reason::Blocked);
+    }
+}
+
+#[tokio::test]
+async fn a_plan_that_one_process_names_counts_in_all() {
+    let server = Server::start(Engine::Valkey);
+    let [here, there] = [
+        connected(builder(&server.url()).policy(accounts(FIVE))).await,
+        connected(builder(&server.url()).policy(accounts(FIVE))).await,
+    ];
+    let pro = Quota::per_hour(100);
+    here.acquire_as("account", "alice", pro, 10).await.unwrap();
+    let admission = there.acquire_n("account", "alice", 20).await.unwrap();
+    assert_eq!(admission.standings().next().unwrap().quota(), pro);
+    assert_eq!(remaining(&there, "account", "alice").await, 70);
+    let by_another = there.peek_as("account", "alice", Quota::per_hour(1_000)).await.unwrap();
+    assert_eq!((by_another.limit(), by_another.remaining()), (1_000, 970));
+    assert!(there.peek_as("acount", "alice", pro).await.is_err());
+}
+
+#[tokio::test]
+async fn several_policies_are_asked_in_one_call_and_grant_all_or_nothing() {
+    let server = Server::start(Engine::Redis);
+    let policies =
+        [accounts(FIVE), Policy::by_key(Quota::per_hour(9)).named("address"), Policy::global(Quota::per_hour(2))];
+    let limiter = connected(builder(&server.url()).policies(policies)).await;
+    let before = limiter.calls().calls;
+    let address = Ipv4Addr::new(203, 0, 113, 7);
+    let acquire = |cells| {
+        limiter.acquire_all(&[("global", &"whatever", 1), ("address", &address, cells), ("account", &"alice", 2)])
+    };
+    let admission = acquire(4).await.unwrap();
+    assert_eq!(limiter.calls().calls, before + 1);
+    assert_eq!(admission.standings().map(|standing| standing.remaining()).collect::<Vec<_>>(), [3, 5, 1]);
+    let refused = denied(acquire(6).await);
+    assert_eq!(refused.violated().map(|standing| standing.policy().to_owned()).collect::<Vec<_>>(), ["address"]);
+    assert_eq!((remaining(&limiter, "account", "alice").await, remaining(&limiter, "global", "x").await), (3, 1));
+    let repeated = limiter.acquire_all(&[("account", &1, 1), ("account", &2, 1)]).await.unwrap_err();
+    assert!(matches!(&repeated, AcquireError::RepeatedPolicy(name) if name == "account"), "{repeated}");
+}
+
+#[tokio::test]
+async fn requests_pass_by_and_a_layer_over_nothing_else_is_refused() {
+    let server = Server::start(Engine::Redis);
+    let policies = [accounts(FIVE), Policy::per(Header::new("k"), FIVE).named("key")];
+    let limiter = connected(builder(&server.url()).policies(policies)).await;
+    assert!(limiter.decide(&with_header("k", "a")).await.is_allowed());
+    limiter.acquire("key", "a").await.unwrap();
+    let show = |key: &str| {
+        let request = with_header("k", key);
+        let standings = limiter.standings(&request);
+        async { standings.await.unwrap().iter().map(|s| (s.policy().to_owned(), s.remaining())).collect::<Vec<_>>() }
+    };
+    assert_eq!(show("a").await, [("key".to_owned(), 3)]);
+    assert_eq!(show("b").await, [("key".to_owned(), 5)]);
+    let missing = limiter.standings(&Request::new(())).await.unwrap_err();
+    assert!(matches!(&missing, StandingsError::Denied(denied) if denied.reason() == Reason::MissingKey), "{missing}");
+
+    let only = connected(builder(&server.url()).policy(accounts(FIVE))).await;
+    assert_eq!(RateLimitLayer::try_new(&only).unwrap_err().kind(), ConfigErrorKind::NoPolicyForRequests);
+    let wrong = builder(&server.url()).policy(accounts(FIVE).when(|_| true)).build().unwrap_err();
+    assert!(
+        matches!(&wrong, RedisConfigError::Policies(error) if error.kind() == ConfigErrorKind::NoRequest),
+        "{wrong}"
+    );
+}
+
+#[tokio::test]
+async fn reservations_of_all_processes_stand_in_one_line() {
+    let server = Server::start(Engine::Valkey);
+    let policies = || [accounts(Quota::per_second(10).burst(1)), Policy::by_key(Quota::per_minute(1)).named("slow")];
+    let [here, there] = [
+        connected(builder(&server.url()).policies(policies())).await,
+        connected(builder(&server.url()).policies(policies())).await,
+    ];
+    let start = Instant::now();
+    let reserved = (0..6).map(|n| [&here, &there][n % 2].reserve("account", "alice", MINUTE));
+    let times = join_all(reserved).await.into_iter().map(|reservation| async move {
+        reservation.unwrap().ready(tokio::time::sleep).await;
+        start.elapsed()
+    });
+    let mut times = join_all(times).await;
+    times.sort();
+    for (n, time) in (0_u32..).zip(&times) {
+        assert!(*time + Duration::from_millis(5) >= n * Duration::from_millis(100), "{times:?}");
+    }
+
+    // Given up, the last place in line is there for the next one.
+    let reserve = async |patience| here.reserve("slow", "bob", patience).await;
+    let (first, second) = (reserve(MINUTE).await.unwrap(), reserve(MINUTE).await.unwrap());
+    assert!(first.wait().is_none() && second.wait().is_some_and(|wait| wait > MINUTE / 2));
+    assert!(reserve(MINUTE).await.is_err());
+    drop(second);
+    let full = async || there.peek("slow", "bob").await.unwrap().until_full();
+    eventually(async || full().await <= MINUTE).await;
+    assert!(reserve(MINUTE).await.is_ok());
+}
+
+#[tokio::test]
+async fn without_redis_the_policy_says_what_happens() {
+    let url = format!("redis://127.0.0.1:{}", free_port());
+    let build = |on_failure| {
+        RedisLimiter::builder(&url, b"the secret of these tests", on_failure)
+            .timeout(Duration::from_millis(200))
+            .policy(accounts(FIVE))
+            .build()
+            .unwrap()
+    };
+    let refused = denied(build(OnFailure::Closed).acquire("account", "alice").await);
+    assert_eq!((refused.reason(), refused.status().as_u16()), (Reason::Unavailable, 503));
+    let local = build(OnFailure::Local { share: 0.4 });
+    for allowed in [true, true, false] {
+        assert_eq!(local.acquire("account", "alice").await.is_ok(), allowed);
+    }
+    assert!(build(OnFailure::Open).acquire("account", "alice").await.unwrap().standings().next().is_none());
+}
+
+/// A handler's future has to be `Send`, whatever the key borrows.
+#[test]
+fn the_futures_are_send() {
+    fn is_send(_: &impl Send) {}
+    let limiter = builder("redis://127.0.0.1").policy(accounts(FIVE)).build().unwrap();
+    let name = "alice".to_owned();
+    is_send(&limiter.acquire("account", &name));
+    is_send(&limiter.acquire_as("account", (&name, 7), FIVE, 2));
+    is_send(&limiter.acquire_all(&[("account", &name, 1)]));
+    is_send(&limiter.reserve("account", &*name, MINUTE));
+    is_send(&limiter.peek_as("account", name.as_bytes(), FIVE));
+    is_send(&limiter.standings(&Request::new(())));
+    is_send(&async {
+        let admission = limiter.acquire_all(&[("account", &name, 1)]).await?;
+        limiter.reserve("account", &name, MINUTE).await?.ready(tokio::time::sleep).await;
+        Ok::<_, AcquireError>(admission)
+    });
+}
