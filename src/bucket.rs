@@ -214,6 +214,16 @@ impl Bucket {
         Self(self.0.max(charged.0))
     }
 
+    /// The bucket, so much further ahead. One from which nothing is acquired stays as it is.
+    pub(crate) fn later(self, now: Timestamp, by: Nanos) -> Self {
+        if self.is_idle(now) { self } else { Self(self.0.saturating_add(by)) }
+    }
+
+    /// When the bucket is full.
+    pub(crate) fn full_at(self) -> Timestamp {
+        self.0
+    }
+
     /// Refunds cells that added `added` to the backlog `elapsed` ago. Time has returned a part
     /// already. Refunding that part too would admit more than the quota.
     pub(crate) fn refund(self, added: Nanos, elapsed: Nanos) -> Self {

@@ -420,6 +420,167 @@ fn threads_that_reserve_and_give_up_never_exceed_the_quota() {
     });
 }
 
+#[test]
+fn a_paused_key_is_granted_nothing_and_nothing_comes_back_to_it() {
+    let (limiter, clock) = accounts(Quota::per_second(1).burst(3));
+    limiter.acquire_n("account", 7, 2).unwrap();
+    limiter.pause("account", 7, MINUTE).unwrap();
+    clock.advance(MINUTE / 2);
+    assert_eq!(limiter.paused_for("account", 7).unwrap(), Some(MINUTE / 2));
+    let refused = denied(limiter.acquire("account", 7));
+    assert_eq!((refused.reason(), refused.retry_after()), (Reason::Exceeded, Some(MINUTE / 2)));
+    let wait = |cells| denied(limiter.acquire_n("account", 7, cells)).retry_after();
+    assert_eq!((wait(2), wait(3), wait(4)), (Some(MINUTE / 2 + SECOND), Some(MINUTE / 2 + 2 * SECOND), None));
+    // No cells now, and the next one at the end.
+    let standing = limiter.peek("account", 7).unwrap();
+    assert_eq!((standing.remaining(), standing.next_cell()), (0, Some(MINUTE / 2)));
+    assert!(limiter.acquire_n("account", 7, 0).is_ok() && limiter.acquire("account", 8).is_ok());
+    clock.advance(MINUTE / 2);
+    assert_eq!((limiter.paused_for("account", 7).unwrap(), remaining(&limiter, "account", 7)), (None, 1));
+    limiter.acquire("account", 7).unwrap();
+    assert_eq!(wait(1), Some(SECOND));
+    assert!(limiter.pause("acount", 7, SECOND).is_err() && limiter.paused_for("acount", 7).is_err());
+}
+
+#[test]
+fn the_wait_of_a_paused_key_is_true_for_requests_too() {
+    let (limiter, clock) = limiter([
+        Policy::per(Header::new("k"), Quota::per_second(1).burst(2)).named("key"),
+        Policy::global(Quota::per_second(50)),
+    ]);
+    let request = with_header("k", "a");
+    assert!(admits(&limiter, &request));
+    limiter.pause("key", "a", 5 * SECOND).unwrap();
+    clock.advance(SECOND);
+    assert_eq!(support::wait(&limiter, &request), Some(4 * SECOND));
+    assert!(admits(&limiter, &with_header("k", "b")));
+    clock.advance(4 * SECOND - Duration::from_nanos(1));
+    assert!(!admits(&limiter, &request));
+    clock.advance(Duration::from_nanos(1));
+    assert!(admits(&limiter, &request) && !admits(&limiter, &request));
+    // All together, too, under the only global policy.
+    limiter.pause("global", 0, SECOND).unwrap();
+    assert_eq!(support::wait(&limiter, &with_header("k", "b")), Some(SECOND));
+}
+
+#[test]
+fn a_pause_is_never_shorter_lasts_at_most_a_day_and_ends_with_a_reset() {
+    let (limiter, clock) = accounts(Quota::per_second(1).burst(3));
+    let left = || limiter.paused_for("account", 7).unwrap();
+    limiter.pause("account", 7, MINUTE).unwrap();
+    limiter.pause("account", 7, SECOND).unwrap();
+    limiter.pause("account", 7, Duration::ZERO).unwrap();
+    assert_eq!(left(), Some(MINUTE));
+    limiter.pause("account", 7, Duration::MAX).unwrap();
+    assert_eq!(left(), Some(24 * 60 * MINUTE));
+    assert!(limiter.reset("account", 7).unwrap());
+    assert_eq!(left(), None);
+    assert!(limiter.acquire_n("account", 7, 3).is_ok());
+    // A key without a bucket, and without a pause.
+    assert!(!limiter.reset("account", 8).unwrap());
+    limiter.pause("account", 8, MINUTE).unwrap();
+    assert!(limiter.reset("account", 8).unwrap());
+    clock.advance(MINUTE);
+    assert_eq!((limiter.sweep(), limiter.len()), (1, 0));
+}
+
+#[test]
+fn reservations_move_with_a_pause_and_stay_in_line() {
+    for policies in [
+        vec![Policy::by_key(Quota::every(SECOND)).named("key")],
+        vec![Policy::global(Quota::every(SECOND)).named("key")],
+    ] {
+        let (limiter, clock) = limiter(policies);
+        let reserve = || limiter.reserve("key", 7, MINUTE).unwrap();
+        let line: Vec<_> = (0..4).map(|_| reserve()).collect();
+        clock.advance(SECOND + SECOND / 2);
+        limiter.pause("key", 7, 10 * SECOND).unwrap();
+        // The first two had their cells. Now nobody goes before the end, and then each a second later.
+        let wait = |reservation: &Reservation| reservation.wait().unwrap();
+        let ends = |at: u32| 10 * SECOND + at * SECOND / 2;
+        assert_eq!(line.iter().map(wait).collect::<Vec<_>>(), [ends(0), ends(0), ends(1), ends(3)]);
+        clock.advance(4 * SECOND);
+        // Who comes in the pause stands behind them, and a longer pause moves all of them.
+        let late = reserve();
+        assert_eq!(wait(&late), 6 * SECOND + 5 * SECOND / 2);
+        limiter.pause("key", 7, 8 * SECOND).unwrap();
+        assert_eq!([&line[2], &line[3], &late].map(wait), [17, 19, 21].map(|half| half * SECOND / 2));
+        // A pause that comes later moves who waits still.
+        clock.advance(9 * SECOND);
+        assert_eq!(line[2].wait(), None);
+        limiter.pause("key", 7, 3 * SECOND).unwrap();
+        assert_eq!([&line[3], &late].map(wait), [7, 9].map(|half| half * SECOND / 2));
+        assert_eq!(denied(limiter.acquire("key", 7)).retry_after(), Some(11 * SECOND / 2));
+        // The last in line gives its cell back, wherever it stands by now.
+        drop(late);
+        assert_eq!(denied(limiter.acquire("key", 7)).retry_after(), Some(9 * SECOND / 2));
+    }
+}
+
+#[test]
+fn a_refund_after_a_pause_returns_what_time_has_not_returned() {
+    let (limiter, clock) = accounts(Quota::every(SECOND).burst(10));
+    let admission = limiter.acquire_n("account", 7, 8).unwrap();
+    clock.advance(2 * SECOND);
+    limiter.pause("account", 7, MINUTE).unwrap();
+    clock.advance(MINUTE + SECOND);
+    assert_eq!(limiter.peek("account", 7).unwrap().until_full(), 5 * SECOND, "two and one have come back");
+    admission.refund();
+    assert_eq!(limiter.peek("account", 7).unwrap().until_full(), Duration::ZERO);
+    limiter.pause("account", 7, MINUTE).unwrap();
+    let charged = limiter.charge("account", 7, 4).unwrap();
+    assert_eq!((charged.remaining(), charged.next_cell()), (0, Some(MINUTE)));
+    clock.advance(MINUTE);
+    assert_eq!(remaining(&limiter, "account", 7), 6);
+}
+
+#[test]
+fn a_pause_is_no_offence_and_denies_nothing_in_shadow_mode() {
+    let ban = Ban::after(1, MINUTE).initial(MINUTE);
+    let (banning, _) = limiter([Policy::by_key(Quota::per_second(9)).ban(ban)]);
+    banning.pause("by-key", 7, SECOND).unwrap();
+    for _ in 0..9 {
+        assert_eq!(denied(banning.acquire("by-key", 7)).reason(), Reason::Exceeded);
+    }
+    let (shadow, _) = limiter([Policy::by_key(Quota::per_second(9)).shadow()]);
+    shadow.pause("by-key", 7, SECOND).unwrap();
+    let admission = shadow.acquire("by-key", 7).unwrap();
+    assert_eq!(admission.would_deny().next().unwrap().wait(), Some(SECOND));
+    admission.refund();
+    assert!(shadow.reset("by-key", 7).unwrap());
+    assert_eq!(remaining(&shadow, "by-key", 7), 9);
+}
+
+#[test]
+fn a_full_table_of_pauses_is_an_error() {
+    let (limiter, clock) = accounts(Quota::per_second(9));
+    // Of one network there are fewer places.
+    let address = |n: u32| Ipv4Addr::from(0x0A00_0000 + n);
+    for n in 0..1_024 {
+        limiter.pause("account", address(n), MINUTE).unwrap();
+    }
+    let error = limiter.pause("account", address(1_024), MINUTE).unwrap_err();
+    assert!(error.to_string().contains("paused"), "{error}");
+    assert!(limiter.acquire("account", address(1_024)).is_ok());
+    limiter.pause("account", address(5), 2 * MINUTE).unwrap();
+    clock.advance(MINUTE);
+    limiter.sweep();
+    limiter.pause("account", address(1_024), MINUTE).unwrap();
+}
+
+#[test]
+fn a_policy_at_its_cap_pauses_a_key_and_no_other() {
+    let (limiter, clock) = limiter([Policy::by_key(Quota::per_second(1).burst(2)).max_keys(1)]);
+    limiter.acquire("by-key", 1).unwrap();
+    // These share a bucket.
+    limiter.acquire("by-key", 2).unwrap();
+    limiter.pause("by-key", 2, MINUTE).unwrap();
+    assert_eq!(denied(limiter.acquire("by-key", 2)).retry_after(), Some(MINUTE));
+    assert!(limiter.reserve("by-key", 2, 2 * MINUTE).is_err());
+    clock.advance(SECOND);
+    assert!((3..40).any(|key| limiter.acquire("by-key", key).is_ok()));
+}
+
 mod answers {
     use axum::{
         Router,

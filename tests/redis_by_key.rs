@@ -20,7 +20,7 @@ use tower_quota::{
     decision::Reason,
     key::Header,
     limiter::{AcquireError, ConfigErrorKind},
-    redis::{OnFailure, RedisBuilder, RedisConfigError, RedisLimiter, StandingsError},
+    redis::{ControlError, OnFailure, RedisBuilder, RedisConfigError, RedisLimiter, StandingsError},
 };
 
 const FIVE: Quota = Quota::per_hour(5);
@@ -172,6 +172,59 @@ async fn reservations_of_all_processes_stand_in_one_line() {
     let full = async || there.peek("slow", "bob").await.unwrap().until_full();
     eventually(async || full().await <= MINUTE).await;
     assert!(reserve(MINUTE).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_pause_counts_in_all_processes_and_moves_who_waits_already() {
+    for engine in ENGINES {
+        let server = Server::start(engine);
+        let policy = || Policy::by_key(Quota::per_minute(1)).named("the partner");
+        let [here, there] = [
+            connected(builder(&server.url()).policy(policy())).await,
+            connected(builder(&server.url()).policy(policy())).await,
+        ];
+        let partner = "api.example.com";
+        here.acquire("the partner", partner).await.unwrap();
+        let waiting = here.reserve("the partner", partner, 5 * MINUTE).await.unwrap();
+        there.pause("the partner", partner, 10 * MINUTE).await.unwrap();
+        there.pause("the partner", partner, MINUTE).await.unwrap();
+        // By the announcement alone: nobody asks.
+        eventually(async || waiting.wait().unwrap() > 10 * MINUTE).await;
+        assert!(waiting.wait().unwrap() <= 11 * MINUTE);
+        for limiter in [&here, &there] {
+            let left = limiter.paused_for("the partner", partner).await.unwrap().unwrap();
+            assert!(left > 9 * MINUTE && left <= 10 * MINUTE, "{left:?}");
+            let refused = denied(limiter.acquire("the partner", partner).await);
+            assert!(refused.retry_after().unwrap() > 10 * MINUTE, "{refused:?}");
+            assert_eq!(remaining(limiter, "the partner", partner).await, 0);
+        }
+        // Who gives up behind a pause returns its place.
+        let late = there.reserve("the partner", partner, 20 * MINUTE).await.unwrap();
+        assert!(late.wait().unwrap() > 11 * MINUTE);
+        drop(late);
+        eventually(async || denied(there.acquire("the partner", partner).await).retry_after().unwrap() < 12 * MINUTE)
+            .await;
+
+        assert!(there.reset("the partner", partner).await.unwrap());
+        assert_eq!(here.paused_for("the partner", partner).await.unwrap(), None);
+        here.acquire("the partner", partner).await.unwrap();
+        assert!(matches!(here.pause("the partnr", partner, MINUTE).await, Err(ControlError::UnknownPolicy(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_pause_that_is_known_outlasts_redis() {
+    let server = Server::start(Engine::Redis);
+    let limiter = RedisLimiter::builder(server.url(), b"the secret of these tests", OnFailure::Local { share: 1.0 })
+        .timeout(Duration::from_millis(300))
+        .policy(accounts(FIVE));
+    let limiter = connected(limiter).await;
+    limiter.pause("account", "alice", MINUTE).await.unwrap();
+    server.signal("-STOP");
+    eventually(async || limiter.acquire("account", "bob").await.is_ok() && !limiter.is_connected()).await;
+    let refused = denied(limiter.acquire("account", "alice").await);
+    assert!(refused.retry_after().is_some_and(|wait| wait <= MINUTE && wait > MINUTE / 2), "{refused:?}");
+    server.signal("-CONT");
 }
 
 #[tokio::test]

@@ -75,6 +75,8 @@ pub(crate) struct Receipt {
     pub(crate) generation: u64,
     /// The bucket afterwards.
     pub(crate) after: Bucket,
+    /// The length of the key's pauses until then.
+    pub(crate) paused: Nanos,
     pub(crate) origin: ReceiptOrigin,
 }
 

@@ -118,7 +118,7 @@ impl LocalBuckets {
         demand: &Demand,
         patience: Nanos,
     ) -> Option<FastPath> {
-        let usual = !demand.shadow && patience.is_zero() && live.penalties().is_none();
+        let usual = !demand.shadow && patience.is_zero() && live.penalties().is_none() && !buckets.knows_pauses();
         let found = if usual { buckets.fast_path(demand, set.clock()) } else { None }?;
         if found.evaluation.is_granted() {
             let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.quota);
@@ -313,6 +313,7 @@ fn receipt(policy: usize, demand: &Demand, found: &FastPath) -> Receipt {
         added: quota.cost(cells),
         generation,
         after: evaluation.after,
+        paused: Nanos::ZERO,
         origin: ReceiptOrigin::Own,
     }
 }

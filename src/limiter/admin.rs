@@ -8,9 +8,11 @@ use super::{
     Limiter,
     error::{BlockError, UnknownPolicy},
     local_buckets::PolicyBuckets,
+    reservation::MAX_PATIENCE,
     top_denied::DeniedKey,
 };
 use crate::{
+    clock::Nanos,
     decision::{Allowed, Standing},
     key::{IntoKey, Key},
     policy::{Basis, Policy},
@@ -89,9 +91,10 @@ impl Limiter {
         Ok(Standing::of(policy.name(), quota, backlog))
     }
 
-    /// Fills the bucket of `key` under the policy of this name, and ends its blocks. Earlier
-    /// receipts of the policy are void. Returns true if the bucket was not full, or the key was
-    /// blocked. A bucket that a key shares with others, because the map was full, is not reset.
+    /// Fills the bucket of `key` under the policy of this name, and ends its blocks and its pause.
+    /// Earlier receipts of the policy are void. Returns true if the bucket was not full, or the key
+    /// was blocked or paused. A bucket that a key shares with others, because the map was full, is
+    /// not reset.
     ///
     /// # Errors
     ///
@@ -136,6 +139,54 @@ impl Limiter {
         let until = self.set().penalties(index).and_then(|penalties| penalties.blocked_until(key));
         let left = until.map(|until| until.since(self.set().now())).filter(|left| !left.is_zero());
         Ok(left.map(Into::into))
+    }
+
+    /// Pauses `key` under the policy of this name: for this time nobody is granted a cell, and none
+    /// comes back. So a partner's `Retry-After` is obeyed by all who call it.
+    ///
+    /// A pause is never shortened, and lasts at most a day. [`reset`](Self::reset) ends it.
+    /// Requests and [reservations](Self::reserve) that wait already wait so much longer, and stay
+    /// in line: nobody is released in a crowd at its end. In the meantime a denial says when the
+    /// pause ends, and the standing of the key is that of an empty bucket. Denials of a paused key
+    /// count towards no [ban](Policy::ban).
+    ///
+    /// At most 65,536 keys are paused under one policy, and 1,024 of one network (IPv4 /16, IPv6
+    /// /40).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_quota::{Limiter, Policy, Quota};
+    ///
+    /// let outgoing = Limiter::new(Policy::by_key(Quota::per_second(10)).named("partner"));
+    /// // The partner has answered with a 429 and `Retry-After: 30`.
+    /// outgoing.pause("partner", "api.example.com", Duration::from_secs(30)).unwrap();
+    /// let denied = outgoing.acquire("partner", "api.example.com").unwrap_err();
+    /// assert_eq!(denied.denied().unwrap().retry_after_seconds(), Some(30));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or no place for another key.
+    pub fn pause(&self, policy: &str, key: impl IntoKey, time: Duration) -> Result<(), BlockError> {
+        let (_, policy, buckets) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
+        let time = Nanos::from(time).min(MAX_PATIENCE);
+        let swept_as = self.set().swept_as(policy);
+        if buckets.pause(policy.key(self.key_of(key)), time, self.set().clock(), swept_as.as_ref()) {
+            Ok(())
+        } else {
+            Err(BlockError::Full)
+        }
+    }
+
+    /// Returns the remaining time for which `key` is paused under the policy of this name.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    pub fn paused_for(&self, policy: &str, key: impl IntoKey) -> Result<Option<Duration>, UnknownPolicy> {
+        let (_, policy, buckets) = self.find(policy)?;
+        let left = buckets.pause_of(policy.key(self.key_of(key))).until.since(self.set().now());
+        Ok((!left.is_zero()).then(|| left.into()))
     }
 
     /// Returns the quota of the policy of this name, as it is now.
@@ -263,6 +314,9 @@ impl Limiter {
         let removed = policies.map(|((index, policy), buckets)| {
             if let Some(penalties) = self.set().penalties(index) {
                 penalties.sweep();
+            }
+            if let Some(pauses) = buckets.pauses() {
+                pauses.sweep();
             }
             buckets.keyed().map_or(0, |keyed| sweeper::sweep_now(policy.name(), keyed))
         });

@@ -72,6 +72,16 @@ impl AtomicBucket {
         self.bits.compare_exchange(found, after, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// Changes the bucket, and whatever `change` does with it, while nobody else reads or exchanges
+    /// it. Whoever has read it before exchanges it no more. `None` leaves it as it was.
+    #[cold]
+    pub(super) fn change_closed(&self, change: impl FnOnce(Bucket) -> Option<Bucket>) {
+        let _closed = self.converting.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.bits.swap(CLOSED, Ordering::AcqRel);
+        let after = change(Bucket::from_bits(found)).map_or(found, |after| unlike(after, found));
+        self.bits.store(after, Ordering::Release);
+    }
+
     /// Exchanges the bucket for one that `quota` has decided, if it is still as it was `found`.
     /// True where it was.
     #[cold]
@@ -86,14 +96,17 @@ impl AtomicBucket {
         }
         self.cell.store(quota.cell_nanos().get(), Ordering::Release);
         // Different, so that no thread that has read the time of a cell before exchanges it.
-        let after = after.to_bits().min(CLOSED - 1);
-        let after = match after {
-            same if same == found && same < CLOSED - 1 => same + 1,
-            same if same == found => same - 1,
-            after => after,
-        };
-        self.bits.store(after, Ordering::Release);
+        self.bits.store(unlike(after, found), Ordering::Release);
         true
+    }
+}
+
+/// The number of a bucket, or the next one where it would be this.
+fn unlike(after: Bucket, found: u64) -> u64 {
+    match after.to_bits().min(CLOSED - 1) {
+        same if same == found && same < CLOSED - 1 => same + 1,
+        same if same == found => same - 1,
+        after => after,
     }
 }
 

@@ -7,6 +7,7 @@
 use super::{
     bucket_guard::BucketGuard,
     local_buckets::PolicyBuckets,
+    pauses::Pause,
     policy_set::{PolicySet, is_near_limit},
     remembered::Remembered,
 };
@@ -30,6 +31,9 @@ pub(super) struct Attempt<'a> {
     remembered: Remembered,
     /// The generation of the key when the bucket was read, or written.
     generation: u64,
+    pause: Pause,
+    /// Whether the key is paused, and the request costs something.
+    is_paused: bool,
     /// By the quota of the demand.
     evaluation: Evaluation,
     /// What is written if the request acquires nothing, where the bucket was last decided by
@@ -37,8 +41,8 @@ pub(super) struct Attempt<'a> {
     unacquired: Unacquired,
     /// The time until the cells are there, if the request waits for them.
     wait_if_reserved: Nanos,
-    /// The bucket afterwards, if the request waits for its cells.
-    reserved: Option<Bucket>,
+    /// Whether the request waits for its cells. Then the bucket after the evaluation is with them.
+    is_reserved: bool,
 }
 
 /// What is written where another quota has decided last, and the request acquires nothing.
@@ -85,10 +89,12 @@ impl<'a> Attempt<'a> {
             found,
             remembered: Remembered::Nothing,
             generation: 0,
+            pause: Pause::default(),
+            is_paused: false,
             evaluation: Evaluation::granted_for_free(found),
             unacquired: Unacquired::Converted,
             wait_if_reserved: Nanos::ZERO,
-            reserved: None,
+            is_reserved: false,
         }
     }
 
@@ -97,6 +103,11 @@ impl<'a> Attempt<'a> {
         // In this order: a cut in between makes the receipt void too early, and never too late.
         self.generation = self.buckets.generation(self.demand.key);
         (self.found, self.remembered) = self.guard.read(self.demand.basis());
+        // Under the lock, as whoever pauses the key. Of the atomic bucket, after it was read: it
+        // changes with each pause.
+        if self.buckets.knows_pauses() {
+            self.pause = self.buckets.pause_of(self.demand.key);
+        }
     }
 
     /// Whether this policy lets the request pass, perhaps after a wait of at most `patience`.
@@ -104,29 +115,65 @@ impl<'a> Attempt<'a> {
     #[inline(always)]
     pub(super) fn evaluate(&mut self, now: Timestamp, patience: Nanos) -> bool {
         let Demand { quota, cells, shadow, .. } = self.demand;
+        let stands_at = self.pause.stands_at(now);
         self.evaluation = match (self.placement, self.remembered) {
-            (Placement::Own | Placement::Overflow, Remembered::Other(cell)) => self.evaluate_conversion(now, cell),
+            (Placement::Own | Placement::Overflow, Remembered::Other(cell)) => {
+                self.evaluate_conversion(stands_at, cell)
+            }
             (Placement::Own | Placement::Overflow, remembered) => {
                 if remembered == Remembered::Nothing {
                     self.buckets.allow_quota(quota);
                 }
-                self.found.evaluate(now, quota, cells, self.buckets.horizon())
+                self.found.evaluate(stands_at, quota, cells, self.buckets.horizon())
             }
             (Placement::Full, _) => Evaluation::denied(self.found, Evaluation::NEVER),
             (Placement::Untracked, _) => Evaluation::granted_for_free(self.found),
         };
+        self.is_paused = stands_at > now && cells > 0;
+        if self.is_paused {
+            return self.evaluate_paused(now, patience);
+        }
         if self.evaluation.is_granted() || shadow {
-            self.reserved = None;
+            self.is_reserved = false;
             return true;
         }
         // Without patience, as usual, this is false: a wait is at least a nanosecond.
         let wait = self.wait_if_reserved();
-        self.reserved = if wait <= patience && wait != Evaluation::NEVER {
+        let reserved = if wait <= patience && wait != Evaluation::NEVER {
             self.evaluation.clamped.reserve(now, self.demand.quota, cells, self.buckets.slack())
         } else {
             None
         };
-        self.reserved.is_some()
+        self.reserve(reserved)
+    }
+
+    /// Notes the bucket after the cells are reserved, and returns whether there is one.
+    #[inline(always)]
+    fn reserve(&mut self, reserved: Option<Bucket>) -> bool {
+        self.evaluation.after = reserved.unwrap_or(self.evaluation.after);
+        self.is_reserved = reserved.is_some();
+        self.is_reserved
+    }
+
+    /// In a pause, what was evaluated at its end: so much later, and granted to nobody at once.
+    #[cold]
+    fn evaluate_paused(&mut self, now: Timestamp, patience: Nanos) -> bool {
+        let stands_at = self.pause.until;
+        let Demand { quota, cells, shadow, .. } = self.demand;
+        let is_granted = self.evaluation.is_granted();
+        for wait in [&mut self.evaluation.wait, &mut self.wait_if_reserved] {
+            *wait = wait.saturating_add(stands_at.since(now));
+        }
+        let wait = self.wait_if_reserved();
+        // A slot that keys share would be ahead by the pause of one.
+        let reserved = if shadow || wait > patience || wait == Evaluation::NEVER || self.placement != Placement::Own {
+            None
+        } else if is_granted {
+            Some(self.evaluation.after)
+        } else {
+            self.evaluation.clamped.reserve(stands_at, quota, cells, self.buckets.slack())
+        };
+        self.reserve(reserved) || shadow
     }
 
     /// Evaluates a bucket that was last decided by another quota, whose cells take `cell`.
@@ -163,14 +210,14 @@ impl<'a> Attempt<'a> {
 
     /// How long the request waits for this policy, if it is allowed.
     pub(super) fn wait(&self) -> Nanos {
-        if self.reserved.is_some() { self.wait_if_reserved() } else { Nanos::ZERO }
+        if self.is_reserved { self.wait_if_reserved() } else { Nanos::ZERO }
     }
 
     /// The bucket after the cells are acquired. A policy in shadow mode that would deny acquires
     /// nothing.
     #[inline(always)]
     fn after(&self) -> Option<Bucket> {
-        self.reserved.or(self.evaluation.is_granted().then_some(self.evaluation.after))
+        (self.is_reserved || self.evaluation.is_granted()).then_some(self.evaluation.after)
     }
 
     /// Writes the bucket as the decision over all policies makes it. A denied request acquires
@@ -181,6 +228,10 @@ impl<'a> Attempt<'a> {
     /// limiter's order puts this bucket last, and it is written first.
     #[inline(always)]
     pub(super) fn write(&mut self, allowed: bool) -> bool {
+        if allowed && self.is_reserved && !self.pause.total.is_zero() {
+            // Whoever waits has to know by how much the pauses have grown.
+            self.buckets.remember_pause(self.demand.key, self.evaluation.after.full_at());
+        }
         if let Remembered::Other(cell) = self.remembered {
             return self.write_conversion(allowed, cell);
         }
@@ -230,6 +281,7 @@ impl<'a> Attempt<'a> {
             added: if acquired { quota.cost(cells) } else { Nanos::ZERO },
             generation: self.generation,
             after: self.after().unwrap_or(self.found),
+            paused: self.pause.total,
             origin: if self.placement == Placement::Overflow { ReceiptOrigin::Overflow } else { ReceiptOrigin::Own },
         }
     }
@@ -245,18 +297,21 @@ impl<'a> Attempt<'a> {
     pub(super) fn outcome(&self, now: Timestamp, allowed: bool) -> PolicyOutcome {
         let bucket = self.after().filter(|_| allowed).unwrap_or(self.evaluation.clamped);
         let mut outcome = PolicyOutcome::of(self.policy, &self.demand, bucket, self.evaluation, now);
+        if self.pause.until > now {
+            outcome.backlog = self.pause.shown(bucket.backlog(self.pause.until), self.demand.quota, now);
+        }
         if self.placement == Placement::Full {
             outcome.verdict = Verdict::AtCapacity;
-        } else if self.reserved.is_some() {
+        } else if self.is_reserved {
             outcome.verdict = Verdict::Granted;
         }
         outcome
     }
 
     /// The policy and the key, if the policy denies for lack of cells. A request that may wait is
-    /// not denied.
+    /// not denied, and a paused key is no offender.
     pub(super) fn strike(&self) -> Option<(usize, Key)> {
-        let denies = !self.evaluation.is_granted() && self.reserved.is_none() && !self.demand.shadow;
+        let denies = !self.evaluation.is_granted() && !self.is_reserved && !self.demand.shadow && !self.is_paused;
         (denies && self.evaluation.wait != Evaluation::NEVER).then_some((self.policy, self.demand.key))
     }
 

@@ -38,6 +38,11 @@ impl BucketGuard<'_> {
         }
     }
 
+    /// Whether the bucket is still as it was `found`, and so belongs to what was read since.
+    pub(super) fn is(&self, found: Bucket) -> bool {
+        if let Self::Atomic(atomic) = self { atomic.is(found) } else { true }
+    }
+
     /// The quota that was chosen for the key.
     pub(super) fn plan(&self) -> Option<Quota> {
         match self {

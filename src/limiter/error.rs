@@ -180,11 +180,11 @@ impl From<UnknownPolicy> for AcquireError {
     }
 }
 
-/// Why a key was not blocked.
+/// Why a key was not blocked, or not paused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BlockError {
-    /// The maximum number of keys is blocked, in all or of this key's network.
+    /// The maximum number of keys is blocked or paused, in all or of this key's network.
     Full,
     /// There is no policy of the given name.
     UnknownPolicy(UnknownPolicy),
@@ -194,7 +194,7 @@ impl fmt::Display for BlockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => f.write_str(
-                "the maximum number of keys is blocked, in all or of this key's network: end other blocks first",
+                "the maximum number of keys is blocked or paused, in all or of this key's network: end others first",
             ),
             Self::UnknownPolicy(unknown) => unknown.fmt(f),
         }

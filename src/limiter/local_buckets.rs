@@ -3,12 +3,13 @@
 //! This file selects between a map, a mutex and an atomic, and counts the generations that make
 //! receipts void. It must not know of decisions over several policies.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use super::{
     atomic_bucket::AtomicBucket,
     bucket_guard::{BucketGuard, chosen, lock},
     keyed_buckets::{KeyedBuckets, KeyedGuard},
+    pauses::{Pause, Pauses},
     policy_set::PolicySet,
 };
 use crate::{
@@ -64,6 +65,22 @@ impl LocalBuckets {
         self.each[receipt.outcome.policy].refund(receipt, at, clock);
     }
 
+    /// Records what is known of the pauses of a key elsewhere. The bucket stays where it is.
+    #[cfg(feature = "redis")]
+    pub(crate) fn record_pause(&self, set: &PolicySet, policy: usize, key: Key, pause: Pause) {
+        let swept_as = set.swept_as(&set.policies()[policy]);
+        self.each[policy].pauses.get_or_init(|| Pauses::new(set.clock(), swept_as.as_ref())).record(
+            key,
+            pause,
+            pause.until,
+        );
+    }
+
+    /// The pauses of a key under a policy.
+    pub(crate) fn pause_of(&self, policy: usize, key: Key) -> Pause {
+        self.each[policy].pause_of(key)
+    }
+
     /// Charges what a request has cost beyond its receipt.
     pub(crate) fn charge_beyond(&self, receipt: &Receipt, cells: u32, clock: &Clock) {
         self.each[receipt.outcome.policy].charge_beyond(receipt, cells, clock);
@@ -79,6 +96,8 @@ pub(crate) fn start_sweeping<S: Sweepable + 'static>(name: Arc<str>, buckets: &A
 /// The buckets of one policy.
 pub(super) struct PolicyBuckets {
     storage: Storage,
+    /// Made with the first pause of a key.
+    pauses: OnceLock<Pauses>,
     /// How long requests may wait.
     slack: AtomicU64,
     /// The time that the longest burst of all quotas so far takes to come back.
@@ -109,6 +128,9 @@ pub(super) struct FastPath {
     pub(super) generation: u64,
 }
 
+/// Asks a bucket for nothing, where only its number is read.
+const UNASKED: Basis = Basis { quota: Quota::per_second(1), planned: false };
+
 /// How many generations the keys of a policy share.
 const GENERATIONS: usize = if cfg!(tower_quota_loom) { 2 } else { 256 };
 
@@ -126,7 +148,8 @@ impl PolicyBuckets {
     }
 
     fn new(quota: Quota, storage: Storage) -> Self {
-        Self { storage, slack: AtomicU64::new(0), longest_burst: AtomicU64::new(quota.burst_nanos().get()) }
+        let longest_burst = AtomicU64::new(quota.burst_nanos().get());
+        Self { storage, pauses: OnceLock::new(), slack: AtomicU64::new(0), longest_burst }
     }
 
     #[inline(always)]
@@ -157,6 +180,56 @@ impl PolicyBuckets {
         if self.longest_burst.load(Ordering::Relaxed) < burst {
             self.longest_burst.fetch_max(burst, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a key was ever paused.
+    #[inline(always)]
+    pub(super) fn knows_pauses(&self) -> bool {
+        self.pauses.get().is_some()
+    }
+
+    pub(super) fn pauses(&self) -> Option<&Pauses> {
+        self.pauses.get()
+    }
+
+    pub(super) fn pause_of(&self, key: Key) -> Pause {
+        self.pauses.get().map(|pauses| pauses.of(key)).unwrap_or_default()
+    }
+
+    /// Remembers until then by how much the pauses of `key` have grown.
+    pub(super) fn remember_pause(&self, key: Key, until: Timestamp) {
+        if let Some(pauses) = self.pauses.get() {
+            pauses.remember(key, until);
+        }
+    }
+
+    /// Pauses `key` for `time` from now on. False where there is no place for another key. The
+    /// bucket moves by as much, so that whoever waits for its cells stays in line.
+    pub(super) fn pause(&self, key: Key, time: Nanos, clock: &Clock, swept_as: Option<&Arc<str>>) -> bool {
+        let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as));
+        let mut has_place = false;
+        // The bucket afterwards, if the pause is longer than before.
+        let mut pause = |bucket: Bucket| {
+            let now = clock.now();
+            let (before, after) = pauses.extend(key, now, time)?;
+            has_place = true;
+            let by = after.since(before.total);
+            let moved = bucket.later(before.stands_at(now), by);
+            pauses.remember(key, moved.full_at());
+            (!by.is_zero()).then_some(moved)
+        };
+        if let Storage::Atomic { bucket, .. } = &self.storage {
+            bucket.change_closed(pause);
+            return has_place;
+        }
+        let mut guard = self.guard(key);
+        // A slot that keys share does not move for one of them.
+        let is_own = guard.placement() == Placement::Own;
+        let found = if is_own { guard.read(UNASKED).0 } else { Bucket::default() };
+        if let Some(moved) = pause(found).filter(|moved| *moved != found) {
+            guard.write(found, moved, None);
+        }
+        has_place
     }
 
     #[inline(always)]
@@ -225,28 +298,32 @@ impl PolicyBuckets {
     /// is none. Writes nothing.
     pub(super) fn peek(&self, key: Key, asked: Basis, clock: &Clock) -> (Quota, Nanos) {
         let own = asked.quota;
-        let (bucket, basis) = match &self.storage {
+        // What a bucket remembers: the quota that was chosen, and the time of a cell.
+        let (bucket, plan, cell) = match &self.storage {
             // Without a guard, which would reserve a place for a key that has none.
             Storage::Keyed { buckets, .. } => match buckets.store().get(key) {
-                Some(numbered) => (numbered.bucket(), buckets.quotas().get(numbered.quota())),
-                None => return (own, Nanos::ZERO),
+                Some(numbered) => {
+                    let basis = buckets.quotas().get(numbered.quota());
+                    (numbered.bucket(), chosen(basis), basis.map(|basis| basis.quota.cell_nanos()))
+                }
+                None => (Bucket::default(), None, None),
             },
             Storage::Locked { bucket, .. } => {
                 let (bucket, basis) = *lock(bucket);
-                (bucket, Some(basis))
+                (bucket, chosen(Some(basis)), Some(basis.quota.cell_nanos()))
             }
             Storage::Atomic { bucket, .. } => {
                 let (bucket, cell) = bucket.read();
-                let (now, own_cell) = (clock.now(), own.cell_nanos());
-                return (own, bucket.clamped(now, self.horizon()).converted(now, cell, own_cell).backlog(now));
+                (bucket, None, Some(cell))
             }
         };
-        let now = clock.now();
-        let bucket = bucket.clamped(now, self.horizon());
-        let plan = chosen(basis).filter(|_| !asked.planned && !bucket.is_idle(now));
-        let quota = plan.unwrap_or(own);
-        let cell = basis.map_or(quota, |basis| basis.quota).cell_nanos();
-        (quota, bucket.converted(now, cell, quota.cell_nanos()).backlog(now))
+        let (now, pause) = (clock.now(), self.pause_of(key));
+        let at = pause.stands_at(now);
+        let bucket = bucket.clamped(at, self.horizon());
+        let quota = plan.filter(|_| !asked.planned && !bucket.is_idle(at)).unwrap_or(own);
+        let cell = cell.unwrap_or(quota.cell_nanos());
+        let backlog = bucket.converted(at, cell, quota.cell_nanos()).backlog(at);
+        (quota, pause.shown(backlog, quota, now))
     }
 
     /// The guard of the bucket that a receipt is for.
@@ -267,16 +344,22 @@ impl PolicyBuckets {
         let mut guard = self.guard_of(receipt);
         loop {
             let (found, remembered) = guard.read(Basis { quota, planned: false });
-            // Both are read under the lock: a receipt that is void stays void.
-            let now = clock.now();
+            // All are read under the lock: a receipt that is void stays void.
+            let (now, pause) = (clock.now(), self.pause_of(receipt.key));
+            let (now, paused) = (pause.stands_at(now), pause.since(receipt.paused));
             let valid =
                 self.generation(receipt.key) == receipt.generation && remembered.cell(quota) == quota.cell_nanos();
             let no_line = self.slack().is_zero() || found.backlog(now) <= quota.burst_nanos();
             // A bucket that was swept is full.
-            if !valid || !(no_line || found == receipt.after) || found.is_idle(now) {
-                return;
+            // Whoever waits has moved with the pauses since.
+            let is_last = || found.full_at() == receipt.after.full_at().saturating_add(paused);
+            if !valid || !(no_line || is_last()) || found.is_idle(now) {
+                if guard.is(found) {
+                    return;
+                }
+                continue;
             }
-            if guard.write(found, found.refund(receipt.added, now.since(at)), None) {
+            if guard.write(found, found.refund(receipt.added, now.since(at).saturating_sub(paused)), None) {
                 return;
             }
         }
@@ -317,7 +400,8 @@ impl PolicyBuckets {
     ) -> (Quota, Nanos) {
         loop {
             let (found, remembered) = guard.read(Basis { quota: own, planned: false });
-            let now = clock.now();
+            let (read_at, pause) = (clock.now(), self.pause_of(key));
+            let now = pause.stands_at(read_at);
             let used = !found.is_idle(now);
             let basis = choose(guard.plan().filter(|_| used || stays));
             let (quota, cell) = (basis.quota, remembered.cell(own));
@@ -335,6 +419,7 @@ impl PolicyBuckets {
             self.allow_burst(burst);
             let after = bucket.charge(now, cost, furthest(burst, self.slack()));
             let backlog = after.converted(now, after_cell, quota.cell_nanos()).backlog(now);
+            let backlog = pause.shown(backlog, quota, read_at);
             // A full bucket needs no place.
             if after.is_idle(now) {
                 return (quota, backlog);
@@ -348,17 +433,21 @@ impl PolicyBuckets {
         }
     }
 
-    /// Fills the bucket of `key`, and makes the receipts of its generation void. True if it was not
-    /// full.
+    /// Fills the bucket of `key`, ends its pause, and makes the receipts of its generation void.
+    /// True if it was not full, or paused.
     pub(super) fn reset(&self, key: Key, own: Quota, clock: &Clock) -> bool {
+        let end_pause = || self.pauses.get().is_some_and(|pauses| pauses.end(key, clock.now()));
         if let Storage::Keyed { buckets, .. } = &self.storage {
             // Without a guard, which would reserve a place for a key that has none.
-            return buckets.store().get(key).is_some_and(|mut entry| {
-                self.advance_generation(key);
-                let numbered = *entry;
-                *entry = numbered.with_bucket(Bucket::default());
-                !numbered.bucket().is_idle(clock.now())
-            });
+            let entry = buckets.store().get(key);
+            let was_paused = end_pause();
+            return was_paused
+                | entry.is_some_and(|mut entry| {
+                    self.advance_generation(key);
+                    let numbered = *entry;
+                    *entry = numbered.with_bucket(Bucket::default());
+                    !numbered.bucket().is_idle(clock.now())
+                });
         }
         let mut guard = self.guard(key);
         loop {
@@ -370,7 +459,7 @@ impl PolicyBuckets {
             // it.
             let now = clock.now();
             if guard.write(found, Bucket::with_backlog(now, Nanos::ZERO), None) {
-                return !found.is_idle(now);
+                return end_pause() | !found.is_idle(now);
             }
         }
     }
@@ -434,6 +523,7 @@ mod models {
             added: demand.quota.cell_nanos(),
             generation,
             after: evaluation.after,
+            paused: Nanos::ZERO,
             origin: ReceiptOrigin::Own,
         })
     }

@@ -227,3 +227,56 @@ fn loom_a_reservation_that_is_dropped_beside_another_leaves_its_place_or_nothing
         assert_eq!(third.wait(), Some(wait + CELL));
     });
 }
+
+const PAUSE: Duration = Duration::from_secs(7 * 3_600);
+
+/// One policy with a map, and the only global one, whose bucket is an atomic.
+fn with_and_without_keys(model: impl Fn(&Limiter) + Clone + Send + Sync + 'static) {
+    for policy in [by_key(1), Policy::global(Quota::per_hour(1)).named("key")] {
+        let model = model.clone();
+        models(move || {
+            let (limiter, _clock) = limiter([policy.clone()]);
+            // Not one of two threads makes the table.
+            limiter.pause("key", 1, Duration::ZERO).unwrap();
+            model(&limiter);
+        });
+    }
+}
+
+#[test]
+fn loom_who_acquires_beside_a_pause_does_so_before_it() {
+    with_and_without_keys(|limiter| {
+        let (acquired, ()) = beside(
+            limiter,
+            |limiter| limiter.acquire("key", 7),
+            |limiter| {
+                limiter.pause("key", 7, PAUSE).unwrap();
+                assert!(limiter.acquire("key", 7).is_err());
+            },
+        );
+        // One cell is used, or is there at the end.
+        let wait = limiter.reserve("key", 7, 99 * CELL).unwrap().wait();
+        assert_eq!(wait, Some(PAUSE + if acquired.is_ok() { CELL } else { Duration::ZERO }));
+    });
+}
+
+#[test]
+fn loom_who_reserves_beside_a_pause_stands_in_line_behind_it() {
+    with_and_without_keys(|limiter| {
+        limiter.acquire("key", 7).unwrap();
+        let reserve = |limiter: &Limiter| limiter.reserve("key", 7, 99 * CELL).unwrap();
+        let (reservation, ()) = beside(limiter, reserve, |limiter| limiter.pause("key", 7, PAUSE).unwrap());
+        assert_eq!(reservation.wait(), Some(PAUSE + CELL));
+        assert_eq!(reserve(limiter).wait(), Some(PAUSE + 2 * CELL));
+    });
+}
+
+#[test]
+fn loom_who_gives_up_beside_a_pause_leaves_its_place() {
+    with_and_without_keys(|limiter| {
+        limiter.acquire("key", 7).unwrap();
+        let first = limiter.reserve("key", 7, 99 * CELL).unwrap();
+        beside(limiter, move |_| drop(first), |limiter| limiter.pause("key", 7, PAUSE).unwrap());
+        assert_eq!(limiter.reserve("key", 7, 99 * CELL).unwrap().wait(), Some(PAUSE + CELL));
+    });
+}

@@ -38,6 +38,7 @@ mod live_quota;
 mod local_buckets;
 #[cfg(all(test, tower_quota_loom))]
 mod loom;
+mod pauses;
 mod penalties;
 mod policy_set;
 mod quota_table;
@@ -49,12 +50,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::Request;
 
-#[cfg(feature = "redis")]
-pub(crate) use self::reservation::MAX_PATIENCE;
 pub(crate) use self::{
     acquire::Grant,
     into_limiter::{Handle, Settle},
     local_buckets::LocalBuckets,
+    pauses::Pause,
     policy_set::PolicySet,
     reservation::ReservedCells,
 };
@@ -70,13 +70,15 @@ pub use self::{
 #[cfg(feature = "redis")]
 pub(crate) use self::{
     local_buckets::start_sweeping,
+    pauses::Pauses,
     policy_set::{Demands, PolicySetOptions, is_near_limit},
+    reservation::MAX_PATIENCE,
 };
 pub use crate::sweeper::Sweep;
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Decision, Denied, Receipt, Receipts},
-    key::RequestHead,
+    key::{Key, RequestHead},
 };
 
 /// Policies and their buckets in memory.
@@ -162,6 +164,10 @@ impl Settle for Limiter {
 
     fn refund_receipt(&self, receipt: &Receipt, at: Timestamp) {
         self.parts.buckets.refund(receipt, at, self.set().clock());
+    }
+
+    fn pause_of(&self, policy: usize, key: Key) -> Pause {
+        self.parts.buckets.pause_of(policy, key)
     }
 
     fn charge_receipt(&self, receipt: &Receipt, cells: u32) {

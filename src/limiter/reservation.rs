@@ -100,10 +100,23 @@ impl<L: Settle> ReservedCells<L> {
         Self { limiter, grant, ready, receipts }
     }
 
-    /// The time until the cells are there: a timer may end early.
+    /// The time until the cells are there: a timer may end early, and a key may be paused
+    /// meanwhile.
     pub(crate) fn remaining_wait(&self) -> Option<Duration> {
-        let left = self.ready.since(self.limiter.policy_set().now());
+        let now = self.limiter.policy_set().now();
+        let left = self.ready_now(now).since(now);
         (!left.is_zero()).then(|| left.into())
+    }
+
+    /// When the cells are there, as it is known at `now`: later by the pauses since, and not in a
+    /// pause.
+    fn ready_now(&self, now: Timestamp) -> Timestamp {
+        let ready = self.receipts.iter().map(|receipt| {
+            let pause = self.limiter.pause_of(receipt.outcome.policy, receipt.key);
+            let ready = self.ready.saturating_add(pause.since(receipt.paused));
+            if pause.until > now { ready.max(pause.until) } else { ready }
+        });
+        ready.max().unwrap_or(self.ready)
     }
 
     /// The wait is over: the cells with the time of their receipts, and where these are settled.

@@ -14,9 +14,10 @@
 //! policy that had the cells at once cannot reserve them for later without denying other requests
 //! what is there now.
 //!
-//! A request that is dropped while it waits refunds its cells, less what time has returned already,
-//! if it was the last in line. The requests behind another one keep their times, and its time
-//! passes unused: otherwise a new request would be served at the same time as the last one.
+//! A request that is dropped while it waits refunds its cells if it was the last in line; under
+//! several policies, less what time has returned already. The requests behind another one keep
+//! their times, and its time passes unused: otherwise a new request would be served at the same
+//! time as the last one.
 //!
 //! ```
 //! use std::time::Duration;

@@ -7,8 +7,10 @@
 -- backlog before, the time of a cell that this backlog is in (0: that of the request), how long the
 -- key is blocked, and the generation. Then, for each bucket that was decided by the quota that was
 -- chosen for the key before, the number of the bucket, and count, period, burst and time of a cell.
+-- Then, for each bucket with a pause, its number below zero, how long the pause lasts, and how long
+-- all pauses together.
 local granted = tonumber(ARGV[1])
-local asked, plans = {}, nil
+local asked, more = {}, nil
 -- With places for one bucket: a table that grows costs more.
 local reply = { 0, s, us * 1000, 0, 0, 0, 0 }
 
@@ -20,10 +22,15 @@ for i = 1, #KEYS do
         if bucket.plan and bucket.backlog > 0 then
             -- Who says no quota has the one that was chosen for the key.
             cell, burst, plan = bucket.cell, bucket.burst, bucket.plan
-            plans = plans or {}
-            plans[#plans + 1] = i
-            plans[#plans + 1] = plan .. ' ' .. burst .. ' ' .. cell
+            more = more or {}
+            more[#more + 1] = i
+            more[#more + 1] = plan .. ' ' .. burst .. ' ' .. cell
         end
+    end
+    if bucket.paused > 0 then
+        more = more or {}
+        more[#more + 1] = -i
+        more[#more + 1] = format('%.0f %.0f', bucket.pause, bucket.paused)
     end
     local to, shadow = tonumber(cell), ARGV[n + 5] == '1'
     local from = bucket.from or to
@@ -36,9 +43,11 @@ for i = 1, #KEYS do
     if cells > 0 and cells <= tonumber(burst) then
         local free = tonumber(burst) * to - backlog
         ask.fits = max(0, floor(free / ask.cost))
-        patient = max(0, floor((free + tonumber(ARGV[n + 3])) / ask.cost))
         -- A slower quota that denies leaves the bucket to its faster one.
         ask.takes_over = ask.fits == 0 and to < from
+        local patience = tonumber(ARGV[n + 3]) - bucket.pause
+        if patience >= 0 then patient = max(0, floor((free + patience) / ask.cost)) end
+        if bucket.pause > 0 then ask.fits = 0 end
     end
     local blocked = max(bucket.block, bucket.ban)
     if not shadow then
@@ -66,7 +75,7 @@ for i = 1, #KEYS do
     reply[4 * i + 3] = bucket.generation
 end
 reply[1] = granted
-if plans then
-    for i = 1, #plans do reply[#reply + 1] = plans[i] end
+if more then
+    for i = 1, #more do reply[#reply + 1] = more[i] end
 end
 return reply

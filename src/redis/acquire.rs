@@ -114,6 +114,7 @@ impl RedisLimiter {
                 if let Some(denied) = lower_bounds.last_known_block(set, &group.asked) {
                     return Err(denied);
                 }
+                self.obey_pauses(&group.asked);
                 return fallback.acquire(set, &demands_of(&group.asked), patience, receipts);
             }
             several => self.combine(several, at, patience, receipts),
@@ -135,6 +136,17 @@ impl RedisLimiter {
             Asked { policy: *policy, demand: *demand, principal, epoch: lower_bounds.epochs.of(principal) }
         });
         asked.collect()
+    }
+
+    /// Lets the fallback know of the pauses that are known from Redis.
+    fn obey_pauses(&self, asked: &[Asked]) {
+        let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
+        for Asked { policy, demand, principal, .. } in asked {
+            let pause = lower_bounds.pause_of(*policy, *principal);
+            if pause.until > set.now() {
+                fallback.record_pause(set, *policy, demand.key, pause);
+            }
+        }
     }
 
     /// Groups what can be asked for in one call. In a cluster a call asks for one slot: the
@@ -192,6 +204,7 @@ impl RedisLimiter {
         } else if let Some(blocked) = lower_bounds.last_known_block(set, &unanswered) {
             Some(blocked)
         } else {
+            self.obey_pauses(&unanswered);
             match fallback.acquire(set, &demands_of(&unanswered), patience, receipts) {
                 Ok(local) => {
                     let granted = combined(receipts);

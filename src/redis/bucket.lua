@@ -1,8 +1,12 @@
 -- A bucket is text: "ARRIVAL WRITTEN GENERATION CELL", and then, as far as there are such,
 -- " pCOUNT PERIOD BURST" (the quota that was chosen for the key), " bEND" (a block), " nEND" (a
--- ban). The arrival time and the ends are in nanoseconds since 1970: a Lua number would lose the
--- last digits, so only differences are numbers here. WRITTEN and GENERATION are in microseconds
--- since 1970, which are exact. CELL and PERIOD are nanoseconds.
+-- ban), " sEND TOTAL" (a pause, and the nanoseconds of all pauses). The arrival time and the ends
+-- are in nanoseconds since 1970: a Lua number would lose the last digits, so only differences are
+-- numbers here. WRITTEN and GENERATION are in microseconds since 1970, which are exact. CELL,
+-- PERIOD and TOTAL are nanoseconds.
+--
+-- In a pause nothing comes back: the arrival time is that much later, and the backlog is the one at
+-- its end.
 local floor, max, min = math.floor, math.max, math.min
 local format, match = string.format, string.match
 local time = redis.call('TIME')
@@ -30,7 +34,9 @@ local function read(key)
         arrives, nanos, written, generation, cell, more =
             match(value, '^(%d+)(%d%d%d%d%d%d%d%d%d) (%d+) (%d+) ([1-9]%d*)(.*)$')
     end
-    if not arrives or #arrives > 10 then return { backlog = 0, block = 0, ban = 0, generation = now } end
+    if not arrives or #arrives > 10 then
+        return { backlog = 0, block = 0, ban = 0, pause = 0, paused = 0, generation = now }
+    end
     -- Where the clock has stepped back, everything lasts as long as it did when it was written. By
     -- the time of now, a large step would lose the last digits.
     local at_s, at_us, moved = s, us, tonumber(written) > now
@@ -41,13 +47,20 @@ local function read(key)
     local backlog = (tonumber(arrives) - at_s) * 1000000000 + (tonumber(nanos) - at_us * 1000)
     local bucket = {
         backlog = max(0, backlog), block = 0, ban = 0, generation = tonumber(generation), cell = cell,
-        from = tonumber(cell), moved = moved, arrives = arrives, nanos = nanos
+        from = tonumber(cell), moved = moved, arrives = arrives, nanos = nanos, pause = 0, paused = 0
     }
     if more ~= '' then
         bucket.plan, bucket.burst = match(more, ' p([1-9]%d* [1-9]%d*) ([1-9]%d*)')
         local block, ban = match(more, ' b(%d%d%d%d%d%d%d%d%d%d+)'), match(more, ' n(%d%d%d%d%d%d%d%d%d%d+)')
         if block then bucket.block = max(0, left(block, at_s, at_us)) end
         if ban then bucket.ban = max(0, left(ban, at_s, at_us)) end
+        local stop, total = match(more, ' s(%d%d%d%d%d%d%d%d%d%d+) (%d+)')
+        if stop then
+            bucket.pause = max(0, left(stop, at_s, at_us))
+            bucket.backlog = max(0, backlog - bucket.pause)
+            -- The total is for those who wait, and then something is used.
+            if bucket.pause > 0 or bucket.backlog > 0 then bucket.paused = tonumber(total) end
+        end
     end
     return bucket
 end
@@ -55,11 +68,16 @@ end
 local function write(key, bucket)
     -- 146 years: a later time has more digits than a bucket.
     bucket.backlog = min(bucket.backlog, 4611686018427387904)
-    local seconds, nanos = after(bucket.backlog)
+    local lasts = bucket.backlog > 0 and bucket.pause + bucket.backlog or 0
+    local seconds, nanos = after(lasts)
     local value =
         format('%.0f%09.0f %.0f %.0f %s', seconds, nanos, now, bucket.generation, bucket.cell or '1')
     if bucket.plan then value = value .. ' p' .. bucket.plan .. ' ' .. bucket.burst end
-    local lasts = bucket.backlog
+    lasts = max(lasts, bucket.pause)
+    if bucket.paused > 0 then
+        seconds, nanos = after(bucket.pause)
+        value = value .. format(' s%.0f%09.0f %.0f', seconds, nanos, bucket.paused)
+    end
     if bucket.block > 0 then
         value = value .. format(' b%.0f%09.0f', after(bucket.block))
         lasts = max(lasts, bucket.block)

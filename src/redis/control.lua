@@ -1,24 +1,34 @@
 -- Does one thing to one bucket, for an operator, and announces it. KEYS: the bucket. ARGV: what,
--- the channel, the announcement, then for a block or a ban its nanoseconds; for a charge the cells,
--- the time of a cell and the burst of the policy's own quota, and how long requests may wait.
+-- the channel, the announcement, then for a block or a ban its nanoseconds; for a pause these, and
+-- the policy; for a charge the cells, the time of a cell and the burst of the policy's own quota,
+-- and how long requests may wait.
 --
--- Returns when (seconds and nanoseconds), whether the bucket was used or blocked before, the
--- backlog, the time of a cell that it is in, how long the key is blocked, and the quota that was
--- chosen for the key: count, period and burst, or nothing.
-local what = ARGV[1]
+-- Returns when (seconds and nanoseconds), whether the bucket was used, blocked or paused before,
+-- the backlog, the time of a cell that it is in, how long the key is blocked, the quota that was
+-- chosen for the key (count, period and burst, or nothing), how long the key is paused, and how
+-- long all pauses are.
+local what, announcement = ARGV[1], ARGV[3]
+local bucket = read(KEYS[1])
+local was = bucket.backlog > 0 or bucket.block > 0 or bucket.ban > 0 or bucket.pause > 0
+if what == 'pause' then
+    local time = tonumber(ARGV[4])
+    if time > bucket.pause then
+        bucket.paused = bucket.paused + time - bucket.pause
+        bucket.pause = time
+    end
+    announcement = announcement .. format(' %.0f %.0f ', bucket.pause, bucket.paused) .. ARGV[5]
+end
 if what == 'ban' then
     -- Where it is not permitted, others obey with their next call.
-    redis.pcall('PUBLISH', ARGV[2], ARGV[3])
-elseif ARGV[3] ~= '' then
+    redis.pcall('PUBLISH', ARGV[2], announcement)
+elseif announcement ~= '' then
     -- First: where it is not permitted, nothing is written, and the operator hears so.
-    redis.call('PUBLISH', ARGV[2], ARGV[3])
+    redis.call('PUBLISH', ARGV[2], announcement)
 end
-local bucket = read(KEYS[1])
-local was = bucket.backlog > 0 or bucket.block > 0 or bucket.ban > 0
 
 if what == 'reset' then
     if was then
-        bucket.backlog, bucket.block, bucket.ban = 0, 0, 0
+        bucket.backlog, bucket.block, bucket.ban, bucket.pause, bucket.paused = 0, 0, 0, 0, 0
         advance(bucket)
         write(KEYS[1], bucket)
     end
@@ -29,6 +39,8 @@ elseif what == 'block' then
 elseif what == 'ban' then
     bucket.ban = max(bucket.ban, tonumber(ARGV[4]))
     write(KEYS[1], bucket)
+elseif what == 'pause' then
+    if bucket.pause > 0 then write(KEYS[1], bucket) end
 elseif what == 'charge' then
     local cells, cell, burst = tonumber(ARGV[4]), ARGV[5], ARGV[6]
     local used, plan = bucket.backlog > 0, nil
@@ -53,5 +65,5 @@ elseif what == 'charge' then
 end
 return {
     s, us * 1000, was and 1 or 0, bucket.backlog, bucket.cell or 0, max(bucket.block, bucket.ban),
-    bucket.plan and bucket.plan .. ' ' .. bucket.burst or ''
+    bucket.plan and bucket.plan .. ' ' .. bucket.burst or '', bucket.pause, bucket.paused
 }

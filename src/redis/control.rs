@@ -12,7 +12,7 @@ use super::{
     limiter::{RedisLimiter, RedisParts},
     lower_bounds::NewBans,
     names::{Principal, slot},
-    protocol::{Element, Query, read_plan},
+    protocol::{Element, PauseState, Query, read_plan},
     script::{CONTROL, QUOTAS},
     worker::QueryError,
 };
@@ -21,7 +21,7 @@ use crate::{
     clock::{Nanos, Timestamp},
     decision::{Allowed, Denied, Receipt, Standing},
     key::{IntoKey, Key},
-    limiter::{DeniedKey, Settle as _, UnknownPolicy},
+    limiter::{DeniedKey, MAX_PATIENCE, Settle as _, UnknownPolicy},
     observe::{events, metrics},
     policy::Demand,
     quota::Quota,
@@ -33,6 +33,7 @@ enum Action {
     Ban(Nanos),
     Block(Nanos),
     Charge(u32),
+    Pause(Nanos),
     Peek,
     Reset,
 }
@@ -47,6 +48,7 @@ struct Controlled {
     /// The time of a cell that the backlog is in.
     cell: Nanos,
     blocked: Nanos,
+    pause: PauseState,
 }
 
 impl Controlled {
@@ -54,7 +56,7 @@ impl Controlled {
     fn standing<'a>(&self, policy: &'a str, quota: Quota) -> Standing<'a> {
         let start = Timestamp::ORIGIN;
         let bucket = Bucket::with_backlog(start, self.backlog).converted(start, self.cell, quota.cell_nanos());
-        Standing::of(policy, quota, bucket.backlog(start))
+        Standing::of(policy, quota, self.pause.shown(bucket.backlog(start), quota))
     }
 }
 
@@ -109,9 +111,9 @@ impl RedisLimiter {
         async move { asked.await.map(|(name, bucket)| bucket.standing(name, bucket.quota)) }
     }
 
-    /// Fills the bucket of `key` under the policy of this name, and ends its blocks, for all
-    /// processes. Earlier receipts of the key are void. Returns true if the bucket was not full, or
-    /// the key was blocked. See [`Limiter::reset`](crate::Limiter::reset).
+    /// Fills the bucket of `key` under the policy of this name, and ends its blocks and its pause,
+    /// for all processes. Earlier receipts of the key are void. Returns true if the bucket was not
+    /// full, or the key was blocked or paused. See [`Limiter::reset`](crate::Limiter::reset).
     ///
     /// The denials that processes have counted towards a [ban](crate::Policy::ban) are forgotten by
     /// this process only.
@@ -165,6 +167,45 @@ impl RedisLimiter {
     ) -> impl Future<Output = Result<Option<Duration>, ControlError>> + Send + use<'_, K> {
         let asked = self.action(policy, self.key_of(key), Action::Peek);
         async move { asked.await.map(|(_, bucket)| (!bucket.blocked.is_zero()).then(|| bucket.blocked.into())) }
+    }
+
+    /// Pauses `key` under the policy of this name for this time, in all processes. See
+    /// [`Limiter::pause`](crate::Limiter::pause).
+    ///
+    /// A process obeys with its next call for the key, or when it hears the announcement, whichever
+    /// comes first. Reservations that wait already learn of the pause by either. There is no bound
+    /// on how many keys are paused but the memory of Redis. A process remembers at most 65,536
+    /// under one policy, for its reservations and for the time without Redis.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout): see [`ControlError`].
+    pub fn pause<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+        time: Duration,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_, K> {
+        let time = Nanos::from(time).min(MAX_PATIENCE);
+        let asked = self.action(policy, self.key_of(key), Action::Pause(time));
+        async move { asked.await.map(drop) }
+    }
+
+    /// Returns how long `key` is still paused under the policy of this name, or `None` if it is
+    /// not. See [`Limiter::paused_for`](crate::Limiter::paused_for).
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name, or Redis does not answer within the
+    /// [timeout](super::RedisBuilder::timeout). Then nothing has changed.
+    pub fn paused_for<K: IntoKey>(
+        &self,
+        policy: &str,
+        key: K,
+    ) -> impl Future<Output = Result<Option<Duration>, ControlError>> + Send + use<'_, K> {
+        let asked = self.action(policy, self.key_of(key), Action::Peek);
+        async move { asked.await.map(|(_, bucket)| (!bucket.pause.left.is_zero()).then(|| bucket.pause.left.into())) }
     }
 
     /// Returns the quota of the policy of this name, as this process knows it now.
@@ -358,8 +399,13 @@ impl RedisLimiter {
             let blocked = match action {
                 Action::Block(time) => Some(time),
                 Action::Reset => Some(Nanos::ZERO),
-                Action::Ban(_) | Action::Charge(_) | Action::Peek => None,
+                Action::Ban(_) | Action::Charge(_) | Action::Pause(_) | Action::Peek => None,
             };
+            match (&bucket, action) {
+                (Ok(bucket), Action::Pause(_)) => lower_bounds.record_pause(set, index, principal, bucket.pause),
+                (_, Action::Reset) if done => lower_bounds.end_pause(set, index, principal),
+                _ => {}
+            }
             if let (true, Some(time)) = (done, blocked) {
                 // For the time without Redis.
                 let until = set.now().saturating_add(time);
@@ -398,18 +444,27 @@ impl RedisLimiter {
         let announcement = match action {
             // Nobody knows of a bucket what these make untrue.
             Action::Peek | Action::Charge(_) => String::new(),
-            Action::Ban(_) | Action::Block(_) | Action::Reset => Announcement::Forget(principal).to_string(),
+            Action::Ban(_) | Action::Block(_) => Announcement::Forget(principal).to_string(),
+            Action::Pause(_) => Announcement::pause_of(principal),
+            Action::Reset => {
+                let policy = self.policies()[index].name().to_owned();
+                Announcement::Resume { principal, policy }.to_string()
+            }
         };
         let what = match action {
             Action::Ban(_) => "ban",
             Action::Block(_) => "block",
             Action::Charge(_) => "charge",
+            Action::Pause(_) => "pause",
             Action::Peek => "peek",
             Action::Reset => "reset",
         };
         let mut arguments = vec![what.to_owned(), names.control(), announcement];
         match action {
             Action::Ban(time) | Action::Block(time) => arguments.push(time.get().to_string()),
+            Action::Pause(time) => {
+                arguments.extend([time.get().to_string(), self.policies()[index].name().to_owned()]);
+            }
             Action::Charge(cells) => {
                 let own = set.quota(index);
                 let numbers =
@@ -482,17 +537,29 @@ impl Drop for ForgetAtEnd<'_> {
 }
 
 fn read(reply: &[Element], own: Quota) -> Option<Controlled> {
-    let [_seconds, _nanos, was_used, backlog, cell, blocked, Element::Text(plan)] = reply else { return None };
+    let [_seconds, _nanos, was_used, backlog, cell, blocked, Element::Text(plan), paused_for, paused] = reply else {
+        return None;
+    };
     let (was_used, backlog, cell) = (was_used.number()? == 1, backlog.nanos()?, cell.nanos()?);
     let plan = if plan.is_empty() { None } else { Some(read_plan(plan)?) };
     let quota = plan.filter(|_| !backlog.is_zero()).unwrap_or(own);
     let cell = if cell.is_zero() { quota.cell_nanos() } else { cell };
-    Some(Controlled { was_used, quota, backlog, cell, blocked: blocked.nanos()? })
+    let pause = PauseState { left: paused_for.nanos()?, total: paused.nanos()? };
+    Some(Controlled { was_used, quota, backlog, cell, blocked: blocked.nanos()?, pause })
 }
 
 impl Listener for RedisParts {
     fn forget(&self, principal: Principal) {
         self.lower_bounds.epochs.end(principal);
+    }
+
+    fn pause(&self, principal: Principal, policy: &str, pause: Option<PauseState>) {
+        // Its policy may be another limiter's.
+        let Ok((index, _)) = self.set.find(policy) else { return };
+        match pause {
+            Some(pause) => self.lower_bounds.record_pause(&self.set, index, principal, pause),
+            None => self.lower_bounds.end_pause(&self.set, index, principal),
+        }
     }
 
     fn forget_all(&self) {

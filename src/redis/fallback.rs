@@ -6,7 +6,8 @@
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Denied, Receipt, Receipts},
-    limiter::{Demands, Grant, LocalBuckets, PolicySet},
+    key::Key,
+    limiter::{Demands, Grant, LocalBuckets, Pause, PolicySet},
     observe::metrics::{DecidedBy, Outcome},
 };
 
@@ -76,6 +77,11 @@ impl FallbackBuckets {
             set.count((*policy, &set.policies()[*policy]), Outcome::Allowed, false, DecidedBy::Open, || false);
         }
         Ok(grant)
+    }
+
+    /// Obeys the pause of a key that is known from Redis.
+    pub(super) fn record_pause(&self, set: &PolicySet, policy: usize, key: Key, pause: Pause) {
+        self.buckets.record_pause(set, policy, key, pause);
     }
 
     /// Lets requests of a policy wait for as long, now and later.

@@ -180,6 +180,7 @@ fn refund_of(lease: &Lease, demands: &RedisDemands) -> Option<Settlement> {
         arrival: None,
         charge: 0,
         slack: Nanos::ZERO,
+        paused: all.pause.total,
     });
     Some(Settlement { at: reply.at, parts: parts.collect() })
 }
@@ -206,7 +207,7 @@ mod tests {
 
     fn reply(granted: u32, backlog: u64) -> Reply {
         let backlog = Nanos::new(backlog);
-        let bucket = BucketState { backlog, from: None, blocked: Nanos::ZERO, generation: 3, plan: None };
+        let bucket = BucketState { generation: 3, ..BucketState::with_backlog(backlog) };
         Reply { granted, at: AT, buckets: [bucket].into_iter().collect() }
     }
 

@@ -45,12 +45,18 @@ impl WorkerState {
     /// Another process, or this one, has changed something.
     pub(super) fn announced(&mut self, text: &str) {
         match Announcement::read(text) {
-            Some(Announcement::Forget(principal)) => {
+            Some(Announcement::Forget(principal)) => self.forget(principal),
+            Some(Announcement::Pause { principal, pause, policy }) => {
+                self.forget(principal);
                 if let Some(listener) = self.worker.listener.upgrade() {
-                    listener.forget(principal);
+                    listener.pause(principal, &policy, Some(pause));
                 }
-                self.forgotten += 1;
-                self.end_leases(principal);
+            }
+            Some(Announcement::Resume { principal, policy }) => {
+                self.forget(principal);
+                if let Some(listener) = self.worker.listener.upgrade() {
+                    listener.pause(principal, &policy, None);
+                }
             }
             Some(Announcement::Quotas) => self.read_settings(),
             None => {
@@ -58,6 +64,15 @@ impl WorkerState {
                 events::redis_announcement_ignored(&self.reports.ignored, self.now());
             }
         }
+    }
+
+    /// What is known of a principal is true no more.
+    fn forget(&mut self, principal: Principal) {
+        if let Some(listener) = self.worker.listener.upgrade() {
+            listener.forget(principal);
+        }
+        self.forgotten += 1;
+        self.end_leases(principal);
     }
 
     fn end_leases(&mut self, principal: Principal) {

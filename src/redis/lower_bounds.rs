@@ -5,21 +5,21 @@
 //! follows from a bound is the denial that Redis would give. A bound is never evicted before its
 //! time is over, and ends with its [`Epoch`].
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
 use super::{
     epochs::{Epoch, Epochs},
     names::Principal,
-    protocol::{BucketState, Decided, ServerTime},
+    protocol::{BucketState, Decided, PauseState, ServerTime},
 };
 use crate::{
     bucket::{Bucket, Evaluation},
     clock::{Nanos, Timestamp},
     decision::{Denied, PolicyOutcome, PolicyOutcomes, Receipt, ReceiptOrigin, Receipts, Verdict},
     key::Key,
-    limiter::{Demands, Grant, PolicySet, is_near_limit, start_sweeping},
+    limiter::{Demands, Grant, MAX_PATIENCE, Pause, Pauses, PolicySet, is_near_limit, start_sweeping},
     observe::metrics::{DecidedBy, Outcome},
     policy::Demand,
     quota::Quota,
@@ -39,6 +39,8 @@ struct PolicyBounds {
     buckets: Arc<Store<Known>>,
     /// The ends of blocks, by key.
     blocks: Arc<Store<Known>>,
+    /// By the key of the principal. Made with the first one.
+    pauses: OnceLock<Pauses>,
     _sweepings: Vec<Sweeping>,
 }
 
@@ -82,6 +84,8 @@ struct BucketAnswer {
     outcome: PolicyOutcome,
     /// Until the cells of a granted request are there.
     wait: Nanos,
+    /// How far the bucket is ahead then.
+    ahead: Nanos,
     /// The backlog where another policy denies.
     unacquired: Nanos,
     /// Whether the bucket is then one of the quota of the request.
@@ -118,7 +122,8 @@ impl LowerBounds {
                 Some(start_sweeping(format!("{name}{what}").into(), store, policy))
             };
             let sweepings = [sweep(&buckets, ""), sweep(&blocks, " (blocks)")];
-            PolicyBounds { _sweepings: sweepings.into_iter().flatten().collect(), buckets, blocks }
+            let sweepings = sweepings.into_iter().flatten().collect();
+            PolicyBounds { buckets, blocks, pauses: OnceLock::new(), _sweepings: sweepings }
         });
         Self { each: each.collect(), epochs: Epochs::new() }
     }
@@ -133,7 +138,7 @@ impl LowerBounds {
             let now = set.now();
             let until = entry.as_deref().copied().unwrap_or_default().since(epoch);
             drop(entry);
-            answer(policy, &demand, until.since(now), None, patience).denied()
+            answer(policy, &demand, &BucketState::with_backlog(until.since(now)), patience).denied()
         };
         let blocks = |asked: &Asked| {
             let blocks = &self.each[asked.policy].blocks;
@@ -157,7 +162,7 @@ impl LowerBounds {
             return None;
         }
         let outcomes: PolicyOutcomes = asked.iter().map(|asked| known(asked, patience)).collect();
-        denial(set, outcomes, asked, DecidedBy::Cache)
+        denial(set, outcomes, asked, |_| false, DecidedBy::Cache)
     }
 
     /// Records what Redis has replied. `at` is when Redis was asked, or before.
@@ -197,14 +202,18 @@ impl LowerBounds {
             let Asked { policy, mut demand, .. } = *asked;
             let own = state.plan.is_none();
             demand.quota = state.decided_by(demand.quota);
-            let mut answer = answer(policy, &demand, state.backlog, state.from, patience);
+            self.record_pause_of_reply(set, asked, at, state.pause);
+            let mut answer = answer(policy, &demand, state, patience);
             if granted && !demand.shadow {
                 // In bursts of months the server, which computes in doubles, may grant by
                 // nanoseconds what this process would deny.
                 answer.outcome.verdict = Verdict::Granted;
             }
             let acquired = granted && answer.outcome.verdict == Verdict::Granted;
-            let bound = if acquired {
+            let bound = if !state.pause.left.is_zero() {
+                // A bound says nothing of a pause, and the denial has to.
+                None
+            } else if acquired {
                 Some(answer.outcome.backlog)
             } else if answer.outcome.verdict == Verdict::Granted {
                 // What another policy has denied.
@@ -251,7 +260,7 @@ impl LowerBounds {
         };
         let known = |index: usize| {
             let Asked { policy, demand, .. } = &asked[index];
-            answer(*policy, demand, Nanos::ZERO, None, Nanos::ZERO).denied()
+            answer(*policy, demand, &BucketState::with_backlog(Nanos::ZERO), Nanos::ZERO).denied()
         };
         if (0..asked.len()).all(|index| until(index).is_none()) {
             return None;
@@ -298,6 +307,40 @@ impl LowerBounds {
             self.record_block(policy, demand.key, at.saturating_add(blocked), epoch);
         } else if blocked.is_zero() && known.is_some() && !is_newer {
             self.record_block(policy, demand.key, Timestamp::ORIGIN, epoch);
+        }
+    }
+
+    /// The pauses of a principal, as far as they are known here.
+    pub(super) fn pause_of(&self, policy: usize, principal: Principal) -> Pause {
+        self.each[policy].pauses.get().map(|pauses| pauses.of(principal.key())).unwrap_or_default()
+    }
+
+    /// Records how long a principal is paused, from now on.
+    pub(super) fn record_pause(&self, set: &PolicySet, policy: usize, principal: Principal, pause: PauseState) {
+        let swept_as = set.swept_as(&set.policies()[policy]);
+        let pauses = self.each[policy].pauses.get_or_init(|| Pauses::new(set.clock(), swept_as.as_ref()));
+        let pause = Pause { until: set.now().saturating_add(pause.left), total: pause.total };
+        // Whoever waits does so for no longer than this after the end.
+        pauses.record(principal.key(), pause, pause.until.saturating_add(MAX_PATIENCE));
+    }
+
+    /// Records what a reply says of a pause, unless something newer is known.
+    fn record_pause_of_reply(&self, set: &PolicySet, asked: &Asked, at: Timestamp, pause: PauseState) {
+        let Asked { policy, principal, epoch, .. } = *asked;
+        if self.epochs.of(principal) != epoch {
+            return;
+        }
+        if pause.left.is_zero() {
+            self.end_pause(set, policy, principal);
+        } else if self.pause_of(policy, principal).until < at.saturating_add(pause.left) {
+            self.record_pause(set, policy, principal, pause);
+        }
+    }
+
+    /// Records that a principal is not paused.
+    pub(super) fn end_pause(&self, set: &PolicySet, policy: usize, principal: Principal) {
+        if let Some(pauses) = self.each[policy].pauses.get() {
+            pauses.end(principal.key(), set.now());
         }
     }
 
@@ -348,20 +391,29 @@ fn denial_of_reply(
             enforced.verdict = Verdict::Wait(Nanos::new(1));
         }
     }
-    match denial(set, outcomes, &asked, DecidedBy::Redis) {
+    let is_paused = |index: usize| !answered[index].0.1.pause.left.is_zero();
+    match denial(set, outcomes, &asked, is_paused, DecidedBy::Redis) {
         Some(denied) => Err(denied),
         None => Ok(Grant { at, wait: Nanos::ZERO }),
     }
 }
 
-fn denial(set: &PolicySet, outcomes: PolicyOutcomes, asked: &[Asked], decided_by: DecidedBy) -> Option<DeniedWithBans> {
+fn denial(
+    set: &PolicySet,
+    outcomes: PolicyOutcomes,
+    asked: &[Asked],
+    is_paused: impl Fn(usize) -> bool,
+    decided_by: DecidedBy,
+) -> Option<DeniedWithBans> {
     if !outcomes.iter().any(PolicyOutcome::denies) {
         return None;
     }
-    let lacking = |(outcome, asked): (&PolicyOutcome, &Asked)| {
-        (matches!(outcome.verdict, Verdict::Wait(_)) && !outcome.shadow).then_some((outcome.policy, asked.demand.key))
+    let lacking = |(index, outcome): (usize, &PolicyOutcome)| {
+        // A paused key is no offender.
+        let lacks = matches!(outcome.verdict, Verdict::Wait(_)) && !outcome.shadow && !is_paused(index);
+        lacks.then_some((outcome.policy, asked[index].demand.key))
     };
-    let keys: SmallVec<[_; 4]> = outcomes.iter().zip(asked).filter_map(lacking).collect();
+    let keys: SmallVec<[_; 4]> = outcomes.iter().enumerate().filter_map(lacking).collect();
     let now = set.now();
     let mut bans = NewBans::new();
     let denied =
@@ -377,33 +429,52 @@ fn receipt(demand: &Demand, state: &BucketState, answer: &BucketAnswer, acquired
         planned: demand.planned || state.plan.is_some(),
         added: if acquired { demand.quota.cost(demand.cells) } else { Nanos::ZERO },
         generation: state.generation,
-        after: Bucket::with_backlog(at, answer.outcome.backlog),
+        after: Bucket::with_backlog(at, answer.ahead),
+        paused: state.pause.total,
         origin: ReceiptOrigin::Redis { at },
     }
 }
 
-/// How a policy answers by a backlog, which is in the time of a cell of `from`.
-fn answer(policy: usize, demand: &Demand, backlog: Nanos, from: Option<Nanos>, patience: Nanos) -> BucketAnswer {
+/// How a policy answers by a bucket.
+fn answer(policy: usize, demand: &Demand, state: &BucketState, patience: Nanos) -> BucketAnswer {
+    let BucketState { backlog, from, .. } = *state;
     // Not cut: the server has done that. The backlog does not depend on the clock that it is
     // evaluated by.
     let (now, horizon) = (Timestamp::ORIGIN, Nanos::MAX);
     let Demand { quota, cells, shadow, .. } = *demand;
+    let paused_for = if cells > 0 { state.pause.left } else { Nanos::ZERO };
     let bucket = Bucket::with_backlog(now, backlog);
-    let (evaluation, wait_if_reserved, keeps) = if let Some(from) = from.filter(|from| *from != quota.cell_nanos()) {
-        let converted = bucket.evaluate_converted(now, from, quota, cells, horizon);
-        (converted.evaluation, converted.wait_converted, !converted.takes_over)
-    } else {
-        let evaluation = bucket.evaluate(now, quota, cells, horizon);
-        (evaluation, evaluation.wait, false)
-    };
-    let after = if evaluation.is_granted() { evaluation.after } else { evaluation.clamped };
+    let (mut evaluation, mut wait_if_reserved, keeps) =
+        if let Some(from) = from.filter(|from| *from != quota.cell_nanos()) {
+            let converted = bucket.evaluate_converted(now, from, quota, cells, horizon);
+            (converted.evaluation, converted.wait_converted, !converted.takes_over)
+        } else {
+            let evaluation = bucket.evaluate(now, quota, cells, horizon);
+            (evaluation, evaluation.wait, false)
+        };
+    let is_granted_then = evaluation.is_granted();
+    evaluation.wait = evaluation.wait.saturating_add(paused_for);
+    wait_if_reserved = wait_if_reserved.saturating_add(paused_for);
+    let mut after = if evaluation.is_granted() { evaluation.after } else { evaluation.clamped };
     let mut outcome = PolicyOutcome::of(policy, demand, after, evaluation, now);
     let may_wait =
         !evaluation.is_granted() && !shadow && wait_if_reserved <= patience && wait_if_reserved != Evaluation::NEVER;
-    let reserved = may_wait.then(|| evaluation.clamped.reserve(now, quota, cells, patience)).flatten();
+    let reserved = match may_wait {
+        true if is_granted_then => Some(evaluation.after),
+        true => evaluation.clamped.reserve(now, quota, cells, patience),
+        false => None,
+    };
     let mut wait = Nanos::ZERO;
     if let Some(reserved) = reserved {
-        (outcome.backlog, outcome.verdict, wait) = (reserved.backlog(now), Verdict::Granted, wait_if_reserved);
+        (after, outcome.verdict, wait) = (reserved, Verdict::Granted, wait_if_reserved);
     }
-    BucketAnswer { outcome, wait, unacquired: evaluation.clamped.backlog(now), takes_over: !keeps }
+    let shown = |bucket: Bucket| state.pause.shown(bucket.backlog(now), quota);
+    outcome.backlog = shown(after);
+    BucketAnswer {
+        outcome,
+        wait,
+        unacquired: shown(evaluation.clamped),
+        ahead: paused_for.saturating_add(after.backlog(now)),
+        takes_over: !keeps,
+    }
 }

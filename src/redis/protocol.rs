@@ -11,6 +11,7 @@ use super::{names::slot, script::Script};
 use crate::{
     bucket::{self, Bucket},
     clock::{Nanos, Timestamp},
+    limiter::Pause,
     policy::Demand,
     quota::Quota,
 };
@@ -52,7 +53,7 @@ impl RedisDemand {
     /// How many requests are left in a bucket. `None` where they cost nothing.
     pub(super) fn requests_left(&self, bucket: &BucketState) -> Option<u64> {
         let (quota, backlog) = (bucket.decided_by(self.quota), bucket.converted(self.quota));
-        if self.cells > quota.burst_size() {
+        if self.cells > quota.burst_size() || (self.cells > 0 && !bucket.pause.left.is_zero()) {
             return Some(0);
         }
         bucket::requests_left(quota.burst_nanos(), backlog, quota.cost(self.cells))
@@ -95,9 +96,32 @@ pub(super) struct BucketState {
     /// The quota that was chosen for the key before, where it has decided in place of that of the
     /// request.
     pub(super) plan: Option<Quota>,
+    pub(super) pause: PauseState,
+}
+
+/// How long a key is paused, on the server's clock. The backlog is that at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PauseState {
+    pub(super) left: Nanos,
+    /// The length of all pauses.
+    pub(super) total: Nanos,
+}
+
+impl PauseState {
+    /// A backlog at the end of the pause, as it is shown now.
+    pub(super) fn shown(self, backlog: Nanos, quota: Quota) -> Nanos {
+        let now = Timestamp::ORIGIN;
+        Pause { until: now.saturating_add(self.left), total: self.total }.shown(backlog, quota, now)
+    }
 }
 
 impl BucketState {
+    /// A bucket of which nothing else is known.
+    pub(super) fn with_backlog(backlog: Nanos) -> Self {
+        let pause = PauseState::default();
+        Self { backlog, from: None, blocked: Nanos::ZERO, generation: 0, plan: None, pause }
+    }
+
     /// The quota that decides, where the request has this one.
     pub(super) fn decided_by(&self, asked: Quota) -> Quota {
         self.plan.unwrap_or(asked)
@@ -197,7 +221,7 @@ impl Reply {
     /// `None` where this is not the reply of the script.
     pub(super) fn read(reply: &[Element], buckets: usize) -> Option<Self> {
         let [granted, seconds, nanos, rest @ ..] = reply else { return None };
-        let (states, plans) = rest.split_at_checked(4 * buckets)?;
+        let (states, more) = rest.split_at_checked(4 * buckets)?;
         let state = |state: &[Element]| {
             let [backlog, from, blocked, generation] = state else { return None };
             let from = from.nanos()?;
@@ -207,16 +231,21 @@ impl Reply {
                 blocked: blocked.nanos()?,
                 generation: generation.number()?,
                 plan: None,
+                pause: PauseState::default(),
             })
         };
         let mut buckets: BucketStates = states.chunks_exact(4).map(state).collect::<Option<_>>()?;
-        let plans = plans.chunks(2).map(|plan| match plan {
-            [number, Element::Text(plan)] => Some((usize::try_from(number.number()?).ok()?, read_quota(plan)?)),
-            _ => None,
-        });
-        for plan in plans {
-            let (number, plan) = plan?;
-            buckets.get_mut(number.checked_sub(1)?)?.plan = Some(plan);
+        for more in more.chunks(2) {
+            let [Element::Number(number), Element::Text(more)] = more else { return None };
+            let place = usize::try_from(number.unsigned_abs()).ok()?.checked_sub(1)?;
+            let bucket = buckets.get_mut(place)?;
+            if *number > 0 {
+                bucket.plan = Some(read_quota(more)?);
+            } else {
+                let (left, total) = more.split_once(' ')?;
+                let [left, total] = [left, total].map(|nanos| nanos.parse().ok().map(Nanos::new));
+                bucket.pause = PauseState { left: left?, total: total? };
+            }
         }
         let [seconds, nanos] = [seconds.number()?, nanos.number()?].map(i64::try_from);
         let at = ServerTime { seconds: seconds.ok()?, nanos: nanos.ok()? };
@@ -289,6 +318,8 @@ pub(super) struct SettlementPart {
     pub(super) charge: u32,
     /// How long requests may wait.
     pub(super) slack: Nanos,
+    /// The length of the key's pauses until the cells were acquired.
+    pub(super) paused: Nanos,
 }
 
 /// What an operator asks of a server.
@@ -331,7 +362,8 @@ impl Settlement {
             if added.is_zero() || (demand.shadow && demand.requests_left(&bucket) == Some(0)) {
                 return None;
             }
-            let arrival = at.timestamp().saturating_add(bucket.converted(demand.quota).saturating_add(added));
+            let ahead = bucket.pause.left.saturating_add(bucket.converted(demand.quota)).saturating_add(added);
+            let arrival = at.timestamp().saturating_add(ahead);
             Some(SettlementPart {
                 key: demand.key.clone(),
                 refund: added,
@@ -341,6 +373,7 @@ impl Settlement {
                 arrival: (!demand.patience.is_zero()).then_some(arrival),
                 charge: 0,
                 slack: Nanos::ZERO,
+                paused: bucket.pause.total,
             })
         });
         let parts: SmallVec<_> = parts.collect();
@@ -364,7 +397,7 @@ mod tests {
     }
 
     fn state(backlog: u64) -> BucketState {
-        BucketState { backlog: Nanos::new(backlog), from: None, blocked: Nanos::ZERO, generation: 3, plan: None }
+        BucketState { generation: 3, ..BucketState::with_backlog(Nanos::new(backlog)) }
     }
 
     fn states(backlogs: &[u64]) -> BucketStates {

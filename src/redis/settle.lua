@@ -3,18 +3,24 @@
 -- ARGV: when the cells were acquired (seconds and nanoseconds), then for each bucket the
 -- nanoseconds to refund, the generation, the time of a cell, the burst, the arrival time after the
 -- cells were acquired where requests wait in line (or nothing), the cells to charge, how long
--- requests may wait, and the count and the period of a quota that was chosen for the key (or
--- nothing). Returns when (seconds and nanoseconds).
-local since = max(0, (s - tonumber(ARGV[1])) * 1000000000 + (us * 1000 - tonumber(ARGV[2])))
+-- requests may wait, the count and the period of a quota that was chosen for the key (or nothing),
+-- and how long all pauses were until then. Returns when (seconds and nanoseconds).
+local since = (s - tonumber(ARGV[1])) * 1000000000 + (us * 1000 - tonumber(ARGV[2]))
 for i = 1, #KEYS do
-    local n, bucket = 8 * i - 5, read(KEYS[i])
+    local n, bucket = 9 * i - 6, read(KEYS[i])
     local added, cell, burst, arrival = tonumber(ARGV[n]), ARGV[n + 2], tonumber(ARGV[n + 3]), ARGV[n + 4]
     local cells, before = tonumber(ARGV[n + 5]), bucket.backlog
     local is_valid = bucket.generation == tonumber(ARGV[n + 1]) and bucket.from == tonumber(cell)
+    -- Whoever waits has moved with the pauses since.
+    local paused = max(0, bucket.paused - tonumber(ARGV[n + 8]))
     -- Where requests wait in line, only the last one is refunded.
-    local is_last = arrival == '' or before <= burst * tonumber(cell) or arrival == bucket.arrives .. bucket.nanos
+    local is_last = arrival == '' or before <= burst * tonumber(cell)
+    if is_valid and not is_last then
+        is_last = arrival == bucket.arrives .. bucket.nanos
+            or paused > 0 and left(arrival, s, us) + paused == before + bucket.pause
+    end
     if is_valid and is_last then
-        bucket.backlog = max(0, before - max(0, added - since))
+        bucket.backlog = max(0, before - max(0, added - max(0, since + bucket.pause - paused)))
     end
     if cells > 0 then
         -- Another quota that has decided since stays: cells are cells.

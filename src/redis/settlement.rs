@@ -12,7 +12,8 @@ use super::{
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Receipt, ReceiptOrigin},
-    limiter::{PolicySet, Settle},
+    key::Key,
+    limiter::{Pause, PolicySet, Settle},
 };
 
 impl RedisLimiter {
@@ -32,6 +33,7 @@ impl RedisLimiter {
             arrival: (!slack.is_zero()).then(|| Timestamp::from_nanos(receipt.after.to_bits())),
             charge,
             slack,
+            paused: receipt.paused,
         };
         Some(Settlement { at: ServerTime::of(at), parts: smallvec![part] })
     }
@@ -67,6 +69,11 @@ impl Settle for RedisLimiter {
             Some(_) => {}
             None => self.parts.fallback.refund(&self.parts.set, receipt, at),
         }
+    }
+
+    fn pause_of(&self, policy: usize, key: Key) -> Pause {
+        let RedisParts { set, lower_bounds, .. } = &*self.parts;
+        lower_bounds.pause_of(policy, Principal::of(key, set.hasher()))
     }
 
     fn charge_receipt(&self, receipt: &Receipt, cells: u32) {
