@@ -265,23 +265,157 @@ fn login() {
     assert!((10_000..12_000).all(|n| guess(n) == 429), "blocked for every account");
 }
 
+/// When each call of the example `outbound` was answered, and how often it was sent.
+fn outbound_calls(partner: &str, rate: &str) -> Vec<(u64, u64)> {
+    let partner = Example::run_with("quickstart", &[("QUOTA", partner)]);
+    let url = format!("http://{}/", partner.address);
+    let output = Command::new(path("outbound")).arg(url).env("RATE", rate).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let number = |line: &str, before: &str, after: &str| -> u64 {
+        line.split(before).nth(1).and_then(|rest| rest.split(after).next()).unwrap().parse().unwrap()
+    };
+    let calls = said.lines().enumerate().map(|(n, line)| {
+        assert!(line.starts_with(&format!("call {} ", n + 1)) && line.contains(": 200 OK, "), "{said}");
+        (number(line, "after ", " ms"), number(line, "sent ", " times"))
+    });
+    let calls: Vec<_> = calls.collect();
+    assert_eq!(calls.len(), 8, "{said} {}", String::from_utf8_lossy(&output.stderr));
+    calls
+}
+
 #[test]
 fn outbound() {
-    // It denies eight calls at once. A call may be on its way for longer than the next one: up to 150 ms.
-    let partner = Example::run_with("quickstart", &[("QUOTA", "20/s, burst 4")]);
-    // A little slower than the partner allows: its clock and ours are two.
-    let output = Command::new(path("outbound"))
-        .arg(format!("http://{}/", partner.address))
-        .env("RATE", "18/s, burst 1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines.len(), 8, "{said} {}", String::from_utf8_lossy(&output.stderr));
-    for (n, line) in lines.iter().enumerate() {
-        let when = line.split("after ").nth(1).unwrap().split(" ms").next().unwrap().parse::<usize>().unwrap();
-        assert!(line.starts_with(&format!("call {} ", n + 1)) && line.ends_with("200 OK"), "{said}");
-        assert!(when >= n * 1_000 / 18, "never early: {said}");
+    for (n, (when, sent)) in (0..).zip(outbound_calls("1000/s", "18/s, burst 1")) {
+        assert!(
+            when >= n * 1_000 / 18 && sent == 1,
+            "call {n} was early, or denied: after {when} ms, sent {sent} times"
+        );
+    }
+    // All at once, to a partner that takes three, and says `Retry-After: 1` to the others.
+    let calls = outbound_calls("3/s", "100/s, burst 8");
+    assert!(calls.iter().any(|(when, sent)| *sent > 1 && *when >= 1_000), "{calls:?}");
+    assert!(calls.iter().all(|(when, sent)| *sent == 1 || *when >= 1_000), "nobody is early: {calls:?}");
+}
+
+fn post_json(example: &Example, path: &str, fields: &[(&str, &str)], json: &serde_json::Value) -> Reply {
+    let fields = [&[("content-type", "application/json")], fields].concat();
+    Connection::open(example.address).send_body("POST", path, &fields, &json.to_string())
+}
+
+#[test]
+fn account() {
+    let example = Example::run("account");
+    let login = |email: &str, password: &str| {
+        post_json(&example, "/login", &[], &serde_json::json!({ "email": email, "password": password }))
+    };
+    for _ in 0..20 {
+        assert_eq!(login("ann@example.com", "right").status, 200, "successes do not count");
+    }
+    assert_eq!([(); 4].map(|()| login("ann@example.com", "guess").status), [401, 401, 401, 429]);
+    let denial = login(" ANN@example.com", "right");
+    assert_eq!((denial.status, denial.field("retry-after")), (429, None), "locked, and nothing counts down");
+    assert!(!denial.body.contains("account"), "{denial:?}");
+    assert_eq!(login("bob@example.com", "right").status, 200);
+}
+
+#[test]
+fn usage() {
+    let example = Example::run("usage");
+    let show = |key: &str| {
+        let page = Connection::open(example.address).send("GET", "/usage", &[("x-api-key", key)]);
+        let json: serde_json::Value = serde_json::from_str(&page.body).unwrap();
+        assert_eq!(json.as_array().unwrap().len(), 1, "{json}");
+        (json[0]["limit"].as_u64().unwrap(), json[0]["remaining"].as_u64().unwrap())
+    };
+    assert_eq!(get(&example, &[("x-api-key", "pro-1")], 3), [200; 3]);
+    assert_eq!([show("pro-1"), show("pro-1"), show("free-1")], [(100, 97), (100, 97), (10, 10)]);
+    assert_eq!(statuses(example.address, "/usage", &[], 1), [401]);
+}
+
+#[test]
+fn plans_db() {
+    let example = Example::run("plans_db");
+    assert_eq!(get(&example, &[("x-api-key", "free-1")], 3), [200, 200, 429]);
+    let pro = Connection::open(example.address).send("GET", "/", &[("x-api-key", "pro-1")]);
+    assert_eq!((pro.status, pro.field("ratelimit-policy")), (200, Some(r#""plan";q=100;w=60"#)));
+    assert_eq!(get(&example, &[("x-api-key", "guess")], 2), [403, 403]);
+    assert_eq!(get(&example, &[], 1), [401]);
+    let queries = Connection::open(example.address).send("GET", "/queries", &[]);
+    assert_eq!(queries.body, "3", "each key was looked up once");
+}
+
+#[test]
+fn tool_calls() {
+    let example = Example::run("tool_calls");
+    let call = |method: &str| serde_json::json!({ "jsonrpc": "2.0", "id": 1, "method": method });
+    let send = |key: &str, calls: &serde_json::Value| post_json(&example, "/rpc", &[("x-api-key", key)], calls);
+    assert_eq!(send("k1", &call("ping")).body, r#"{"id":1,"jsonrpc":"2.0","result":"ping"}"#);
+    assert_eq!(send("k1", &serde_json::json!([call("search"), call("search")])).status, 200);
+    let never = send("k1", &serde_json::json!([call("render"), call("search")]));
+    assert_eq!((never.status, never.field("retry-after")), (429, None));
+    let denial = send("k1", &call("render"));
+    let wait: u64 = denial.field("retry-after").unwrap().parse().unwrap();
+    assert!(denial.status == 429 && (10..=12).contains(&wait), "{denial:?}");
+    assert_eq!(send("k2", &call("render")).status, 200, "another key");
+    assert!(send("k1", &call("sing")).body.contains("Method not found"));
+    let missing = post_json(&example, "/rpc", &[], &call("ping"));
+    assert_eq!(missing.status, 401);
+}
+
+#[test]
+fn websocket() {
+    let example = Example::run("websocket");
+    let open = |account: &str| {
+        let request = http::Request::get(format!("ws://{}/ws", example.address))
+            .header("host", "localhost")
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", tungstenite::handshake::client::generate_key())
+            .header("x-account", account)
+            .body(())
+            .unwrap();
+        let stream = std::net::TcpStream::connect(example.address).unwrap();
+        tungstenite::client(request, stream).unwrap().0
+    };
+    fn say(socket: &mut tungstenite::WebSocket<std::net::TcpStream>, text: &str) -> tungstenite::Message {
+        socket.send(text.to_owned().into()).unwrap();
+        socket.read().unwrap()
+    }
+    let mut answers = |socket: &mut _| -> Vec<bool> {
+        (0..4).map(|n| say(socket, &format!("m{n}")).to_text().unwrap().starts_with("echo: m")).collect()
+    };
+    let [mut first, mut second, mut other] = ["ann", "ann", "bob"].map(open);
+    assert_eq!(answers(&mut first), [true, true, true, false], "three of a connection");
+    assert_eq!(answers(&mut second), [true, true, false, false], "five of an account");
+    assert_eq!(answers(&mut other), [true, true, true, false]);
+    let slower = say(&mut first, "again");
+    assert!(slower.to_text().unwrap().starts_with("slow down: Too many requests"), "{slower}");
+    let closed = (0..20).map(|_| say(&mut second, "on")).find(tungstenite::Message::is_close);
+    let Some(tungstenite::Message::Close(Some(close))) = closed else { panic!("{closed:?}") };
+    assert_eq!(close.reason.as_str(), "too many messages");
+}
+
+#[test]
+fn openapi() {
+    let example = Example::run("openapi");
+    let page = Connection::open(example.address).send("GET", "/openapi.json", &[]);
+    let document: serde_json::Value = serde_json::from_str(&page.body).unwrap();
+    let response = &document["paths"]["/items"]["get"]["responses"]["429"];
+    assert_eq!(statuses(example.address, "/items", &[], 2), [200, 200]);
+    // What is documented is what is sent.
+    let denial = Connection::open(example.address).send("GET", "/items", &[]);
+    assert_eq!(denial.status, 429);
+    for field in response["headers"].as_object().unwrap().keys() {
+        assert!(denial.field(&field.to_lowercase()).is_some(), "{field} of {denial:?}");
+    }
+    assert!(response["content"].get(denial.field("content-type").unwrap()).is_some(), "{response}");
+    let body: serde_json::Value = serde_json::from_str(&denial.body).unwrap();
+    let documented = &document["components"]["schemas"]["Denial"];
+    let properties = documented["properties"].as_object().unwrap();
+    assert_eq!(properties.keys().collect::<Vec<_>>(), body.as_object().unwrap().keys().collect::<Vec<_>>());
+    for required in documented["required"].as_array().unwrap() {
+        assert!(body.get(required.as_str().unwrap()).is_some(), "{required}");
     }
 }
 
