@@ -62,11 +62,13 @@ impl Database {
     }
 }
 
+/// By key, with the time at which it was looked up, also of keys that are no customer's.
+type Cache = HashMap<String, (Instant, Option<Customer>)>;
+
 #[derive(Clone, Default)]
 struct Customers {
     database: Arc<Database>,
-    /// With the time at which each was looked up, also of keys that are no customer's.
-    known: Arc<Mutex<HashMap<String, (Instant, Option<Customer>)>>>,
+    known: Arc<Mutex<Cache>>,
 }
 
 const FRESH_FOR: Duration = Duration::from_secs(60);
