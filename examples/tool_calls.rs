@@ -57,18 +57,18 @@ fn answer(call: &Call) -> Value {
     }
 }
 
-async fn rpc(State(limiter): State<Limiter>, headers: HeaderMap, Json(calls): Json<Calls>) -> Response {
+async fn rpc(State(limiter): State<Limiter>, headers: HeaderMap, Json(request): Json<Calls>) -> Response {
     let Some(key) = headers.get("x-api-key") else { return StatusCode::UNAUTHORIZED.into_response() };
-    let each = match &calls {
+    let calls = match &request {
         Calls::Batch(calls) => &calls[..],
         Calls::One(call) => std::slice::from_ref(call),
     };
     // A batch is granted as a whole, or not at all. A sum that is too large stays too large.
-    let cells = each.iter().fold(0_u32, |sum, call| sum.saturating_add(cost(&call.method)));
-    if let Err(denied) = limiter.acquire_n("tools", key.as_bytes(), cells) {
+    let cost_of_all = calls.iter().fold(0_u32, |sum, call| sum.saturating_add(cost(&call.method)));
+    if let Err(denied) = limiter.acquire_n("tools", key.as_bytes(), cost_of_all) {
         return denied.into_response();
     }
-    match &calls {
+    match &request {
         Calls::Batch(calls) => Json(calls.iter().map(answer).collect::<Value>()).into_response(),
         Calls::One(call) => Json(answer(call)).into_response(),
     }

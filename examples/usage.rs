@@ -64,8 +64,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         // Not shown: a policy that counts all requests discloses the capacity of the service.
         Policy::global(Quota::per_second(5_000)),
     ]);
-    let limited = Router::new().route("/", get(|| async { "Hello!\n" })).layer(RateLimitLayer::new(&limiter));
-    let app = Router::new().route("/usage", get(usage)).with_state(limiter).merge(limited).layer(from_fn(find_plan));
+    let service = Router::new().route("/", get(|| async { "Hello!\n" })).layer(RateLimitLayer::new(&limiter));
+    let app = Router::new().route("/usage", get(usage)).with_state(limiter).merge(service).layer(from_fn(find_plan));
 
     let port = env::var("PORT").as_deref().unwrap_or("3000").parse()?;
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await?;

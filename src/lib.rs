@@ -23,10 +23,11 @@
 //! | write a rate and a burst | [`Quota`] |
 //! | choose what is counted, and for which requests | [`Policy`], [`key`] |
 //! | combine policies, share them, decide without a service | [`Limiter`] |
+//! | limit by a name in a body, a message, a job, an outgoing call | [`Limiter::acquire`], [`Policy::by_key`] |
 //! | apply them to a service | [`RateLimitLayer`], [`RateLimit`] |
 //! | change the response to denied requests | [`response`], [`Denied`] |
 //! | choose what clients learn | [`headers`], [`policy::Advertise`] |
-//! | test with a clock that you move | [`clock`] |
+//! | test with a clock that you move | [`guide::testing`], [`clock`] |
 //! | learn how it works, and its invariants | `docs/architecture.md` |
 //!
 //! # Guarantees
@@ -45,12 +46,13 @@
 //! No feature is on by default, and a feature only adds.
 //!
 //! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default response in
-//!   axum's body.
+//!   axum's body; denials as responses of handlers.
 //! - `metrics`: counts decisions, keys and sweeps through the `metrics` crate; no key is ever a
 //!   label.
 //! - `redis`: one limit for many processes, see `redis`. Needs tokio, and Rust 1.88.
 //! - `serde`: quotas and policies from configuration, see [`Quota`] and `config`.
-//! - `tonic`: reads the peer of tonic's TCP connections; the default response in tonic's body.
+//! - `tonic`: reads the peer of tonic's TCP connections; the default response in tonic's body;
+//!   denials as a `tonic::Status`.
 //! - `tracing`: events for denials, missing keys, and policies near their maximum number of keys.
 
 mod bucket;
@@ -58,6 +60,7 @@ pub mod clock;
 #[cfg(feature = "serde")]
 pub mod config;
 pub mod decision;
+pub mod guide;
 pub mod key;
 pub mod limiter;
 mod middleware;

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// From the top. `docs/architecture.md` shows the same order.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "sync",
     "clock",
     "quota",
@@ -24,6 +24,7 @@ const ORDER: [&str; 15] = [
     "response",
     "middleware",
     "redis",
+    "guide",
 ];
 
 /// A path that some code names, such as `crate::key::{Key}`, in segments.

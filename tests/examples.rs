@@ -362,6 +362,12 @@ fn tool_calls() {
     assert_eq!(missing.status, 401);
 }
 
+/// Sends a message, and reads the answer.
+fn say(socket: &mut tungstenite::WebSocket<std::net::TcpStream>, text: &str) -> tungstenite::Message {
+    socket.send(text.to_owned().into()).unwrap();
+    socket.read().unwrap()
+}
+
 #[test]
 fn websocket() {
     let example = Example::run("websocket");
@@ -378,11 +384,7 @@ fn websocket() {
         let stream = std::net::TcpStream::connect(example.address).unwrap();
         tungstenite::client(request, stream).unwrap().0
     };
-    fn say(socket: &mut tungstenite::WebSocket<std::net::TcpStream>, text: &str) -> tungstenite::Message {
-        socket.send(text.to_owned().into()).unwrap();
-        socket.read().unwrap()
-    }
-    let mut answers = |socket: &mut _| -> Vec<bool> {
+    let answers = |socket: &mut _| -> Vec<bool> {
         (0..4).map(|n| say(socket, &format!("m{n}")).to_text().unwrap().starts_with("echo: m")).collect()
     };
     let [mut first, mut second, mut other] = ["ann", "ann", "bob"].map(open);

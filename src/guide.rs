@@ -1,0 +1,6 @@
+//! The guide, chapter by chapter, as it is in the folder `docs`.
+//!
+//! This file must not contain code.
+
+#[doc = include_str!("../docs/testing.md")]
+pub mod testing {}
