@@ -11,7 +11,7 @@ use super::{
     Limiter,
     acquire::Grant,
     admission::Admission,
-    error::{AcquireError, UnknownPolicy},
+    error::AcquireError,
     policy_set::Demands,
     reservation::{MAX_PATIENCE, Reservation, ReservedCells},
 };
@@ -67,7 +67,7 @@ impl Limiter {
     /// When the policy denies, or there is no policy of this name. More cells than the burst can
     /// never be granted.
     pub fn acquire_n(&self, policy: &str, key: impl IntoKey, cells: u32) -> Result<Admission, AcquireError> {
-        let demand = self.demand(policy, key, cells, None)?;
+        let demand = self.set().demand_by_key(policy, key, cells, None)?;
         self.acquire_one(demand)
     }
 
@@ -87,7 +87,7 @@ impl Limiter {
         plan: Quota,
         cells: u32,
     ) -> Result<Admission, AcquireError> {
-        let (index, demand) = self.demand(policy, key, cells, Some(plan))?;
+        let (index, demand) = self.set().demand_by_key(policy, key, cells, Some(plan))?;
         // A bucket that remembers no plan does not see that it is another quota.
         self.parts.buckets.each[index].allow_quota(plan);
         self.acquire_one((index, demand))
@@ -165,7 +165,7 @@ impl Limiter {
         cells: u32,
         patience: Duration,
     ) -> Result<Reservation<Self>, AcquireError> {
-        let demand = self.demand(policy, key, cells, None)?;
+        let demand = self.set().demand_by_key(policy, key, cells, None)?;
         let patience = Nanos::from(patience).min(MAX_PATIENCE);
         self.parts.buckets.allow_slack(demand.0, patience);
         let mut receipts = Receipts::default();
@@ -194,17 +194,6 @@ impl Limiter {
             Standing::of(set.policies()[*index].name(), quota, backlog)
         };
         Ok(demands.iter().filter(|demand| set.is_advertised(demand)).map(standing).collect())
-    }
-
-    fn demand(
-        &self,
-        policy: &str,
-        key: impl IntoKey,
-        cells: u32,
-        plan: Option<Quota>,
-    ) -> Result<(usize, Demand), UnknownPolicy> {
-        let (index, policy) = self.set().find(policy)?;
-        Ok((index, policy.demand_by_key(self.key_of(key), cells, plan, || self.set().quota(index))))
     }
 
     #[inline(always)]

@@ -229,6 +229,23 @@ impl PolicySet {
         found.ok_or_else(|| UnknownPolicy::new(name, self.policies.iter().map(Policy::name)))
     }
 
+    /// What a caller asks of the policy that it names, by the quota `plan` if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy of this name.
+    #[inline]
+    pub(crate) fn demand_by_key(
+        &self,
+        name: &str,
+        key: impl IntoKey,
+        cells: u32,
+        plan: Option<Quota>,
+    ) -> Result<(usize, Demand), UnknownPolicy> {
+        let (index, policy) = self.find(name)?;
+        Ok((index, policy.demand_by_key(key.key(&self.hasher), cells, plan, || self.quota(index))))
+    }
+
     /// What a caller asks of the policies that it names, each with a key and cells, in the
     /// limiter's order.
     ///
@@ -242,11 +259,11 @@ impl PolicySet {
     ) -> Result<Demands, AcquireError> {
         let mut demands = Demands::new();
         for (name, key, cells) in wanted {
-            let (index, policy) = self.find(name)?;
-            if demands.iter().any(|(other, _)| *other == index) {
+            let demand = self.demand_by_key(name, key, *cells, None)?;
+            if demands.iter().any(|(other, _)| *other == demand.0) {
                 return Err(AcquireError::RepeatedPolicy((*name).to_owned()));
             }
-            demands.push((index, policy.demand_by_key(key.key(&self.hasher), *cells, None, || self.quota(index))));
+            demands.push(demand);
         }
         demands.sort_unstable_by_key(|(index, _)| *index);
         Ok(demands)

@@ -156,10 +156,7 @@ impl RedisLimiter {
         cells: u32,
         plan: Option<Quota>,
     ) -> Result<Demands, AcquireError> {
-        let set = &self.parts.set;
-        let (index, policy) = set.find(policy)?;
-        let demand = policy.demand_by_key(self.key_of(key), cells, plan, || set.quota(index));
-        Ok(smallvec![(index, demand)])
+        Ok(smallvec![self.parts.set.demand_by_key(policy, key, cells, plan)?])
     }
 
     async fn admission(&self, demands: Result<Demands, AcquireError>) -> Result<Admission, AcquireError> {
