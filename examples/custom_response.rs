@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let limit = RateLimitLayer::per_ip(quota).respond_to(|head, denied| {
         // Browsers name HTML; what else is asked for does not matter here.
         let accept = head.headers().get(ACCEPT).map_or(&b""[..], |value| value.as_bytes());
-        let seconds = denied.retry_after_seconds();
+        let seconds = denied.retry_after();
         if accept.windows(9).any(|part| part == b"text/html") {
             let when = seconds.map_or_else(String::new, |seconds| format!(" in {seconds} seconds"));
             (denied.status(), Html(format!("<h1>One moment</h1>\n<p>Please try again{when}.</p>\n"))).into_response()

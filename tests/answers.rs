@@ -508,9 +508,8 @@ fn an_answer_of_ones_own_is_completed_and_never_overwritten() {
     assert_eq!(field(&denial, "retry-after").unwrap(), "7");
     assert_eq!(field(&denial, "cache-control").unwrap(), "no-store");
     assert_eq!(field(&denial, "ratelimit").unwrap(), r#""per-ip";r=0;t=3600"#);
-    let by_request = layer.respond_to(|head, denied| {
-        Response::new(format!("{} {}", head.uri().path(), denied.retry_after_seconds().unwrap()))
-    });
+    let by_request = layer
+        .respond_to(|head, denied| Response::new(format!("{} {}", head.uri().path(), denied.retry_after().unwrap())));
     assert_eq!(ask(&by_request).body(), "/ 3600");
 }
 
@@ -692,7 +691,7 @@ fn no_time_that_clients_learn_has_more_than_31_bits_of_seconds() {
     }
     let (limiter, _clock) = support::limiter([everyone(Quota::per_second(1))]);
     limiter.block("per-ip", 0_u64, Duration::MAX).unwrap();
-    assert_eq!(limiter.decide(&Request::new(())).denied().unwrap().retry_after_seconds(), Some(BOUND));
+    assert_eq!(limiter.decide(&Request::new(())).denied().unwrap().retry_after(), Some(BOUND));
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn a_key_has_its_burst_and_then_waits_as_a_request_does() {
     }
     let refused = denied(limiter.acquire("account", "alice"));
     assert_eq!((refused.reason(), refused.policy()), (Reason::Exceeded, "account"));
-    assert_eq!(refused.retry_after(), Some(Duration::from_secs(10)));
+    assert_eq!(refused.wait(), Some(Duration::from_secs(10)));
     assert!(limiter.acquire("account", "bob").is_ok());
     clock.advance(Duration::from_secs(10));
     assert!(limiter.acquire("account", "alice").is_ok());
@@ -63,10 +63,10 @@ fn a_key_has_its_burst_and_then_waits_as_a_request_does() {
 fn several_cells_are_acquired_together_or_not() {
     let (limiter, _) = accounts(Quota::per_minute(10));
     limiter.acquire_n("account", 7, 8).unwrap();
-    assert_eq!(denied(limiter.acquire_n("account", 7, 3)).retry_after(), Some(Duration::from_secs(6)));
+    assert_eq!(denied(limiter.acquire_n("account", 7, 3)).wait(), Some(Duration::from_secs(6)));
     assert_eq!(remaining(&limiter, "account", 7), 2);
     let never = denied(limiter.acquire_n("account", 8, 11));
-    assert_eq!((never.reason(), never.retry_after()), (Reason::CostAboveBurst, None));
+    assert_eq!((never.reason(), never.wait()), (Reason::CostAboveBurst, None));
     assert!(limiter.acquire_n("account", 7, 0).is_ok());
 }
 
@@ -209,7 +209,7 @@ fn shadow_mode_blocks_bans_and_the_cap_are_those_of_requests() {
     let (blocking, clock) = accounts(Quota::per_hour(10));
     blocking.block("account", "mallory", MINUTE).unwrap();
     let refused = denied(blocking.acquire("account", "mallory"));
-    assert_eq!((refused.reason(), refused.retry_after()), (Reason::Blocked, Some(MINUTE)));
+    assert_eq!((refused.reason(), refused.wait()), (Reason::Blocked, Some(MINUTE)));
     clock.advance(MINUTE);
     assert!(blocking.acquire("account", "mallory").is_ok());
 
@@ -280,9 +280,9 @@ fn reservations_are_served_in_order_each_when_its_cell_is_there() {
     let line: Vec<_> = (0..4).map(|_| reserve(MINUTE).unwrap()).collect();
     assert_eq!(line.iter().map(waits).collect::<Vec<_>>(), [0, 1, 2, 3]);
     // Nobody overtakes them, and who has less patience is denied with the wait of the line.
-    assert_eq!(denied(limiter.acquire("account", 7)).retry_after(), Some(Duration::from_secs(4)));
+    assert_eq!(denied(limiter.acquire("account", 7)).wait(), Some(Duration::from_secs(4)));
     let refused = reserve(3 * SECOND).unwrap_err();
-    assert_eq!(refused.denied().unwrap().retry_after(), Some(Duration::from_secs(4)));
+    assert_eq!(refused.denied().unwrap().wait(), Some(Duration::from_secs(4)));
     clock.advance(SECOND + SECOND / 2);
     assert_eq!(line[2].wait(), Some(SECOND / 2));
     assert_eq!(line.iter().map(waits).collect::<Vec<_>>(), [0, 0, 0, 1]);
@@ -317,7 +317,7 @@ fn a_reservation_waits_for_several_cells_and_at_most_a_day() {
     let reservation = limiter.reserve_n("account", 7, 24, Duration::MAX).unwrap();
     assert_eq!(reservation.wait(), Some(24 * 60 * MINUTE));
     assert!(limiter.reserve_n("account", 7, 1, Duration::MAX).is_err());
-    assert_eq!(limiter.reserve_n("account", 8, 101, Duration::MAX).unwrap_err().denied().unwrap().retry_after(), None);
+    assert_eq!(limiter.reserve_n("account", 8, 101, Duration::MAX).unwrap_err().denied().unwrap().wait(), None);
 }
 
 #[test]
@@ -429,8 +429,8 @@ fn a_paused_key_is_granted_nothing_and_nothing_comes_back_to_it() {
     clock.advance(MINUTE / 2);
     assert_eq!(limiter.paused_for("account", 7).unwrap(), Some(MINUTE / 2));
     let refused = denied(limiter.acquire("account", 7));
-    assert_eq!((refused.reason(), refused.retry_after()), (Reason::Exceeded, Some(MINUTE / 2)));
-    let wait = |cells| denied(limiter.acquire_n("account", 7, cells)).retry_after();
+    assert_eq!((refused.reason(), refused.wait()), (Reason::Exceeded, Some(MINUTE / 2)));
+    let wait = |cells| denied(limiter.acquire_n("account", 7, cells)).wait();
     assert_eq!((wait(2), wait(3), wait(4)), (Some(MINUTE / 2 + SECOND), Some(MINUTE / 2 + 2 * SECOND), None));
     // No cells now, and the next one at the end.
     let standing = limiter.peek("account", 7).unwrap();
@@ -511,10 +511,10 @@ fn reservations_move_with_a_pause_and_stay_in_line() {
         assert_eq!(line[2].wait(), None);
         limiter.pause("key", 7, 3 * SECOND).unwrap();
         assert_eq!([&line[3], &late].map(wait), [7, 9].map(|half| half * SECOND / 2));
-        assert_eq!(denied(limiter.acquire("key", 7)).retry_after(), Some(11 * SECOND / 2));
+        assert_eq!(denied(limiter.acquire("key", 7)).wait(), Some(11 * SECOND / 2));
         // The last in line gives its cell back, wherever it stands by now.
         drop(late);
-        assert_eq!(denied(limiter.acquire("key", 7)).retry_after(), Some(9 * SECOND / 2));
+        assert_eq!(denied(limiter.acquire("key", 7)).wait(), Some(9 * SECOND / 2));
     }
 }
 
@@ -576,7 +576,7 @@ fn a_policy_at_its_cap_pauses_a_key_and_no_other() {
     // These share a bucket.
     limiter.acquire("by-key", 2).unwrap();
     limiter.pause("by-key", 2, MINUTE).unwrap();
-    assert_eq!(denied(limiter.acquire("by-key", 2)).retry_after(), Some(MINUTE));
+    assert_eq!(denied(limiter.acquire("by-key", 2)).wait(), Some(MINUTE));
     assert!(limiter.reserve("by-key", 2, 2 * MINUTE).is_err());
     clock.advance(SECOND);
     assert!((3..40).any(|key| limiter.acquire("by-key", key).is_ok()));

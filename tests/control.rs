@@ -248,7 +248,7 @@ fn a_blocked_key_is_denied_until_the_block_ends_and_loses_no_cells() {
     let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_hour(3)), Policy::global(Quota::per_hour(100))]);
     limiter.block("per-ip", key(&limiter, A), Duration::from_millis(60_500)).unwrap();
     let denied = limiter.decide(&from_ip(A)).denied().unwrap();
-    assert_eq!((denied.reason(), denied.retry_after_seconds(), denied.policy()), (Reason::Blocked, Some(61), "per-ip"));
+    assert_eq!((denied.reason(), denied.retry_after(), denied.policy()), (Reason::Blocked, Some(61), "per-ip"));
     assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(denied.to_string(), "Requests are temporarily blocked by the policy \"per-ip\". Retry in 61 s.");
     assert_eq!(admitted(&limiter, &from_ip(B), 9), 3, "nobody else is");
@@ -379,7 +379,7 @@ mod bans {
         for _ in 0..20 {
             if let Decision::Deny(denied) = limiter.decide(&from_ip(A)) {
                 if denied.reason() == Reason::Blocked {
-                    return denied.retry_after().unwrap();
+                    return denied.wait().unwrap();
                 }
             }
         }
@@ -486,7 +486,7 @@ mod bans {
         assert!(admits(&limiter, &from_ip(A)));
         for _ in 0..2 {
             let denied = limiter.decide(&from_ip(A)).denied().unwrap();
-            assert_eq!((denied.reason(), denied.retry_after()), (Reason::Blocked, Some(60 * MINUTE)));
+            assert_eq!((denied.reason(), denied.wait()), (Reason::Blocked, Some(60 * MINUTE)));
         }
         let (costly, _clock) = support::limiter([Policy::per(PeerIp, Quota::per_hour(1)).cost_by(|_| 2)]);
         costly.block("per-ip", key(&costly, A), MINUTE).unwrap();
@@ -515,7 +515,7 @@ mod shadow {
         assert_eq!(would, [fine.clone(), fine, short.clone(), short]);
         let denied = limiter.decide(&from_ip(A)).denied().unwrap();
         assert_eq!(denied.violated().map(|standing| standing.policy()).collect::<Vec<_>>(), ["real"]);
-        assert_eq!(denied.retry_after(), Some(Duration::from_secs(15)), "its longer wait does not count");
+        assert_eq!(denied.wait(), Some(Duration::from_secs(15)), "its longer wait does not count");
         // What it would have denied it has not drawn: half a minute later one cell is back.
         clock.advance(Duration::from_secs(30));
         assert_eq!(limiter.peek("per-ip", key(&limiter, A)).unwrap().remaining(), 1);
@@ -615,8 +615,8 @@ fn a_retry_after_the_reported_time_of_a_block_is_allowed() {
         let _ = full.decide(&newcomer);
     }
     let wait = full.decide(&newcomer).denied().unwrap();
-    assert_eq!((wait.reason(), wait.retry_after().unwrap().as_secs()), (Reason::Blocked, 3_597));
-    clock.advance(wait.retry_after().unwrap());
+    assert_eq!((wait.reason(), wait.wait().unwrap().as_secs()), (Reason::Blocked, 3_597));
+    clock.advance(wait.wait().unwrap());
     assert!(admits(&full, &newcomer));
 
     let (changed, clock) = limiter([Policy::per(Header::new("k"), Quota::per_minute(5)).named("p")]);
@@ -625,7 +625,7 @@ fn a_retry_after_the_reported_time_of_a_block_is_allowed() {
     changed.set_quota("p", Quota::per_second(100)).unwrap();
     changed.block("p", changed.key_of("client"), Duration::from_secs(5)).unwrap();
     let wait = changed.decide(&client).denied().unwrap();
-    assert_eq!((wait.reason(), wait.retry_after()), (Reason::Blocked, Some(Duration::from_secs(5))));
+    assert_eq!((wait.reason(), wait.wait()), (Reason::Blocked, Some(Duration::from_secs(5))));
     clock.advance(Duration::from_secs(5));
     assert!(admits(&changed, &client), "the debt of two bursts began when it was found");
 }

@@ -39,10 +39,10 @@ fn decide(limiter: &Limiter, cost: u32) -> Verdict {
     match limiter.decide(&request(cost)) {
         Decision::Allow(_) => Verdict::Allow,
         Decision::Deny(denied) if denied.reason() == Reason::CostAboveBurst => {
-            assert_eq!((denied.retry_after(), denied.retry_after_seconds()), (None, None));
+            assert_eq!((denied.wait(), denied.retry_after()), (None, None));
             Verdict::Never
         }
-        Decision::Deny(denied) => Verdict::Wait(denied.retry_after().unwrap()),
+        Decision::Deny(denied) => Verdict::Wait(denied.wait().unwrap()),
     }
 }
 
@@ -85,7 +85,7 @@ fn c_gcra_v2_a_hundred_per_second_burst_ten() {
     assert_eq!(decide(&limiter, 1), Verdict::Wait(ns(10_000_000)));
     at(9_999_999);
     let denied = limiter.decide(&request(1)).denied().unwrap();
-    assert_eq!((denied.retry_after(), denied.retry_after_seconds()), (Some(ns(1)), Some(1)));
+    assert_eq!((denied.wait(), denied.retry_after()), (Some(ns(1)), Some(1)));
     at(10_000_000);
     assert_eq!(decide(&limiter, 1), Verdict::Allow);
     assert_eq!(decide(&limiter, 1), Verdict::Wait(ns(10_000_000)));
@@ -101,7 +101,7 @@ fn ari05_retry_after_is_rounded_up_to_whole_seconds() {
     assert_eq!(decide(&limiter, 1), Verdict::Allow);
     for (now, seconds) in [(0, 10), (1, 10), (999, 10), (1_000, 9), (8_001, 2), (9_000, 1), (9_999, 1)] {
         clock.set(Duration::from_millis(now));
-        assert_eq!(limiter.decide(&request(1)).denied().unwrap().retry_after_seconds(), Some(seconds), "{now} ms");
+        assert_eq!(limiter.decide(&request(1)).denied().unwrap().retry_after(), Some(seconds), "{now} ms");
     }
 }
 

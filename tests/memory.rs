@@ -247,7 +247,7 @@ fn m4_deny_and_allow_are_written_out() {
 
     let (denying, clock) = full(AtCap::Deny);
     let denied = denying.decide(&newcomer).denied().unwrap();
-    assert_eq!((denied.reason(), denied.retry_after_seconds()), (Reason::AtCapacity, None));
+    assert_eq!((denied.reason(), denied.retry_after()), (Reason::AtCapacity, None));
     assert_eq!(denying.peek("global", tower_quota::Key::GLOBAL).unwrap().remaining(), 19, "a denial has charged");
     clock.advance(Duration::from_secs(3_600));
     denying.sweep();

@@ -40,7 +40,7 @@ proptest! {
                 Ok(Ok(())) => prop_assert!(decision.is_allowed()),
                 Ok(Err(not_until)) => {
                     let wait = not_until.wait_time_from(governor::clock::Clock::now(&their_clock));
-                    prop_assert_eq!(decision.denied().and_then(|denied| denied.retry_after()), Some(wait));
+                    prop_assert_eq!(decision.denied().and_then(|denied| denied.wait()), Some(wait));
                 }
                 Err(_) => prop_assert_eq!(decision.denied().map(|denied| denied.reason()), Some(Reason::CostAboveBurst)),
             }

@@ -77,7 +77,7 @@ fn the_wait_is_the_longest_of_the_violated_policies() {
     let request = Request::new(());
     assert!(admits(&limiter, &request));
     let denied = limiter.decide(&request).denied().unwrap();
-    assert_eq!(denied.retry_after(), Some(Duration::from_secs(60)));
+    assert_eq!(denied.wait(), Some(Duration::from_secs(60)));
     assert_eq!(
         denied.violated().map(|standing| standing.policy().to_owned()).collect::<Vec<_>>(),
         ["second", "minute"]
@@ -122,7 +122,7 @@ fn id08_a_missing_key_has_the_documented_outcome() {
     let status = |policy: Policy| {
         let (limiter, _clock) = limiter([policy]);
         let denied = limiter.decide(&Request::new(())).denied().expect("denied");
-        assert_eq!((denied.reason(), denied.retry_after()), (Reason::MissingKey, None));
+        assert_eq!((denied.reason(), denied.wait()), (Reason::MissingKey, None));
         assert_eq!(denied.violated().count(), 0);
         assert!(limiter.is_empty());
         denied.status()
@@ -179,7 +179,7 @@ fn a_policy_that_can_never_grant_hides_the_waits_of_the_others() {
     let (limiter, _clock) =
         limiter([Policy::global(TEN).named("a"), Policy::global(Quota::per_second(5)).named("b").cost_by(|_| 6)]);
     let denied = limiter.decide(&Request::new(())).denied().unwrap();
-    assert_eq!((denied.reason(), denied.retry_after_seconds()), (Reason::CostAboveBurst, None));
+    assert_eq!((denied.reason(), denied.retry_after()), (Reason::CostAboveBurst, None));
     assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(denied.policy(), "b");
     assert_eq!(denied.to_string(), "The request costs more than is ever allowed at once. Waiting does not help.");

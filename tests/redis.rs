@@ -102,7 +102,7 @@ async fn a_denial_reports_how_the_bucket_stands_and_when_to_retry() {
     }
     let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
     assert_eq!(denied.reason(), Reason::Exceeded);
-    let wait = denied.retry_after().unwrap();
+    let wait = denied.wait().unwrap();
     assert!(wait <= Duration::from_secs(720) && wait > Duration::from_secs(700), "{wait:?}");
 }
 
@@ -197,7 +197,7 @@ async fn rds11_a_denial_is_cached_until_it_ends_and_for_its_key_only() {
     let short =
         connected(builder(&server.url(), OnFailure::Closed).policy(by_header(Quota::per_second(50).burst(1)))).await;
     assert!(admits(&short, "c").await);
-    let wait = short.decide(&with_header("k", "c")).await.denied().unwrap().retry_after().unwrap();
+    let wait = short.decide(&with_header("k", "c")).await.denied().unwrap().wait().unwrap();
     #[expect(clippy::disallowed_methods, reason = "the server's clock is the one that counts")]
     let start = Instant::now();
     eventually(|| admits(&short, "c")).await;
@@ -256,7 +256,7 @@ async fn s3_building_never_connects_and_without_a_server_the_builder_s_word_coun
     let closed = build(OnFailure::Closed);
     let denied = closed.decide(&with_header("k", "a")).await.denied().unwrap();
     assert_eq!(
-        (denied.reason(), denied.status(), denied.retry_after()),
+        (denied.reason(), denied.status(), denied.wait()),
         (Reason::Unavailable, StatusCode::SERVICE_UNAVAILABLE, None)
     );
     assert_eq!(admitted(&build(OnFailure::Open), "a", 100).await, 100);
@@ -464,7 +464,7 @@ async fn s7_a_server_whose_clock_steps_locks_no_client_out_and_admits_one_burst_
     assert_eq!(admitted(&fresh().await, "a", 10).await, 5);
     server.step_clock(-3_600);
     let late = fresh().await;
-    let wait = late.decide(&with_header("k", "a")).await.denied().unwrap().retry_after().unwrap();
+    let wait = late.decide(&with_header("k", "a")).await.denied().unwrap().wait().unwrap();
     assert!(wait <= Duration::from_secs(1), "{wait:?}");
     eventually(|| admits(&late, "a")).await;
     assert!(admitted(&fresh().await, "b", 10).await >= 5);
@@ -598,7 +598,7 @@ async fn rds09_a_foreign_value_affects_no_other_key() {
         }
         let limiter = fresh().await;
         let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
-        assert_eq!(denied.retry_after(), Some(Duration::from_secs(720)), "{denied:?}");
+        assert_eq!(denied.wait(), Some(Duration::from_secs(720)), "{denied:?}");
         let ttl: u64 = server.cli(&["PTTL", key]).parse().unwrap();
         assert!(ttl <= 3_600_001, "and what was moved is written: {ttl}");
         for block in ["b", "n"] {
@@ -710,7 +710,7 @@ async fn a_banned_key_has_an_accurate_wait() {
     for denial in ["by Redis", "from the cache"] {
         let denied = limiter.decide(&with_header("k", "a")).await.denied().unwrap();
         assert_eq!(denied.reason(), Reason::Blocked, "{denial}");
-        assert!(denied.retry_after().unwrap() > Duration::from_secs(1_700), "{denial}: {denied}");
+        assert!(denied.wait().unwrap() > Duration::from_secs(1_700), "{denial}: {denied}");
     }
 }
 

@@ -66,13 +66,13 @@ async fn a_key_has_one_bucket_for_all_processes() {
         for limiter in [&here, &there] {
             let refused = denied(limiter.acquire("account", "alice").await);
             assert_eq!(refused.reason(), Reason::Exceeded);
-            assert!(refused.retry_after().is_some_and(|wait| wait <= 12 * MINUTE));
+            assert!(refused.wait().is_some_and(|wait| wait <= 12 * MINUTE));
         }
         // What is refunded here is there at once: no denial is remembered.
         admission.refund();
         eventually(async || there.acquire("account", "alice").await.is_ok()).await;
         let never = denied(here.acquire_n("account", "bob", 6).await);
-        assert_eq!((never.reason(), never.retry_after()), (Reason::CostAboveBurst, None));
+        assert_eq!((never.reason(), never.wait()), (Reason::CostAboveBurst, None));
         assert!(matches!(here.acquire("acount", "bob").await, Err(AcquireError::UnknownPolicy(_))));
         here.block("account", "bob", MINUTE).await.unwrap();
         assert_eq!(denied(there.acquire("account", "bob").await).reason(), Reason::Blocked);
@@ -195,15 +195,14 @@ async fn a_pause_counts_in_all_processes_and_moves_who_waits_already() {
             let left = limiter.paused_for("the partner", partner).await.unwrap().unwrap();
             assert!(left > 9 * MINUTE && left <= 10 * MINUTE, "{left:?}");
             let refused = denied(limiter.acquire("the partner", partner).await);
-            assert!(refused.retry_after().unwrap() > 10 * MINUTE, "{refused:?}");
+            assert!(refused.wait().unwrap() > 10 * MINUTE, "{refused:?}");
             assert_eq!(remaining(limiter, "the partner", partner).await, 0);
         }
         // Who gives up behind a pause returns its place.
         let late = there.reserve("the partner", partner, 20 * MINUTE).await.unwrap();
         assert!(late.wait().unwrap() > 11 * MINUTE);
         drop(late);
-        eventually(async || denied(there.acquire("the partner", partner).await).retry_after().unwrap() < 12 * MINUTE)
-            .await;
+        eventually(async || denied(there.acquire("the partner", partner).await).wait().unwrap() < 12 * MINUTE).await;
 
         assert!(there.reset("the partner", partner).await.unwrap());
         assert_eq!(here.paused_for("the partner", partner).await.unwrap(), None);
@@ -223,7 +222,7 @@ async fn a_pause_that_is_known_outlasts_redis() {
     server.signal("-STOP");
     eventually(async || limiter.acquire("account", "bob").await.is_ok() && !limiter.is_connected()).await;
     let refused = denied(limiter.acquire("account", "alice").await);
-    assert!(refused.retry_after().is_some_and(|wait| wait <= MINUTE && wait > MINUTE / 2), "{refused:?}");
+    assert!(refused.wait().is_some_and(|wait| wait <= MINUTE && wait > MINUTE / 2), "{refused:?}");
     server.signal("-CONT");
 }
 

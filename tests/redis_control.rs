@@ -226,7 +226,7 @@ async fn what_is_done_to_a_key_is_seen_by_whoever_asks() {
         assert_eq!(other.peek("per-k", "a").await.unwrap().remaining(), 2);
         assert_eq!(other.charge("per-k", "a", 4).await.unwrap().remaining(), 0);
         let denied = one.decide(&with_header("k", "a")).await.denied().unwrap();
-        let wait = denied.retry_after().unwrap();
+        let wait = denied.wait().unwrap();
         assert!(wait > Duration::from_secs(2 * 720 + 700) && wait <= Duration::from_secs(3 * 720), "{wait:?}");
 
         assert!(other.reset("per-k", "a").await.unwrap());
@@ -236,7 +236,7 @@ async fn what_is_done_to_a_key_is_seen_by_whoever_asks() {
         other.block("per-k", "a", MINUTE).await.unwrap();
         let denied = one.decide(&with_header("k", "a")).await.denied().unwrap();
         assert_eq!(denied.reason(), Reason::Blocked);
-        let wait = denied.retry_after().unwrap();
+        let wait = denied.wait().unwrap();
         assert!(wait > MINUTE / 2 && wait <= MINUTE, "{wait:?}");
         let left = one.blocked_for("per-k", "a").await.unwrap().unwrap();
         assert!(left > MINUTE / 2 && left <= MINUTE, "{left:?}");
@@ -279,7 +279,7 @@ async fn a_ban_is_obeyed_by_all() {
     assert_eq!(admitted(&strict, "a", 8).await, 5);
     eventually(async || {
         let denied = other.decide(&with_header("k", "a")).await.denied().unwrap();
-        denied.reason() == Reason::Blocked && denied.retry_after().is_some_and(|wait| wait > Duration::from_secs(600))
+        denied.reason() == Reason::Blocked && denied.wait().is_some_and(|wait| wait > Duration::from_secs(600))
     })
     .await;
     let left = other.blocked_for("per-k", "a").await.unwrap().unwrap();

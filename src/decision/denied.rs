@@ -148,25 +148,29 @@ impl Denied {
         }
     }
 
-    /// Returns the time after which the same request is allowed unless others consume the quota
-    /// first: the longest of all policies, to the nanosecond. Returns `None` where no wait helps.
-    #[must_use]
-    pub fn retry_after(&self) -> Option<Duration> {
-        self.summary.wait().map(Into::into)
-    }
-
-    /// Returns the value of the `Retry-After` field (RFC 9110 §10.2.3):
-    /// [`retry_after`](Self::retry_after) in whole seconds, rounded up, at least 1, with the
-    /// layer's [jitter](crate::RateLimitLayer::jitter). Returns `None` also where a policy that
+    /// Returns the value of the `Retry-After` field (RFC 9110 §10.2.3) in seconds: the
+    /// [`wait`](Self::wait) rounded up, at least 1, with the layer's
+    /// [jitter](crate::RateLimitLayer::jitter). Use it in a body, too: a client that comes after as
+    /// many seconds is never early. Returns `None` where no wait helps, and where a policy that
     /// denied [advertises nothing](crate::policy::Advertise::Nothing).
     ///
     /// At most 2,147,483,647 seconds, which are 68 years: many clients read no larger number. Of a
     /// longer wait (a block without an end, for instance) clients learn this bound.
     #[must_use]
-    pub fn retry_after_seconds(&self) -> Option<u64> {
+    pub fn retry_after(&self) -> Option<u64> {
         // Rounded up here instead of through a duration, because each denial does this.
         let wait = self.summary.wait().filter(|_| !self.is_silent())?;
         Some(wait.seconds_up().saturating_add(self.jitter).clamp(1, LONGEST_ADVERTISED.as_secs()))
+    }
+
+    /// Returns the time after which the same request is allowed unless others consume the quota
+    /// first: the longest of all policies, to the nanosecond. Returns `None` where no wait helps.
+    ///
+    /// It is not for clients: it may disclose what a policy does not
+    /// [advertise](crate::Policy::advertise).
+    #[must_use]
+    pub fn wait(&self) -> Option<Duration> {
+        self.summary.wait().map(Into::into)
     }
 
     /// The wait that clients may know: to the nanosecond where every policy that denied names
@@ -175,7 +179,7 @@ impl Denied {
         let wait = match self.summary.disclosure {
             Disclosure::Nothing => None,
             Disclosure::WholeSeconds => self.summary.wait().map(|wait| Duration::from_secs(wait.seconds_up())),
-            Disclosure::Exact => self.retry_after(),
+            Disclosure::Exact => self.wait(),
         };
         wait.map(|wait| wait.saturating_add(Duration::from_secs(self.jitter)))
     }
@@ -279,7 +283,7 @@ impl Denied {
         };
         let policy = policy.map(|policy| &self.policies[policy]);
         let named = policy.filter(|policy| policy.advertised().names_the_policy());
-        Message { retry_in: self.retry_after_seconds(), ..Message::of(reason, self.status(), named) }
+        Message { retry_in: self.retry_after(), ..Message::of(reason, self.status(), named) }
     }
 }
 
@@ -296,7 +300,7 @@ impl fmt::Debug for Denied {
         f.debug_struct("Denied")
             .field("reason", &self.reason())
             .field("policy", &self.policy())
-            .field("retry_after", &self.retry_after())
+            .field("wait", &self.wait())
             .finish_non_exhaustive()
     }
 }

@@ -27,9 +27,11 @@ impl<'a> Message<'a> {
     /// The message without the time to retry in.
     pub(crate) fn of(reason: Reason, status: StatusCode, named: Option<&'a Policy>) -> Self {
         let (start, preposition, end) = match reason {
-            Reason::MissingKey if status == StatusCode::INTERNAL_SERVER_ERROR => {
-                ("The server is not configured to identify clients", " for the policy ", ".")
-            }
+            Reason::MissingKey if status == StatusCode::INTERNAL_SERVER_ERROR => (
+                "The server is not configured to identify clients",
+                " for the policy ",
+                ". Its log, or its standard error, says what is missing.",
+            ),
             Reason::MissingKey => ("The request has no key", " for the policy ", "."),
             Reason::CostAboveBurst => {
                 ("The request costs more than is ever allowed at once", " by the policy ", ". Waiting does not help.")

@@ -209,9 +209,15 @@ pub(super) fn peer(extensions: &Extensions) -> Option<IpAddr> {
 /// A connection whose other end is unknown.
 pub(super) const NO_PEER: Missing = Missing::Reject(StatusCode::INTERNAL_SERVER_ERROR);
 
+#[cfg(feature = "axum")]
 pub(super) const REMEDY: &str = "over TCP, serve with `into_make_service_with_connect_info::<SocketAddr>()` (axum), \
                                  or insert a `tower_quota::key::PeerAddr` into the request's extensions; \
                                  behind a proxy on a Unix socket, count by `ClientIp::behind([\"unix:\"])`";
+#[cfg(not(feature = "axum"))]
+pub(super) const REMEDY: &str = "with axum, enable the feature `axum` of `tower-quota`, and serve over TCP with \
+                                 `into_make_service_with_connect_info::<SocketAddr>()`; otherwise insert a \
+                                 `tower_quota::key::PeerAddr` into the request's extensions; behind a proxy on a Unix \
+                                 socket, count by `ClientIp::behind([\"unix:\"])`";
 
 /// What a request from `peer`, whose header fields are ignored, shows of proxies.
 #[cold]

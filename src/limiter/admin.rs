@@ -161,7 +161,7 @@ impl Limiter {
     /// // The partner has answered with a 429 and `Retry-After: 30`.
     /// outgoing.pause("partner", "api.example.com", Duration::from_secs(30)).unwrap();
     /// let denied = outgoing.acquire("partner", "api.example.com").unwrap_err();
-    /// assert_eq!(denied.denied().unwrap().retry_after_seconds(), Some(30));
+    /// assert_eq!(denied.denied().unwrap().retry_after(), Some(30));
     /// ```
     ///
     /// # Errors

@@ -19,6 +19,12 @@ pub(crate) struct Throttle {
 }
 
 impl Throttle {
+    /// Lets one event through for ever.
+    #[cfg(not(feature = "tracing"))]
+    fn opens_once(&self) -> bool {
+        self.minute.swap(u64::MAX, Ordering::Relaxed) != u64::MAX
+    }
+
     #[cfg_attr(not(any(feature = "redis", feature = "tracing")), allow(dead_code, reason = "there is no event"))]
     fn opens(&self, now: Timestamp) -> bool {
         let minute = now.as_nanos() / Nanos::MINUTE.get() + 1;
@@ -51,13 +57,21 @@ pub(crate) fn denied<'a, R: fmt::Debug>(
 }
 
 /// Reports a request without a key. A status of the server's own (5xx) means that no client can be
-/// identified: that is an error, logged at most once a minute under any load.
-pub(crate) fn missing_key(policy: &str, status: u16, remedy: &'static str, throttle: &Throttle, now: Timestamp) {
+/// identified: that is an error, logged at most once a minute under any load, and without `tracing`
+/// written to the standard error once, because nobody is served until it is mended.
+pub(crate) fn missing_key(policy: &str, status: u16, remedy: &str, throttle: &Throttle, now: Timestamp) {
     #[cfg(feature = "tracing")]
     if status >= 500 && throttle.opens(now) {
         tracing::error!(policy, status, remedy, "requests have no key and are rejected (logged once per minute)");
     } else {
         tracing::debug!(policy, status, "request without a key rejected");
+    }
+    #[cfg(not(feature = "tracing"))]
+    if status >= 500 && throttle.opens_once() {
+        eprintln!(
+            "tower-quota: requests have no key for the policy {policy:?}, and are rejected with {status}: {remedy} \
+             (written once; with the feature `tracing` this is an event)"
+        );
     }
 }
 
@@ -66,6 +80,13 @@ pub(crate) fn missing_key(policy: &str, status: u16, remedy: &'static str, throt
 pub(crate) fn not_asked(error: &dyn fmt::Display) {
     #[cfg(feature = "tracing")]
     tracing::error!(%error, "cells cannot be acquired");
+    #[cfg(not(feature = "tracing"))]
+    {
+        static WRITTEN: AtomicBool = AtomicBool::new(false);
+        if !WRITTEN.swap(true, Ordering::Relaxed) {
+            eprintln!("tower-quota: a handler answers 500, because cells cannot be acquired: {error} (written once)");
+        }
+    }
 }
 
 pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {

@@ -135,7 +135,7 @@ fn answer(result: &Result<Grant, Denied>, receipts: &Receipts, policies: &[Polic
         },
         Err(denied) => Compared::Denied {
             standings: denied.standings().map(stands).collect(),
-            retry_after: denied.retry_after(),
+            retry_after: denied.wait(),
             reason: format!("{:?}", denied.reason()),
         },
     }

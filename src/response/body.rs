@@ -15,9 +15,22 @@ use http_body_util::{
 use pin_project_lite::pin_project;
 
 /// A body that the default response can be written into.
-#[diagnostic::on_unimplemented(
-    message = "the default response cannot be written into the body `{Self}`",
-    note = "implement `DenialBody` for it, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+#[cfg_attr(
+    not(feature = "axum"),
+    diagnostic::on_unimplemented(
+        message = "enable the feature `axum` of `tower-quota` if this is axum's body (`tonic` for tonic's): \
+                   the default response cannot be written into `{Self}`",
+        note = "cargo add tower-quota --features axum",
+        note = "for another body implement `DenialBody`, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+    )
+)]
+#[cfg_attr(
+    feature = "axum",
+    diagnostic::on_unimplemented(
+        message = "the default response cannot be written into the body `{Self}`",
+        note = "for tonic's body enable the feature `tonic` of `tower-quota`",
+        note = "for another body implement `DenialBody`, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+    )
 )]
 pub trait DenialBody {
     /// Returns a body that consists of these bytes.

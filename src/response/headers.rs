@@ -197,7 +197,7 @@ impl FieldWriter {
 
     /// The values of a denial that has all the fields of its template, and no others.
     fn usual_denial(&self, denied: &Denied) -> Option<(u64, Option<HeaderValue>)> {
-        let (policy, seconds) = (denied.single_exceeded()?, denied.retry_after_seconds()?);
+        let (policy, seconds) = (denied.single_exceeded()?, denied.retry_after()?);
         if !ON_DENIAL(self.items[policy].advertise) {
             return Some((seconds, None));
         }
@@ -217,7 +217,7 @@ impl FieldWriter {
         if let Some(challenge) = denied.challenge() {
             headers.entry(header::WWW_AUTHENTICATE).or_insert_with(|| challenge.clone());
         }
-        if let Some(seconds) = denied.retry_after_seconds() {
+        if let Some(seconds) = denied.retry_after() {
             headers.entry(header::RETRY_AFTER).or_insert_with(|| number(seconds));
         }
         let listed = || denied.exceeded().filter(|outcome| ON_DENIAL(self.items[outcome.policy].advertise));

@@ -21,7 +21,8 @@ use crate::{decision::Denied, key::RequestHead, policy::Policy};
 /// [`respond_to`](crate::RateLimitLayer::respond_to).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot respond for a service whose body is `{B}`",
-    note = "implement `DenialBody` for the body, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+    note = "for axum's body enable the feature `axum` of `tower-quota`, for tonic's the feature `tonic`",
+    note = "for another body implement `DenialBody`, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
 )]
 pub trait Respond<B> {
     /// The body of the limited service's responses, to allowed and to denied requests.
@@ -67,7 +68,7 @@ impl DenialFields {
     }
 
     fn json(&self, denied: &Denied) -> Content {
-        match denied.single_exceeded().zip(denied.retry_after_seconds()) {
+        match denied.single_exceeded().zip(denied.retry_after()) {
             Some((policy, seconds)) => self.problems[policy].json(seconds),
             None => problem::json(denied),
         }

@@ -290,7 +290,7 @@ fn compare<'a>(
     match (ours, theirs) {
         (Ok(admission), Ok(receipt)) => Some((Granted::Caller(admission), receipt)),
         (Err(AcquireError::Denied(denied)), Err(wait)) => {
-            assert_eq!(denied.retry_after().map(|wait| i128::try_from(wait.as_nanos()).unwrap()), wait);
+            assert_eq!(denied.wait().map(|wait| i128::try_from(wait.as_nanos()).unwrap()), wait);
             None
         }
         (ours, theirs) => panic!("{ours:?}, and the model {:?}", theirs.err()),
@@ -317,7 +317,7 @@ pub(crate) fn agree(steps: &[Step], second: bool, sweeping: bool) {
                         last = Some((Granted::Request(Box::new(allowed)), receipt));
                     }
                     (Decision::Deny(denied), Err(wait)) => {
-                        let ours = denied.retry_after().map(|wait| i128::try_from(wait.as_nanos()).unwrap());
+                        let ours = denied.wait().map(|wait| i128::try_from(wait.as_nanos()).unwrap());
                         assert_eq!(ours, wait, "{asked:?}");
                         for standing in denied.violated() {
                             let wait = standing.wait();
@@ -419,7 +419,7 @@ pub(crate) fn agree_on_one(steps: &[(u64, u32, u8)]) {
                 last = Some((allowed, now, added, level.generation));
             }
             Decision::Deny(denied) => {
-                assert_eq!(denied.retry_after().map(|wait| i128::try_from(wait.as_nanos()).unwrap()), wait);
+                assert_eq!(denied.wait().map(|wait| i128::try_from(wait.as_nanos()).unwrap()), wait);
                 if takes_over {
                     level.become_that_of(quota, None, owed);
                 }

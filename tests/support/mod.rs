@@ -41,7 +41,7 @@ pub(crate) fn admitted<B>(limiter: &Limiter, request: &Request<B>, tries: usize)
 
 /// Nanoseconds until the request is admitted, for a request that is not.
 pub(crate) fn wait<B>(limiter: &Limiter, request: &Request<B>) -> Option<Duration> {
-    limiter.decide(request).denied().expect("the request is denied").retry_after()
+    limiter.decide(request).denied().expect("the request is denied").wait()
 }
 
 /// Runs `work`, and fails if it has not ended in time: a deadlock does not hang the suite.
