@@ -24,7 +24,7 @@
 //!     .on_missing(Missing::Reject(StatusCode::FORBIDDEN));
 //! ```
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{any::type_name, borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode};
 
@@ -49,7 +49,8 @@ pub struct Policy {
     quota: Quota,
     quota_by: Option<Arc<QuotaBy>>,
     cost_by: Option<Arc<CostBy>>,
-    when: Option<Arc<When>>,
+    /// Boxed, so that a policy without one has a single thing to look at.
+    gate: Option<Box<Gate>>,
     missing: Option<Missing>,
     cap: Cap,
     advertise: Advertise,
@@ -66,6 +67,44 @@ enum CountedBy {
     Extracted(Arc<dyn KeyExtractor>),
     /// All requests are counted together.
     Nothing,
+}
+
+/// Which requests a policy applies to, and what they must have.
+#[derive(Clone, Default)]
+struct Gate {
+    when: Option<Arc<When>>,
+    /// What an outer layer has to put into a request's extensions.
+    requirements: Vec<Requirement>,
+}
+
+impl Gate {
+    fn unmet(&self, head: RequestHead<'_>) -> Option<&Requirement> {
+        self.requirements.iter().find(|requirement| !(requirement.is_met)(head.extensions()))
+    }
+
+    #[inline(never)]
+    fn applies(&self, head: RequestHead<'_>) -> Applies {
+        match &self.when {
+            Some(applies) if !applies(head) => Applies::No,
+            _ if self.unmet(head).is_some() => Applies::LacksSomething,
+            _ => Applies::Yes,
+        }
+    }
+}
+
+/// Whether a policy applies to a request.
+enum Applies {
+    /// It would, if an outer layer had put there what the policy requires.
+    LacksSomething,
+    No,
+    Yes,
+}
+
+/// A type in a request's extensions.
+#[derive(Clone, Copy)]
+struct Requirement {
+    is_met: fn(&Extensions) -> bool,
+    type_name: &'static str,
 }
 
 #[derive(Clone, Copy)]
@@ -180,7 +219,8 @@ impl Policy {
     ///
     /// The policy is named `by-key`, unless set. What needs a request cannot be set on it:
     /// [`when`](Self::when), [`quota_by`](Self::quota_by), [`cost_by`](Self::cost_by),
-    /// [`count_if`](Self::count_if) and [`on_missing`](Self::on_missing). Otherwise building the
+    /// [`count_if`](Self::count_if), [`on_missing`](Self::on_missing) and
+    /// [`require`](Self::require). Otherwise building the
     /// limiter fails.
     ///
     /// ```
@@ -210,7 +250,7 @@ impl Policy {
             quota,
             quota_by: None,
             cost_by: None,
-            when: None,
+            gate: None,
             missing: None,
             cap: default_cap(),
             advertise: Advertise::default(),
@@ -241,7 +281,7 @@ impl Policy {
     /// path of `/api/uploads` is `/uploads`. With the feature `axum`, `head.original_uri()` is what
     /// the client sent.
     pub fn when(mut self, applies: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
-        self.when = Some(Arc::new(applies));
+        self.gate.get_or_insert_default().when = Some(Arc::new(applies));
         self
     }
 
@@ -265,6 +305,30 @@ impl Policy {
     /// belongs into the key.
     pub fn quota_by(mut self, choose: impl Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync + 'static) -> Self {
         self.quota_by = Some(Arc::new(choose));
+        self
+    }
+
+    /// Rejects requests for which no outer layer has put a `T` into the extensions, with 500, and
+    /// an event that names the type. Without `tracing`, the reason is written to the standard error
+    /// once.
+    ///
+    /// Use it with [`quota_by`](Self::quota_by): where the layer that looks up the plan is inside
+    /// of the limit instead of outside, everybody would have the base quota, in silence.
+    ///
+    /// ```
+    /// use tower_quota::{Policy, Quota, key::key_fn};
+    ///
+    /// #[derive(Clone)]
+    /// struct Customer { account: u64, plan: Quota }
+    ///
+    /// let policy = Policy::per(key_fn(|head| Some(head.extensions().get::<Customer>()?.account)), Quota::per_minute(60))
+    ///     .require::<Customer>()
+    ///     .quota_by(|head| Some(head.extensions().get::<Customer>()?.plan));
+    /// ```
+    pub fn require<T: Send + Sync + 'static>(mut self) -> Self {
+        let is_met = |extensions: &Extensions| extensions.get::<T>().is_some();
+        let requirement = Requirement { is_met, type_name: type_name::<T>() };
+        self.gate.get_or_insert_default().requirements.push(requirement);
         self
     }
 
@@ -407,8 +471,8 @@ impl Policy {
 
     /// Whether something is set that only requests have.
     pub(crate) fn needs_requests(&self) -> bool {
-        let Self { when, quota_by, cost_by, count_if, missing, .. } = self;
-        when.is_some() || quota_by.is_some() || cost_by.is_some() || count_if.is_some() || missing.is_some()
+        let Self { gate, quota_by, cost_by, count_if, missing, .. } = self;
+        gate.is_some() || quota_by.is_some() || cost_by.is_some() || count_if.is_some() || missing.is_some()
     }
 
     /// The key by which the policy counts a caller that names `key`. A global policy has one.
@@ -464,8 +528,15 @@ impl Policy {
         self.advertise
     }
 
-    pub(crate) fn remedy(&self, head: RequestHead<'_>) -> &'static str {
-        self.extractor().map_or("", |key| key.remedy(head))
+    /// What to do where a request is rejected for a missing key, or a missing extension.
+    pub(crate) fn remedy(&self, head: RequestHead<'_>) -> Cow<'static, str> {
+        if let Some(Requirement { type_name, .. }) = self.gate.as_deref().and_then(|gate| gate.unmet(head)) {
+            return format!(
+                "apply the layer that puts a `{type_name}` into the request's extensions outside of the rate limit"
+            )
+            .into();
+        }
+        self.extractor().map_or("", |key| key.remedy(head)).into()
     }
 
     pub(crate) fn challenge(&self, head: RequestHead<'_>) -> Option<HeaderValue> {
@@ -485,8 +556,15 @@ impl Policy {
         head: RequestHead<'_>,
         base: impl FnOnce() -> Quota,
     ) -> Result<Option<Demand>, StatusCode> {
-        if self.when.as_ref().is_some_and(|applies| !applies(head)) {
-            return Ok(None);
+        if let Some(gate) = &self.gate {
+            match gate.applies(head) {
+                Applies::Yes => {}
+                // Shadow mode rejects nothing.
+                Applies::LacksSomething if !matches!(self.enforce, Enforce::Never) => {
+                    return Err(StatusCode::INTERNAL_SERVER_ERROR);
+                }
+                Applies::LacksSomething | Applies::No => return Ok(None),
+            }
         }
         if self.is_by_key() {
             return Ok(None);

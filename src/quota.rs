@@ -78,6 +78,16 @@ impl Quota {
         Self::per(cells, Duration::from_secs(3_600))
     }
 
+    /// Returns `cells` per day, with a burst of `cells`: so up to twice as many in the first day.
+    ///
+    /// # Panics
+    ///
+    /// If `cells` is zero; in a `const` this is a compile error.
+    #[must_use]
+    pub const fn per_day(cells: u32) -> Self {
+        Self::per(cells, Duration::from_secs(86_400))
+    }
+
     /// Returns `cells` per `period`, with a burst of `cells`.
     ///
     /// # Panics
@@ -124,6 +134,44 @@ impl Quota {
         }
         let quota = Self { cells, burst: cells, period, cell_period: period.div_ceil(cells as u64) };
         quota.try_burst(cells)
+    }
+
+    /// Returns a rate that need not be whole: `fractional(0.5, second)` is one cell in two seconds.
+    /// The burst is `cells`, rounded up. The time of a cell is rounded up to whole nanoseconds.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_quota::Quota;
+    ///
+    /// let quota = Quota::fractional(2.5, Duration::from_secs(1))?;
+    /// assert_eq!(quota, "2.5/s".parse()?);
+    /// assert_eq!((quota.cell_period(), quota.burst_size()), (Duration::from_millis(400), 3));
+    /// # Ok::<(), tower_quota::quota::QuotaError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When `cells` is not a number above zero, or [`new`](Self::new) would fail for such a rate.
+    pub fn fractional(cells: f64, period: Duration) -> Result<Self, QuotaError> {
+        if cells.is_nan() || cells <= 0.0 {
+            return Err(QuotaError::ZeroCells);
+        }
+        if period.is_zero() {
+            return Err(QuotaError::ZeroPeriod);
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a period of over 104 days, to some nanoseconds")]
+        let nanos = period.as_nanos() as f64;
+        let cell = (nanos / cells).ceil();
+        if cells > f64::from(u32::MAX) || cells > nanos {
+            return Err(QuotaError::TooFast);
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a bound, which is a power of two")]
+        if cell > MAX_NANOS as f64 {
+            return Err(QuotaError::TooLong);
+        }
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded before")]
+        let (cell, burst) = (cell as u64, cells.ceil() as u32);
+        Self::every(Duration::from_nanos(cell)).try_burst(burst)
     }
 
     /// Returns the same rate with `burst` cells available at once.
@@ -263,7 +311,18 @@ impl FromStr for Quota {
         };
         let (cells, period) =
             rate.split_once('/').ok_or(QuotaError::Syntax("expected a `/` between the count and the period"))?;
-        let quota = Self::new(count(cells.trim())?, duration(period.trim())?)?;
+        let (cells, period) = (cells.trim(), duration(period.trim())?);
+        let quota = match cells.split_once('.') {
+            None => Self::new(count(cells)?, period)?,
+            Some((whole, part)) => {
+                count(whole)
+                    .and(count(part))
+                    .map_err(|_| QuotaError::Syntax("a count has digits, and at most one point"))?;
+                let cells =
+                    cells.parse().map_err(|_| QuotaError::Syntax("a count has digits, and at most one point"))?;
+                Self::fractional(cells, period)?
+            }
+        };
         let Some(burst) = burst else { return Ok(quota) };
         let burst = burst.strip_prefix("burst").ok_or(QuotaError::Syntax("expected `burst` after the comma"))?;
         quota.try_burst(count(burst.trim_start())?)

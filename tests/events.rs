@@ -31,6 +31,24 @@ fn id08_a_missing_address_is_one_loud_line_that_says_what_to_call() {
 }
 
 #[test]
+fn a_layer_that_is_missing_is_one_loud_line_that_names_what_it_puts_there() {
+    #[derive(Clone)]
+    struct Plan;
+    let text = events::Lines::default().collect(|| {
+        let policy = Policy::per(Header::new("k"), ONE).require::<Plan>();
+        let (limiter, _clock) = support::limiter([policy]);
+        for _ in 0..100 {
+            assert_eq!(limiter.decide(&with_header("k", "a")).denied().unwrap().status(), 500);
+        }
+        let mut request = with_header("k", "a");
+        request.extensions_mut().insert(Plan);
+        assert!(limiter.decide(&request).is_allowed());
+    });
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("ERROR") && text.contains("::Plan`") && text.contains("outside of the rate limit"), "{text}");
+}
+
+#[test]
 fn rsp02_a_flood_of_denials_logs_one_line_a_minute_and_each_denial_at_debug() {
     let flood = |seconds: u64| {
         let (limiter, clock) = support::limiter([Policy::per(Header::new("k"), ONE)]);

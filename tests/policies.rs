@@ -387,7 +387,10 @@ mod configuration {
 
     #[test]
     fn ops10_faults_are_found_when_the_limiter_is_built_with_a_remedy_in_the_message() {
-        assert_eq!(denied([]), "the limiter has no policy and would limit nothing: add a policy");
+        assert_eq!(
+            denied([]),
+            "the limiter has no policy and would limit nothing: add a policy, or call `allow_empty` where that is meant"
+        );
         assert_eq!(
             denied([Policy::per(PeerIp, TEN), Policy::per(PeerIp, TEN)]),
             r#"two policies are named "per-ip": rename one with `Policy::named`"#
@@ -413,6 +416,11 @@ mod configuration {
         assert_eq!((error.kind(), error.policy()), (ConfigErrorKind::DuplicateName, "global"));
         let error = RateLimitLayer::try_new(Vec::new()).unwrap_err();
         assert_eq!((error.kind(), error.policy()), (ConfigErrorKind::NoPolicy, ""));
+        assert!(error.to_string().contains("allow_empty"), "{error}");
+        // Where it is meant.
+        let empty = Limiter::builder().allow_empty().build().unwrap();
+        assert!((0..9).all(|_| admits(&empty, &Request::new(()))));
+        assert!(empty.policies().is_empty() && RateLimitLayer::try_new(&empty).is_ok());
     }
 
     #[test]

@@ -73,6 +73,38 @@ fn ari02_a_burst_that_overflows_is_denied() {
 }
 
 #[test]
+fn rates_need_not_be_whole() {
+    let second = Duration::from_secs(1);
+    let fractional = |cells: f64, period| Quota::fractional(cells, period).unwrap();
+    for (text, cells, period, cell, burst) in [
+        ("0.5/s", 0.5, second, 2 * second, 1),
+        ("2.5/s", 2.5, second, Duration::from_millis(400), 3),
+        ("0.001/ms", 0.001, Duration::from_millis(1), second, 1),
+        ("1.0/m", 1.0, 60 * second, 60 * second, 1),
+        ("0.3/s", 0.3, second, Duration::from_nanos(3_333_333_334), 1),
+    ] {
+        let quota: Quota = text.parse().unwrap();
+        assert_eq!((quota.cell_period(), quota.burst_size()), (cell, burst), "{text}");
+        assert_eq!(quota, fractional(cells, period), "{text}");
+        assert_eq!(quota.to_string().parse(), Ok(quota), "{text}");
+    }
+    assert_eq!("0.5/s, burst 20".parse(), Ok(Quota::every(2 * second).burst(20)));
+    assert_eq!("7/d".parse(), Ok(Quota::per_day(7)));
+    for cells in [f64::NAN, 0.0, -1.0, -f64::INFINITY] {
+        assert_eq!(Quota::fractional(cells, second), Err(QuotaError::ZeroCells));
+    }
+    for cells in [f64::INFINITY, 1e300, 1_000_000_000.5, f64::from(u32::MAX)] {
+        assert_eq!(Quota::fractional(cells, second), Err(QuotaError::TooFast));
+    }
+    assert_eq!(Quota::fractional(1e-300, second), Err(QuotaError::TooLong));
+    assert_eq!(Quota::fractional(0.5, Duration::MAX), Err(QuotaError::TooLong));
+    assert_eq!(Quota::fractional(0.5, Duration::ZERO), Err(QuotaError::ZeroPeriod));
+    for wrong in ["0.0/s", ".5/s", "5./s", "1.2.3/s", "1e3/s", "0.-5/s", "0,5/s", "0. 5/s"] {
+        assert!(wrong.parse::<Quota>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn quotas_are_written_and_read() {
     for (text, quota) in [
         ("100/s", Quota::per_second(100)),
@@ -100,7 +132,6 @@ fn what_cannot_be_read_is_denied_with_a_reason() {
         "x/s",
         "-1/s",
         "+1/s",
-        "1.5/s",
         "1/week",
         "1/s burst 2",
         "1/s, 2",

@@ -10,6 +10,7 @@ use std::{
     pin::pin,
     rc::Rc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,7 +19,8 @@ use http_body_util::{BodyExt as _, Empty, Full, combinators::BoxBody};
 use support::{from_ip, with_header};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt as _, service_fn, steer::Steer, util::BoxCloneService};
 use tower_quota::{
-    Key, Limiter, Policy, Quota, RateLimit, RateLimitLayer,
+    Denied, Key, Limiter, Policy, Quota, RateLimit, RateLimitLayer,
+    decision::Reason,
     key::{Bearer, Header, PeerIp},
     policy::Missing,
     response::{BoxRespond, DenialBody, Respond},
@@ -258,7 +260,7 @@ async fn the_limiter_of_a_layer_is_the_one_that_decides() {
         let service = layer.layer(service_fn(echo::<()>));
         service.oneshot(with_header("k", "a")).await.unwrap().status()
     };
-    layer.limiter().block("per-k", "a", std::time::Duration::from_secs(60)).unwrap();
+    layer.limiter().block("per-k", "a", Duration::from_secs(60)).unwrap();
     assert_eq!(status().await, StatusCode::TOO_MANY_REQUESTS);
     layer.limiter().reset("per-k", "a").unwrap();
     assert_eq!(status().await, StatusCode::CREATED);
@@ -303,4 +305,28 @@ async fn the_service_composes() {
     assert_eq!(statuses, [201, 201, 201, 429]);
     let twice: RateLimit<RateLimit<_>> = layer.layer(layer.layer(service_fn(echo::<()>)));
     assert!(twice.into_inner().into_inner().oneshot(Request::new(())).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_denial_differs_from_that_of_an_inner_service_by_its_extension() {
+    let inner = || {
+        service_fn(|_: Request<()>| async {
+            Ok::<_, Infallible>(Response::builder().status(429).body(String::new()).unwrap())
+        })
+    };
+    let layer = RateLimitLayer::new(Policy::global(ONE));
+    let denied = |response: &Response<String>| response.extensions().get::<Denied>().map(Denied::reason);
+    let plain = layer.clone().layer(inner());
+    let theirs = call(&plain, Request::new(())).await;
+    let ours = call(&plain, Request::new(())).await;
+    assert_eq!((theirs.status(), ours.status()), (StatusCode::TOO_MANY_REQUESTS, StatusCode::TOO_MANY_REQUESTS));
+    assert_eq!((denied(&theirs), denied(&ours)), (None, None));
+    let attached = call(&layer.clone().attach_denied().layer(inner()), Request::new(())).await;
+    assert_eq!(denied(&attached), Some(Reason::Exceeded));
+
+    // A layer that waits often paces a client.
+    let pacing = RateLimitLayer::new(Policy::global(ONE)).max_delay(Duration::from_secs(1), |_| ready(()));
+    let pacing = pacing.layer(inner());
+    assert_eq!(denied(&call(&pacing, Request::new(())).await), None);
+    assert_eq!(denied(&call(&pacing, Request::new(())).await), Some(Reason::Exceeded));
 }

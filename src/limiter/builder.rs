@@ -58,6 +58,13 @@ impl Builder {
         self
     }
 
+    /// Accepts that there is no policy, where a configuration may say so. Such a limiter limits
+    /// nothing. Unless set, building it fails.
+    pub fn allow_empty(mut self) -> Self {
+        self.options.allow_empty = true;
+        self
+    }
+
     /// Builds the limiter.
     ///
     /// Its order is that of the keyed policies, followed by that of the global ones, which are
@@ -65,10 +72,11 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// When there is no policy; when a name is empty, longer than 64 bytes, not printable ASCII, or
-    /// used twice; when a policy's [`max_keys`](Policy::max_keys) is zero or above 2³² − 1, or the
-    /// status of [`Missing::Reject`](crate::policy::Missing::Reject) is not an error; when a policy
-    /// [by key](Policy::by_key) has something set that needs a request.
+    /// When there is no policy, unless that is [allowed](Self::allow_empty); when a name is empty,
+    /// longer than 64 bytes, not printable ASCII, or used twice; when a policy's
+    /// [`max_keys`](Policy::max_keys) is zero or above 2³² − 1, or the status of
+    /// [`Missing::Reject`](crate::policy::Missing::Reject) is not an error; when a policy [by
+    /// key](Policy::by_key) has something set that needs a request.
     pub fn build(self) -> Result<Limiter, ConfigError> {
         let set = PolicySet::new(self.policies, self.options)?;
         let buckets = LocalBuckets::new(&set, DecidedBy::Memory, "");

@@ -79,7 +79,7 @@ impl fmt::Display for ConfigError {
                 "the policy {policy:?} rejects a missing key with a status that is not an error: \
                  set `Missing::Reject` to a status from 400 to 599"
             ),
-            ConfigErrorKind::NoPolicy => f.write_str("the limiter has no policy and would limit nothing: add a policy"),
+            ConfigErrorKind::NoPolicy => f.write_str("the limiter has no policy and would limit nothing: add a policy, or call `allow_empty` where that is meant"),
             ConfigErrorKind::NoPolicyForRequests => f.write_str(
                 "the limiter has policies by key only, and a layer would limit nothing: \
                  call `Limiter::acquire` where the key is known, or add a policy for requests",
@@ -87,7 +87,7 @@ impl fmt::Display for ConfigError {
             ConfigErrorKind::NoRequest => write!(
                 f,
                 "the policy {policy:?} counts by a key that callers name, and sees no request: leave out `when`, \
-                 `quota_by`, `cost_by`, `count_if` and `on_missing`, and name a plan with `Limiter::acquire_as`"
+                 `quota_by`, `cost_by`, `count_if`, `on_missing` and `require`, and name a plan with `Limiter::acquire_as`"
             ),
             ConfigErrorKind::UnprintableName => write!(
                 f,

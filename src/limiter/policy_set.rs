@@ -81,12 +81,17 @@ pub(crate) struct PolicySetOptions {
     pub(crate) sweep: Option<Sweep>,
     /// The number of keys to track.
     pub(crate) top_denied: usize,
+    /// Whether there may be no policy.
+    pub(crate) allow_empty: bool,
 }
 
 impl PolicySet {
     pub(crate) fn new(policies: Vec<Policy>, options: PolicySetOptions) -> Result<Self, ConfigError> {
+        let PolicySetOptions { clock, hasher, sweep, top_denied, allow_empty } = options;
+        if policies.is_empty() && !allow_empty {
+            return Err(ConfigError::new("", ConfigErrorKind::NoPolicy));
+        }
         check(&policies)?;
-        let PolicySetOptions { clock, hasher, sweep, top_denied } = options;
         let (mut policies, global): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| !policy.is_global());
         policies.extend(global);
         let default = if clock.is_system() { Sweep::Background } else { Sweep::Manual };
@@ -112,7 +117,7 @@ impl PolicySet {
 
     /// Checks that a layer has something to limit.
     pub(crate) fn check_for_requests(&self) -> Result<(), ConfigError> {
-        if self.policies.iter().all(Policy::is_by_key) {
+        if !self.policies.is_empty() && self.policies.iter().all(Policy::is_by_key) {
             return Err(ConfigError::new("", ConfigErrorKind::NoPolicyForRequests));
         }
         Ok(())
@@ -303,7 +308,7 @@ impl PolicySet {
     ) -> Denied {
         let policy = &self.policies[index];
         self.count((index, policy), Outcome::MissingKey, false, decided_by, || false);
-        events::missing_key(policy.name(), status.as_u16(), policy.remedy(head), &self.missing_keys, self.now());
+        events::missing_key(policy.name(), status.as_u16(), || policy.remedy(head), &self.missing_keys, self.now());
         Denied::missing_key(Arc::clone(&self.policies), index, status, policy.challenge(head))
     }
 
@@ -456,9 +461,6 @@ pub(crate) fn is_near_limit(backlog: Nanos, quota: Quota) -> bool {
 }
 
 fn check(policies: &[Policy]) -> Result<(), ConfigError> {
-    if policies.is_empty() {
-        return Err(ConfigError::new("", ConfigErrorKind::NoPolicy));
-    }
     for (index, policy) in policies.iter().enumerate() {
         let name = policy.name();
         let invalid = |kind| Err(ConfigError::new(name, kind));

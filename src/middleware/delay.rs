@@ -28,7 +28,8 @@
 //! ```
 //!
 //! In a client, the layer keeps outgoing calls within the limit of a partner, so that the partner
-//! denies none.
+//! denies none. What the layer denies by itself has the [`Denied`] in the extensions of the
+//! response, which tells it from a denial of the partner's.
 
 use std::{
     fmt, mem,
@@ -76,8 +77,10 @@ pub(crate) struct Queue<T> {
 }
 
 impl<L: Handle, R, T> DelayLayer<L, R, T> {
-    pub(super) fn new(state: Arc<LayerState<L>>, respond: R, max: Duration, timer: T) -> Self {
+    pub(super) fn new(state: &LayerState<L>, respond: R, max: Duration, timer: T) -> Self {
         state.limiter.allow_waits(max);
+        // Such a layer often paces a client, whose own denials look like those of the server.
+        let state = Arc::new(state.with_denied());
         let queue = Queue { timer, max_delay: max.into(), max_waiters: 1_024, waiters: AtomicUsize::new(0) };
         Self { state, respond, queue: Arc::new(queue) }
     }

@@ -160,6 +160,14 @@ impl<L: Handle, R> RateLimitLayer<L, R> {
         Self { state: Arc::new(self.state.with_admissions()), ..self }
     }
 
+    /// Puts the [`Denied`] into the extensions of each response to a denied request: for outer
+    /// layers, and for clients, which can tell a denial of their own limit from one of the server
+    /// that they call. It stays in the process. A layer that
+    /// [delays requests](Self::max_delay) does so anyway.
+    pub fn attach_denied(self) -> Self {
+        Self { state: Arc::new(self.state.with_denied()), ..self }
+    }
+
     /// Returns the limiter that decides, to share it with other layers or to control it.
     #[must_use]
     pub fn limiter(&self) -> &L {
@@ -185,7 +193,7 @@ impl<L: Handle, R> RateLimitLayer<L, R> {
         T: Fn(Duration) -> F,
         F: Future<Output = ()>,
     {
-        DelayLayer::new(self.state, self.respond, max, timer)
+        DelayLayer::new(&self.state, self.respond, max, timer)
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct LayerState<L> {
     admissions: bool,
     /// Whether a policy counts by the response.
     counts_by_response: bool,
+    /// Whether responses to denied requests have the [`Denied`] in their extensions.
+    attaches_denied: bool,
 }
 
 impl<L: Handle> LayerState<L> {
@@ -36,7 +38,7 @@ impl<L: Handle> LayerState<L> {
         let policies = limiter.policy_set().policies();
         let fields = Arc::new(DenialFields::new(policies, FieldStyle::default()));
         let counts_by_response = policies.iter().any(Policy::counts_by_response);
-        Self { limiter, fields, admissions: false, counts_by_response }
+        Self { limiter, fields, admissions: false, counts_by_response, attaches_denied: false }
     }
 
     pub(crate) fn with_style(&self, change: impl FnOnce(FieldStyle) -> FieldStyle) -> Self {
@@ -47,6 +49,10 @@ impl<L: Handle> LayerState<L> {
 
     pub(crate) fn with_admissions(&self) -> Self {
         Self { admissions: true, ..self.clone() }
+    }
+
+    pub(crate) fn with_denied(&self) -> Self {
+        Self { attaches_denied: true, ..self.clone() }
     }
 
     /// Notes that a request passes this layer.
@@ -106,7 +112,11 @@ impl<L: Handle> LayerState<L> {
         head: RequestHead<'_>,
     ) -> Response<R::Body> {
         denied.add_jitter(self.fields.writer().jitter());
-        respond.respond_complete(denied, head, &self.fields)
+        let mut response = respond.respond_complete(denied, head, &self.fields);
+        if self.attaches_denied {
+            response.extensions_mut().insert(denied.clone());
+        }
+        response
     }
 }
 

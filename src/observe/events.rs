@@ -59,15 +59,22 @@ pub(crate) fn denied<'a, R: fmt::Debug>(
 /// Reports a request without a key. A status of the server's own (5xx) means that no client can be
 /// identified: that is an error, logged at most once a minute under any load, and without `tracing`
 /// written to the standard error once, because nobody is served until it is mended.
-pub(crate) fn missing_key(policy: &str, status: u16, remedy: &str, throttle: &Throttle, now: Timestamp) {
+pub(crate) fn missing_key<R: fmt::Display>(
+    policy: &str,
+    status: u16,
+    remedy: impl FnOnce() -> R,
+    throttle: &Throttle,
+    now: Timestamp,
+) {
     #[cfg(feature = "tracing")]
     if status >= 500 && throttle.opens(now) {
-        tracing::error!(policy, status, remedy, "requests have no key and are rejected (logged once per minute)");
+        tracing::error!(policy, status, remedy = %remedy(), "requests have no key and are rejected (logged once per minute)");
     } else {
         tracing::debug!(policy, status, "request without a key rejected");
     }
     #[cfg(not(feature = "tracing"))]
     if status >= 500 && throttle.opens_once() {
+        let remedy = remedy();
         eprintln!(
             "tower-quota: requests have no key for the policy {policy:?}, and are rejected with {status}: {remedy} \
              (written once; with the feature `tracing` this is an event)"

@@ -219,6 +219,13 @@ impl RedisBuilder {
         self
     }
 
+    /// Accepts that there is no policy. See
+    /// [`Builder::allow_empty`](crate::limiter::Builder::allow_empty).
+    pub fn allow_empty(mut self) -> Self {
+        self.options.allow_empty = true;
+        self
+    }
+
     /// Tracks so many of the keys that this process denies most, for
     /// [`RedisLimiter::top_denied`]. None unless set, and at most 4,096.
     pub fn top_denied(mut self, keys: usize) -> Self {
