@@ -1,4 +1,4 @@
-//! API keys whose plan is in a database: an outer layer looks it up once a minute for each key, and the limit uses it.
+//! API keys whose plan is in a database: an outer layer looks it up, remembers it for a minute, and the limit uses it.
 //!
 //! ```sh
 //! cargo run --example plans_db
@@ -8,8 +8,8 @@
 //! curl -s localhost:3000/queries
 //! ```
 //!
-//! Free: 200 twice, then 429. Pro: `q=100`. A key that is no customer's: 403, before it takes a place anywhere. Three
-//! queries in all. `PORT` changes the default.
+//! Free: 200 twice, then 429. Pro: `q=100`. A key that is no customer's: 403, and it has no bucket. Three queries in all.
+//! `PORT` changes the default.
 
 use std::{
     collections::HashMap,
@@ -111,6 +111,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let customers = Customers::default();
     let per_account = Policy::per(key_fn(|head| Some(head.extensions().get::<Customer>()?.account)), FREE)
         .named("plan")
+        // With the layers in the wrong order nobody is served, and the reason is said.
+        .require::<Customer>()
         .quota_by(|head| Some(head.extensions().get::<Customer>()?.plan));
     // In this order: the first is the outermost.
     let layers = ServiceBuilder::new()

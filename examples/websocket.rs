@@ -42,7 +42,12 @@ async fn echo(limiter: Limiter, account: String, mut socket: WebSocket) {
     let connection = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
     let mut denials = 0;
     while let Some(Ok(message)) = socket.recv().await {
-        let Message::Text(text) = message else { continue };
+        let text = match message {
+            Message::Text(text) => text.to_string(),
+            Message::Binary(bytes) => format!("{} bytes", bytes.len()),
+            // Answered by the server, or the end.
+            Message::Ping(_) | Message::Pong(_) | Message::Close(_) => continue,
+        };
         // Both, or neither: a message that the account has no cell for takes none of the connection.
         let answer = match limiter.acquire_all(&[("connection", &connection, 1), ("account", &account, 1)]) {
             Ok(_) => format!("echo: {text}"),

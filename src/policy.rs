@@ -634,7 +634,8 @@ fn default_cap() -> Cap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Basis {
     pub(crate) quota: Quota,
-    /// Whether [`Policy::quota_by`] chose it. Otherwise it is the policy's own.
+    /// Whether [`Policy::quota_by`] chose it, or a caller has named it. Otherwise it is the
+    /// policy's own.
     pub(crate) planned: bool,
 }
 

@@ -3,7 +3,11 @@
 mod support;
 
 use std::{
+    collections::VecDeque,
+    convert::Infallible,
     net::Ipv4Addr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc, Barrier,
         atomic::{AtomicUsize, Ordering},
@@ -14,10 +18,12 @@ use std::{
 };
 
 use http::Request;
+use proptest::prelude::*;
 use support::{admits, from_ip, limiter, with_header, within};
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_quota::{
     Limiter, Policy, Quota, RateLimitLayer,
-    clock::ManualClock,
+    clock::{Clock, ManualClock},
     decision::Reason,
     key::{Header, IntoKey, Key, KeyHasher, PeerIp},
     limiter::{AcquireError, Admission, ConfigErrorKind, Reservation},
@@ -266,6 +272,12 @@ fn standings_show_a_request_what_it_has_left_under_its_plan() {
     assert!(admits(&limiter, &request));
     assert_eq!((show(&request), show(&request)), (vec![("plan", 100, 99)], vec![("plan", 100, 99)]));
     assert_eq!(limiter.standings(&Request::new(())).unwrap_err().reason(), Reason::MissingKey);
+}
+
+/// The result of a future that does not wait.
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    let Poll::Ready(result) = pin!(future).poll(&mut Context::from_waker(Waker::noop())) else { panic!("it waits") };
+    result
 }
 
 /// In whole seconds.
@@ -582,6 +594,191 @@ fn a_policy_at_its_cap_pauses_a_key_and_no_other() {
     assert!((3..40).any(|key| limiter.acquire("by-key", key).is_ok()));
 }
 
+#[test]
+fn what_denies_nothing_makes_nobody_wait_for_its_pause() {
+    let hour = Duration::from_secs(3_600);
+    let (shadow, _) = limiter([Policy::by_key(Quota::per_second(1)).named("trial").shadow()]);
+    shadow.pause("trial", 7, hour).unwrap();
+    assert_eq!(shadow.reserve("trial", 7, Duration::ZERO).unwrap().wait(), None);
+    let (limiter, _) = accounts(Quota::per_second(1));
+    limiter.pause("account", 7, hour).unwrap();
+    assert_eq!(limiter.reserve_n("account", 7, 0, Duration::ZERO).unwrap().wait(), None);
+
+    // A request that waits for one policy, beside another one that only reports.
+    let (limiter, clock) = support::limiter([
+        Policy::per(Header::new("k"), Quota::every(SECOND)).named("key"),
+        Policy::per(Header::new("k"), Quota::every(SECOND)).named("trial").shadow(),
+    ]);
+    let timer = clock.clone();
+    let layer = RateLimitLayer::new(&limiter).max_delay(2 * SECOND, move |time| timer.sleep(time));
+    let service = layer.layer(service_fn(|_: Request<()>| async { Ok::<_, Infallible>(http::Response::new(())) }));
+    limiter.pause("trial", "a", hour).unwrap();
+    assert!(at_once(service.clone().oneshot(with_header("k", "a"))).is_ok());
+    let mut second = pin!(service.oneshot(with_header("k", "a")));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(second.as_mut().poll(&mut cx).is_pending());
+    clock.advance(SECOND);
+    assert!(second.as_mut().poll(&mut cx).is_ready());
+}
+
+#[test]
+fn a_refund_after_the_pause_of_a_key_that_shares_a_bucket_returns_no_more_than_is_due() {
+    let (limiter, clock) = limiter([Policy::by_key(Quota::every(SECOND).burst(10)).max_keys(1)]);
+    limiter.acquire("by-key", 0).unwrap();
+    // These share a bucket.
+    let first = limiter.acquire_n("by-key", 1, 10).unwrap();
+    limiter.pause("by-key", 1, 10 * SECOND).unwrap();
+    clock.advance(10 * SECOND);
+    limiter.acquire_n("by-key", 2, 10).unwrap();
+    // Time has returned all of it: the bucket has not moved with the pause of one of its keys.
+    first.refund();
+    assert!(limiter.acquire("by-key", 2).is_err());
+}
+
+#[test]
+fn a_reservation_that_was_made_in_a_pause_stands_afterwards_as_its_bucket_does() {
+    let (limiter, clock) = accounts(Quota::every(SECOND).burst(5));
+    limiter.pause("account", 7, 10 * SECOND).unwrap();
+    let reservation = limiter.reserve("account", 7, MINUTE).unwrap();
+    clock.advance(10 * SECOND);
+    let admission = at_once(reservation.ready(|time| clock.sleep(time)));
+    assert_eq!(admission.standings().next().unwrap().remaining(), 4);
+    assert_eq!(remaining(&limiter, "account", 7), 4);
+}
+
+#[test]
+fn cells_that_were_waited_for_and_not_used_come_back_whole() {
+    let (limiter, clock) = accounts(Quota::every(SECOND));
+    limiter.acquire("account", 7).unwrap();
+    let reservation = limiter.reserve("account", 7, MINUTE).unwrap();
+    limiter.pause("account", 7, MINUTE).unwrap();
+    clock.advance(MINUTE + SECOND);
+    at_once(reservation.ready(|time| clock.sleep(time))).refund();
+    assert_eq!(remaining(&limiter, "account", 7), 1);
+}
+
+#[test]
+fn a_reset_ends_the_pause_for_those_who_waited_before_it() {
+    let (limiter, clock) = accounts(Quota::every(SECOND));
+    limiter.acquire("account", 7).unwrap();
+    let before = limiter.reserve("account", 7, MINUTE).unwrap();
+    limiter.pause("account", 7, 60 * MINUTE).unwrap();
+    clock.advance(10 * SECOND);
+    limiter.reset("account", 7).unwrap();
+    assert!(limiter.acquire("account", 7).is_ok());
+    assert_eq!(before.wait(), Some(SECOND), "as long as when the pause began");
+}
+
+#[test]
+fn patience_deepens_no_debt() {
+    let (limiter, _) = accounts(Quota::every(SECOND).burst(5));
+    drop(limiter.reserve("account", 7, Duration::MAX).unwrap());
+    assert_eq!(limiter.charge("account", 8, 1_000_000).unwrap().until_full(), 10 * SECOND);
+}
+
+#[test]
+fn a_timer_that_ends_at_once_lets_other_tasks_run() {
+    let (limiter, _) = accounts(Quota::every(SECOND));
+    limiter.acquire("account", 7).unwrap();
+    let reservation = limiter.reserve("account", 7, MINUTE).unwrap();
+    within(MINUTE, move || {
+        let mut ready = Box::pin(reservation.ready(|_| std::future::ready(())));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!((0..9).all(|_| ready.as_mut().poll(&mut cx).is_pending()));
+    });
+}
+
+#[test]
+fn a_clock_that_panics_in_a_pause_or_a_reset_leaves_the_bucket_open() {
+    let fails = Arc::new(AtomicUsize::new(0));
+    let reads = Arc::clone(&fails);
+    let clock = Clock::from_fn(move || {
+        assert_eq!(reads.load(Ordering::Relaxed), 0, "the clock fails");
+        SECOND
+    });
+    let limiter = Limiter::builder().policy(Policy::global(Quota::per_hour(5))).clock(clock).build().unwrap();
+    limiter.acquire("global", 0).unwrap();
+    fails.store(1, Ordering::Relaxed);
+    let actions: [fn(&Limiter); 2] =
+        [|limiter| drop(limiter.pause("global", 0, SECOND)), |limiter| drop(limiter.reset("global", 0))];
+    for action in actions {
+        assert!(catch_unwind(AssertUnwindSafe(|| action(&limiter))).is_err());
+    }
+    fails.store(0, Ordering::Relaxed);
+    assert_eq!(within(MINUTE, move || remaining(&limiter, "global", 0)), 4);
+}
+
+/// In tenths of a second: whoever is served, at once or after a wait.
+fn serve_at_random(policies: Vec<Policy>, burst: u32, steps: &[(u8, u8, u8)]) {
+    let (limiter, clock) = limiter(policies);
+    clock.advance(MINUTE);
+    let (mut now, mut paused_until) = (0_u32, 0);
+    let (mut served, mut waiting) = (Vec::<(u32, u32)>::new(), VecDeque::new());
+    for (what, size, passes) in steps {
+        let cells = 1 + u32::from(*size) % burst;
+        match what % 6 {
+            0 => {
+                if limiter.acquire_n("key", 7, cells).is_ok() {
+                    assert!(now >= paused_until, "acquired in a pause");
+                    served.push((now, cells));
+                }
+            }
+            1 | 2 => {
+                let reserved = limiter.reserve_n("key", 7, cells, u32::from(*size) % 20 * SECOND);
+                waiting.extend(reserved.ok().map(|reservation| (cells, reservation)));
+            }
+            3 => {
+                // One that waits gives up.
+                let at = usize::from(*size) % waiting.len().max(1);
+                if waiting.get(at).is_some_and(|(_, reservation): &(u32, Reservation)| reservation.wait().is_some()) {
+                    waiting.remove(at);
+                }
+            }
+            4 => {
+                let tenths = u32::from(*size) % 60;
+                limiter.pause("key", 7, tenths * SECOND / 10).unwrap();
+                paused_until = paused_until.max(now + tenths);
+            }
+            _ => drop(limiter.sweep()),
+        }
+        for _tenth in 0..passes % 25 {
+            while waiting.front().is_some_and(|(_, reservation)| reservation.wait().is_none()) {
+                assert!(now >= paused_until, "served in a pause");
+                served.extend(waiting.pop_front().map(|(cells, _)| (now, cells)));
+            }
+            assert!(waiting.iter().all(|(_, reservation)| reservation.wait().is_some()), "out of order");
+            clock.advance(SECOND / 10);
+            now += 1;
+        }
+    }
+    for (first, (start, _)) in served.iter().enumerate() {
+        let mut sum = 0;
+        for (end, cells) in &served[first..] {
+            sum += cells;
+            assert!(sum <= burst + (end - start) / 10, "{sum} cells from {start} to {end}: {served:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn whoever_waits_is_served_in_order_within_the_quota_and_in_no_pause(
+        burst in 1_u32..5,
+        kind in 0_usize..3,
+        steps in prop::collection::vec(any::<(u8, u8, u8)>(), 1..100),
+    ) {
+        let quota = Quota::every(SECOND).burst(burst);
+        let policies = [
+            vec![Policy::by_key(quota).named("key")],
+            vec![Policy::global(quota).named("key")],
+            vec![Policy::global(quota).named("key"), Policy::global(quota).named("other")],
+        ];
+        serve_at_random(policies[kind].clone(), burst, &steps);
+    }
+}
+
 mod answers {
     use axum::{
         Router,
@@ -680,8 +877,8 @@ mod answers {
     async fn a_status_of_grpc_says_what_the_layer_says() {
         let policy = || Policy::per(Header::new("x-api-key"), Quota::per_minute(2));
         let call = |limiter: &Limiter| {
-            let service = tower::service_fn(|_: Request<Body>| async {
-                Ok::<_, std::convert::Infallible>(http::Response::new(tonic::body::Body::empty()))
+            let service = service_fn(|_: Request<Body>| async {
+                Ok::<_, Infallible>(http::Response::new(tonic::body::Body::empty()))
             });
             let mut request = Request::post("/").header("x-api-key", "k1").body(Body::empty()).unwrap();
             request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());

@@ -227,6 +227,85 @@ async fn a_pause_that_is_known_outlasts_redis() {
 }
 
 #[tokio::test]
+async fn a_pause_that_is_over_delays_nobody_any_more() {
+    let server = Server::start(Engine::Valkey);
+    let limiter = RedisLimiter::builder(server.url(), b"the secret of these tests", OnFailure::Local { share: 1.0 })
+        .timeout(Duration::from_millis(300))
+        .policy(accounts(Quota::per_second(10).burst(1)));
+    let limiter = connected(limiter).await;
+    let over = async || limiter.paused_for("account", "alice").await.unwrap().is_none();
+    let idle = async || limiter.peek("account", "alice").await.unwrap().until_full().is_zero();
+    limiter.acquire("account", "alice").await.unwrap();
+    limiter.pause("account", "alice", Duration::from_millis(400)).await.unwrap();
+    eventually(async || over().await && idle().await).await;
+    let first = limiter.reserve("account", "alice", MINUTE).await.unwrap();
+    assert_eq!(first.wait(), None);
+    let second = limiter.reserve("account", "alice", MINUTE).await.unwrap();
+    assert!(second.wait().is_none_or(|wait| wait <= Duration::from_millis(100)), "{second:?}");
+    // Nor without Redis.
+    limiter.pause("account", "bob", Duration::from_millis(200)).await.unwrap();
+    eventually(async || limiter.paused_for("account", "bob").await.unwrap().is_none()).await;
+    server.signal("-STOP");
+    eventually(async || limiter.acquire("account", "carol").await.is_ok() && !limiter.is_connected()).await;
+    let local = limiter.reserve("account", "bob", MINUTE).await.unwrap();
+    server.signal("-CONT");
+    assert_eq!(local.wait(), None);
+}
+
+#[tokio::test]
+async fn a_process_that_hears_no_announcement_learns_of_a_pause_with_its_next_call() {
+    let server = Server::start(Engine::Redis);
+    assert_eq!(server.cli(&["ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "resetchannels"]), "OK");
+    let policy = || accounts(Quota::per_minute(1));
+    let there = connected(builder(&server.url()).policy(policy())).await;
+    let here = connected(builder(&server.url().replace("redis://", "redis://deaf:pw@")).policy(policy())).await;
+    here.acquire("account", "alice").await.unwrap();
+    let waiting = here.reserve("account", "alice", 60 * MINUTE).await.unwrap();
+    there.pause("account", "alice", 10 * MINUTE).await.unwrap();
+    let next = here.reserve("account", "alice", 60 * MINUTE).await.unwrap();
+    let between = next.wait().unwrap().saturating_sub(waiting.wait().unwrap());
+    assert!(between <= MINUTE + Duration::from_secs(1) && between >= MINUTE - Duration::from_secs(1), "{between:?}");
+    assert!(waiting.wait().unwrap() > 10 * MINUTE);
+}
+
+#[tokio::test]
+async fn a_policy_that_fails_open_obeys_the_pauses_that_are_known() {
+    let server = Server::start(Engine::Redis);
+    let limiter = RedisLimiter::builder(server.url(), b"the secret of these tests", OnFailure::Open)
+        .timeout(Duration::from_millis(300))
+        .policy(accounts(Quota::per_minute(60)));
+    let limiter = connected(limiter).await;
+    limiter.pause("account", "alice", MINUTE).await.unwrap();
+    limiter.block("account", "bob", MINUTE).await.unwrap();
+    server.signal("-STOP");
+    eventually(async || limiter.acquire("account", "carol").await.is_ok() && !limiter.is_connected()).await;
+    let answers = [limiter.acquire("account", "alice").await, limiter.acquire("account", "bob").await];
+    server.signal("-CONT");
+    assert_eq!(answers.map(|answer| denied(answer).reason()), [Reason::Exceeded, Reason::Blocked]);
+}
+
+#[tokio::test]
+async fn a_call_by_key_sees_each_plan_that_was_named_also_for_a_policy_of_requests() {
+    let server = Server::start(Engine::Valkey);
+    let policy = || Policy::per(Header::new("k"), Quota::per_hour(10).burst(1)).named("key");
+    let [here, there] = [
+        connected(builder(&server.url()).policy(policy())).await,
+        connected(builder(&server.url()).policy(policy())).await,
+    ];
+    // The time of a cell is the same: only the burst differs.
+    let plan = Quota::per_hour(10).burst(5);
+    let request = with_header("k", "a");
+    assert!(here.acquire("key", "a").await.is_ok() && here.acquire("key", "a").await.is_err());
+    assert!(!here.decide(&request).await.is_allowed());
+    there.acquire_as("key", "a", plan, 1).await.unwrap();
+    assert!(here.acquire("key", "a").await.is_ok());
+    // A request in the process that has named the plan, which remembered a denial.
+    assert!(here.acquire("key", "b").await.is_ok() && !here.decide(&with_header("k", "b")).await.is_allowed());
+    here.acquire_as("key", "b", plan, 1).await.unwrap();
+    assert!(here.decide(&with_header("k", "b")).await.is_allowed());
+}
+
+#[tokio::test]
 async fn without_redis_the_policy_says_what_happens() {
     let url = format!("redis://127.0.0.1:{}", free_port());
     let build = |on_failure| {

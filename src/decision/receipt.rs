@@ -133,6 +133,15 @@ impl Receipts {
         }
     }
 
+    /// A copy of these.
+    pub(crate) fn of(receipts: &[Receipt]) -> Self {
+        match receipts {
+            [] => Self::None,
+            [receipt] => Self::One(*receipt),
+            several => Self::Many(SmallVec::from_slice(several)),
+        }
+    }
+
     /// Sorts them into the policies' order.
     #[cfg(feature = "redis")]
     pub(crate) fn sort(&mut self) {

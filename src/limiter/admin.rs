@@ -42,8 +42,9 @@ impl Limiter {
     /// Returns how `key` stands under the policy of this name, and acquires nothing. A global
     /// policy has one bucket, whatever the key.
     ///
-    /// The standing is by the quota that [`quota_by`](Policy::quota_by) chose last for the key, as
-    /// long as something of it is used, and otherwise by the policy's own. A blocked key shows its
+    /// The standing is by the quota that [`quota_by`](Policy::quota_by) or
+    /// [`acquire_as`](Self::acquire_as) chose last for the key, as long as something of it is used,
+    /// and otherwise by the policy's own. A blocked key shows its
     /// bucket, see [`blocked_for`](Self::blocked_for). A key that shares an overflow bucket shows a
     /// full bucket of its own.
     ///
@@ -102,7 +103,7 @@ impl Limiter {
     pub fn reset(&self, policy: &str, key: impl IntoKey) -> Result<bool, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
         let key = policy.key(self.key_of(key));
-        let was_used = buckets.reset(key, self.set().quota(index), self.set().clock());
+        let was_used = buckets.reset(key, self.set().clock());
         let was_blocked = self.set().forgive(index, key);
         Ok(was_used || was_blocked)
     }
@@ -144,11 +145,12 @@ impl Limiter {
     /// Pauses `key` under the policy of this name: for this time nobody is granted a cell, and none
     /// comes back. So a partner's `Retry-After` is obeyed by all who call it.
     ///
-    /// A pause is never shortened, and lasts at most a day. [`reset`](Self::reset) ends it.
-    /// Requests and [reservations](Self::reserve) that wait already wait so much longer, and stay
-    /// in line: nobody is released in a crowd at its end. In the meantime a denial says when the
-    /// pause ends, and the standing of the key is that of an empty bucket. Denials of a paused key
-    /// count towards no [ban](Policy::ban).
+    /// A pause is never shortened, and lasts at most a day. [`reset`](Self::reset) ends it; only
+    /// who has reserved cells in the meantime waits as long as before. Requests and
+    /// [reservations](Self::reserve) that wait already wait so much longer, and stay in line:
+    /// nobody is released in a crowd at its end. In the meantime a denial says when the pause ends,
+    /// and the standing of the key is that of an empty bucket. Denials of a paused key count
+    /// towards no [ban](Policy::ban).
     ///
     /// At most 65,536 keys are paused under one policy, and 1,024 of one network (IPv4 /16, IPv6
     /// /40).
@@ -168,14 +170,9 @@ impl Limiter {
     ///
     /// When there is no policy of this name, or no place for another key.
     pub fn pause(&self, policy: &str, key: impl IntoKey, time: Duration) -> Result<(), BlockError> {
-        let (_, policy, buckets) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
-        let time = Nanos::from(time).min(MAX_PATIENCE);
-        let swept_as = self.set().swept_as(policy);
-        if buckets.pause(policy.key(self.key_of(key)), time, self.set().clock(), swept_as.as_ref()) {
-            Ok(())
-        } else {
-            Err(BlockError::Full)
-        }
+        let (index, policy, _) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
+        let (key, time) = (policy.key(self.key_of(key)), Nanos::from(time).min(MAX_PATIENCE));
+        if self.parts.buckets.pause(self.set(), index, key, time) { Ok(()) } else { Err(BlockError::Full) }
     }
 
     /// Returns the remaining time for which `key` is paused under the policy of this name.

@@ -116,6 +116,10 @@ impl<'a> Attempt<'a> {
     pub(super) fn evaluate(&mut self, now: Timestamp, patience: Nanos) -> bool {
         let Demand { quota, cells, shadow, .. } = self.demand;
         let stands_at = self.pause.stands_at(now);
+        if !patience.is_zero() && !self.pause.total.is_zero() {
+            // Whoever waits has to know by how much the pauses have grown.
+            self.buckets.remember_pause(self.demand.key, stands_at.saturating_add(patience));
+        }
         self.evaluation = match (self.placement, self.remembered) {
             (Placement::Own | Placement::Overflow, Remembered::Other(cell)) => {
                 self.evaluate_conversion(stands_at, cell)
@@ -228,10 +232,6 @@ impl<'a> Attempt<'a> {
     /// limiter's order puts this bucket last, and it is written first.
     #[inline(always)]
     pub(super) fn write(&mut self, allowed: bool) -> bool {
-        if allowed && self.is_reserved && !self.pause.total.is_zero() {
-            // Whoever waits has to know by how much the pauses have grown.
-            self.buckets.remember_pause(self.demand.key, self.evaluation.after.full_at());
-        }
         if let Remembered::Other(cell) = self.remembered {
             return self.write_conversion(allowed, cell);
         }
@@ -298,7 +298,13 @@ impl<'a> Attempt<'a> {
         let bucket = self.after().filter(|_| allowed).unwrap_or(self.evaluation.clamped);
         let mut outcome = PolicyOutcome::of(self.policy, &self.demand, bucket, self.evaluation, now);
         if self.pause.until > now {
-            outcome.backlog = self.pause.shown(bucket.backlog(self.pause.until), self.demand.quota, now);
+            let backlog = bucket.backlog(self.pause.until);
+            outcome.backlog = if self.is_reserved && allowed {
+                // As it is, because it is shown after the wait.
+                backlog.saturating_add(self.pause.until.since(now))
+            } else {
+                self.pause.shown(backlog, self.demand.quota, now)
+            };
         }
         if self.placement == Placement::Full {
             outcome.verdict = Verdict::AtCapacity;

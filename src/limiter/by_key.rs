@@ -12,6 +12,7 @@ use super::{
     acquire::Grant,
     admission::Admission,
     error::AcquireError,
+    local_buckets::Slack,
     policy_set::Demands,
     reservation::{MAX_PATIENCE, Reservation, ReservedCells},
 };
@@ -124,6 +125,9 @@ impl Limiter {
     /// The caller sleeps with a timer of its own: see [`Reservation`]. Callers of one key are
     /// served in the order in which they came. At most a day.
     ///
+    /// From the first reservation on, a refund counts as one of somebody in line while its key is
+    /// in debt: only the last one is refunded.
+    ///
     /// ```
     /// use std::time::Duration;
     /// use tower_quota::{Limiter, Policy, Quota};
@@ -167,7 +171,7 @@ impl Limiter {
     ) -> Result<Reservation<Self>, AcquireError> {
         let demand = self.set().demand_by_key(policy, key, cells, None)?;
         let patience = Nanos::from(patience).min(MAX_PATIENCE);
-        self.parts.buckets.allow_slack(demand.0, patience);
+        self.parts.buckets.allow_slack(demand.0, Slack::OfReservation(patience));
         let mut receipts = Receipts::default();
         let grant = self.acquire_demands(&[demand], patience, &mut receipts)?;
         Ok(Reservation::new(ReservedCells::new(self.clone(), grant, receipts, grant.at)))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{error::ConfigError, pauses::Pause, policy_set::PolicySet};
-use crate::{clock::Timestamp, decision::Receipt, key::Key};
+use crate::{clock::Timestamp, decision::Receipt};
 
 /// A limiter, or policies to build one of.
 ///
@@ -42,8 +42,8 @@ pub(crate) trait Settle: Send + Sync + 'static {
     /// Refunds what was acquired at `at`, less what time has returned since.
     fn refund_receipt(&self, receipt: &Receipt, at: Timestamp);
 
-    /// The pauses of a key under a policy, as far as they are known here.
-    fn pause_of(&self, policy: usize, key: Key) -> Pause;
+    /// The pauses of the key of a receipt, where its bucket is, as far as they are known here.
+    fn pause_of(&self, receipt: &Receipt) -> Pause;
 
     /// Charges `cells` beyond the receipt.
     fn charge_receipt(&self, receipt: &Receipt, cells: u32);

@@ -56,7 +56,7 @@ impl LocalBuckets {
     }
 
     /// Lets requests of a policy wait for as long, now and later.
-    pub(crate) fn allow_slack(&self, policy: usize, slack: Nanos) {
+    pub(crate) fn allow_slack(&self, policy: usize, slack: Slack) {
         self.each[policy].allow_slack(slack);
     }
 
@@ -65,15 +65,11 @@ impl LocalBuckets {
         self.each[receipt.outcome.policy].refund(receipt, at, clock);
     }
 
-    /// Records what is known of the pauses of a key elsewhere. The bucket stays where it is.
-    #[cfg(feature = "redis")]
-    pub(crate) fn record_pause(&self, set: &PolicySet, policy: usize, key: Key, pause: Pause) {
+    /// Pauses a key under a policy for `time` from now on. False where there is no place for
+    /// another key.
+    pub(crate) fn pause(&self, set: &PolicySet, policy: usize, key: Key, time: Nanos) -> bool {
         let swept_as = set.swept_as(&set.policies()[policy]);
-        self.each[policy].pauses.get_or_init(|| Pauses::new(set.clock(), swept_as.as_ref())).record(
-            key,
-            pause,
-            pause.until,
-        );
+        self.each[policy].pause(key, time, set.clock(), swept_as.as_ref())
     }
 
     /// The pauses of a key under a policy.
@@ -93,6 +89,15 @@ pub(crate) fn start_sweeping<S: Sweepable + 'static>(name: Arc<str>, buckets: &A
     Sweeping::start(name, buckets, sweeper::period(policy.quota().time_to_fill()))
 }
 
+/// How long requests of a policy may wait for their cells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slack {
+    /// In a layer that delays requests: debts may be as long.
+    OfLayer(Nanos),
+    /// By a caller that has reserved cells.
+    OfReservation(Nanos),
+}
+
 /// The buckets of one policy.
 pub(super) struct PolicyBuckets {
     storage: Storage,
@@ -100,6 +105,8 @@ pub(super) struct PolicyBuckets {
     pauses: OnceLock<Pauses>,
     /// How long requests may wait.
     slack: AtomicU64,
+    /// How long debts may be beyond the burst.
+    debt: AtomicU64,
     /// The time that the longest burst of all quotas so far takes to come back.
     longest_burst: AtomicU64,
 }
@@ -149,7 +156,7 @@ impl PolicyBuckets {
 
     fn new(quota: Quota, storage: Storage) -> Self {
         let longest_burst = AtomicU64::new(quota.burst_nanos().get());
-        Self { storage, pauses: OnceLock::new(), slack: AtomicU64::new(0), longest_burst }
+        Self { storage, pauses: OnceLock::new(), slack: AtomicU64::new(0), debt: AtomicU64::new(0), longest_burst }
     }
 
     #[inline(always)]
@@ -164,8 +171,18 @@ impl PolicyBuckets {
     }
 
     /// The slack never shrinks, so that what is reserved stays reserved.
-    fn allow_slack(&self, slack: Nanos) {
-        self.slack.fetch_max(slack.min(MAX_SLACK).get(), Ordering::Relaxed);
+    fn allow_slack(&self, slack: Slack) {
+        let (Slack::OfLayer(time) | Slack::OfReservation(time)) = slack;
+        let time = time.min(MAX_SLACK).get();
+        self.slack.fetch_max(time, Ordering::Relaxed);
+        if matches!(slack, Slack::OfLayer(_)) {
+            self.debt.fetch_max(time, Ordering::Relaxed);
+        }
+    }
+
+    /// How far a charge may take a bucket ahead, whose burst takes so long to come back.
+    fn deepest_debt(&self, burst: Nanos) -> Nanos {
+        furthest(burst, Nanos::new(self.debt.load(Ordering::Relaxed)))
     }
 
     /// Prepares for decisions by this quota. The horizon never shrinks, because what was used under
@@ -196,6 +213,12 @@ impl PolicyBuckets {
         self.pauses.get().map(|pauses| pauses.of(key)).unwrap_or_default()
     }
 
+    /// The pauses of `key` as far as its bucket has moved with them: a slot that keys share has
+    /// not.
+    fn pause_of_bucket(&self, key: Key, placement: Placement) -> Pause {
+        if placement == Placement::Own { self.pause_of(key) } else { Pause::default() }
+    }
+
     /// Remembers until then by how much the pauses of `key` have grown.
     pub(super) fn remember_pause(&self, key: Key, until: Timestamp) {
         if let Some(pauses) = self.pauses.get() {
@@ -209,8 +232,7 @@ impl PolicyBuckets {
         let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as));
         let mut has_place = false;
         // The bucket afterwards, if the pause is longer than before.
-        let mut pause = |bucket: Bucket| {
-            let now = clock.now();
+        let mut pause = |bucket: Bucket, now: Timestamp| {
             let (before, after) = pauses.extend(key, now, time)?;
             has_place = true;
             let by = after.since(before.total);
@@ -219,14 +241,16 @@ impl PolicyBuckets {
             (!by.is_zero()).then_some(moved)
         };
         if let Storage::Atomic { bucket, .. } = &self.storage {
-            bucket.change_closed(pause);
+            // Before the bucket is closed: a clock of the user's may panic.
+            let now = clock.now();
+            bucket.change_closed(|found| pause(found, now));
             return has_place;
         }
         let mut guard = self.guard(key);
         // A slot that keys share does not move for one of them.
         let is_own = guard.placement() == Placement::Own;
         let found = if is_own { guard.read(UNASKED).0 } else { Bucket::default() };
-        if let Some(moved) = pause(found).filter(|moved| *moved != found) {
+        if let Some(moved) = pause(found, clock.now()).filter(|moved| *moved != found) {
             guard.write(found, moved, None);
         }
         has_place
@@ -345,7 +369,7 @@ impl PolicyBuckets {
         loop {
             let (found, remembered) = guard.read(Basis { quota, planned: false });
             // All are read under the lock: a receipt that is void stays void.
-            let (now, pause) = (clock.now(), self.pause_of(receipt.key));
+            let (now, pause) = (clock.now(), self.pause_of_bucket(receipt.key, guard.placement()));
             let (now, paused) = (pause.stands_at(now), pause.since(receipt.paused));
             let valid =
                 self.generation(receipt.key) == receipt.generation && remembered.cell(quota) == quota.cell_nanos();
@@ -400,7 +424,7 @@ impl PolicyBuckets {
     ) -> (Quota, Nanos) {
         loop {
             let (found, remembered) = guard.read(Basis { quota: own, planned: false });
-            let (read_at, pause) = (clock.now(), self.pause_of(key));
+            let (read_at, pause) = (clock.now(), self.pause_of_bucket(key, guard.placement()));
             let now = pause.stands_at(read_at);
             let used = !found.is_idle(now);
             let basis = choose(guard.plan().filter(|_| used || stays));
@@ -417,7 +441,7 @@ impl PolicyBuckets {
             let [cost, burst] = [cells, quota.burst_size()].map(|cells| after_cell.saturating_mul(cells.into()));
             // The cells may take longer than those of any quota with this burst, and are not cut.
             self.allow_burst(burst);
-            let after = bucket.charge(now, cost, furthest(burst, self.slack()));
+            let after = bucket.charge(now, cost, self.deepest_debt(burst));
             let backlog = after.converted(now, after_cell, quota.cell_nanos()).backlog(now);
             let backlog = pause.shown(backlog, quota, read_at);
             // A full bucket needs no place.
@@ -435,33 +459,37 @@ impl PolicyBuckets {
 
     /// Fills the bucket of `key`, ends its pause, and makes the receipts of its generation void.
     /// True if it was not full, or paused.
-    pub(super) fn reset(&self, key: Key, own: Quota, clock: &Clock) -> bool {
-        let end_pause = || self.pauses.get().is_some_and(|pauses| pauses.end(key, clock.now()));
-        if let Storage::Keyed { buckets, .. } = &self.storage {
-            // Without a guard, which would reserve a place for a key that has none.
-            let entry = buckets.store().get(key);
-            let was_paused = end_pause();
-            return was_paused
-                | entry.is_some_and(|mut entry| {
-                    self.advance_generation(key);
-                    let numbered = *entry;
-                    *entry = numbered.with_bucket(Bucket::default());
-                    !numbered.bucket().is_idle(clock.now())
-                });
+    pub(super) fn reset(&self, key: Key, clock: &Clock) -> bool {
+        let end_pause = |now| self.pauses.get().is_some_and(|pauses| pauses.end(key, now));
+        if let Storage::Atomic { bucket, .. } = &self.storage {
+            // Before the bucket is closed: a clock of the user's may panic.
+            let now = clock.now();
+            let (mut was_paused, mut was_used) = (false, false);
+            bucket.change_closed(|found| {
+                // A later request has the new generation and a bucket that is not reset again.
+                self.advance_generation(key);
+                was_used = !found.is_idle(now);
+                was_paused = end_pause(now);
+                // Not as it was before the first request: a thread that has read that would
+                // exchange it.
+                was_used.then(|| Bucket::with_backlog(now, Nanos::ZERO))
+            });
+            return was_paused | was_used;
         }
         let mut guard = self.guard(key);
-        loop {
-            let (found, _) = guard.read(Basis { quota: own, planned: false });
-            // Under the lock: a later request has the new generation and a bucket that is not reset
-            // again.
-            self.advance_generation(key);
-            // Not as it was before the first request: a thread that has read that would exchange
-            // it.
-            let now = clock.now();
-            if guard.write(found, Bucket::with_backlog(now, Nanos::ZERO), None) {
-                return end_pause() | !found.is_idle(now);
-            }
+        let now = clock.now();
+        let was_paused = end_pause(now);
+        if guard.placement() != Placement::Own {
+            // A slot that keys share.
+            return was_paused;
         }
+        let (found, _) = guard.read(UNASKED);
+        self.advance_generation(key);
+        let was_used = !found.is_idle(now);
+        if was_used {
+            guard.write(found, Bucket::default(), None);
+        }
+        was_paused | was_used
     }
 
     #[inline(always)]
@@ -514,7 +542,13 @@ mod models {
     }
 
     fn acquire(buckets: &PolicyBuckets, demand: &Demand, clock: &Clock) -> Option<Receipt> {
-        let FastPath { evaluation, now, generation } = buckets.fast_path(demand, clock).unwrap();
+        let FastPath { evaluation, now, generation } = loop {
+            match buckets.fast_path(demand, clock) {
+                Some(found) => break found,
+                // It is closed: waits until it is not.
+                None => drop(buckets.peek(Key::GLOBAL, demand.basis(), clock)),
+            }
+        };
         evaluation.is_granted().then(|| Receipt {
             outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),
             key: demand.key,
@@ -559,10 +593,7 @@ mod models {
             let receipt = acquire(&buckets, &demand, &clock).unwrap();
             acquire(&buckets, &demand, &clock).unwrap();
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
-            on_two_threads(
-                move || other.refund(&receipt, START, &its_clock),
-                || buckets.reset(Key::GLOBAL, demand.quota, &clock),
-            );
+            on_two_threads(move || other.refund(&receipt, START, &its_clock), || buckets.reset(Key::GLOBAL, &clock));
             // Before the reset or after it: the bucket is full, and not fuller.
             assert_eq!(buckets.peek(Key::GLOBAL, demand.basis(), &clock).1, Nanos::ZERO);
             let later = acquire(&buckets, &demand, &clock).unwrap();
@@ -580,7 +611,7 @@ mod models {
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
             let (receipt, _) = on_two_threads(
                 move || acquire(&other, &demand, &its_clock).unwrap(),
-                || buckets.reset(Key::GLOBAL, demand.quota, &clock),
+                || buckets.reset(Key::GLOBAL, &clock),
             );
             let before = buckets.peek(Key::GLOBAL, demand.basis(), &clock).1;
             let later = acquire(&buckets, &demand, &clock).unwrap();

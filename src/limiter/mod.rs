@@ -53,7 +53,7 @@ use http::Request;
 pub(crate) use self::{
     acquire::Grant,
     into_limiter::{Handle, Settle},
-    local_buckets::LocalBuckets,
+    local_buckets::{LocalBuckets, Slack},
     pauses::Pause,
     policy_set::PolicySet,
     reservation::ReservedCells,
@@ -78,7 +78,7 @@ pub use crate::sweeper::Sweep;
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Decision, Denied, Receipt, Receipts},
-    key::{Key, RequestHead},
+    key::RequestHead,
 };
 
 /// Policies and their buckets in memory.
@@ -166,8 +166,8 @@ impl Settle for Limiter {
         self.parts.buckets.refund(receipt, at, self.set().clock());
     }
 
-    fn pause_of(&self, policy: usize, key: Key) -> Pause {
-        self.parts.buckets.pause_of(policy, key)
+    fn pause_of(&self, receipt: &Receipt) -> Pause {
+        self.parts.buckets.pause_of(receipt.outcome.policy, receipt.key)
     }
 
     fn charge_receipt(&self, receipt: &Receipt, cells: u32) {
@@ -178,7 +178,7 @@ impl Settle for Limiter {
 impl Handle for Limiter {
     fn allow_waits(&self, longest: Duration) {
         for policy in 0..self.set().policies().len() {
-            self.parts.buckets.allow_slack(policy, longest.into());
+            self.parts.buckets.allow_slack(policy, Slack::OfLayer(longest.into()));
         }
     }
 }

@@ -91,7 +91,7 @@ impl Pauses {
         Self { store, _sweeping: sweeping }
     }
 
-    /// Reads a counter as long as no key is paused.
+    /// The pauses of `key`. Reads a counter as long as no key is paused.
     pub(crate) fn of(&self, key: Key) -> Pause {
         let known = if self.store.len() == 0 { None } else { self.store.get(key) };
         known.map(|known| known.pause).unwrap_or_default()
@@ -105,7 +105,9 @@ impl Pauses {
         let known = guard.value();
         let (before, after) = (known.pause, known.pause.extended(now, time));
         if has_place && after != before {
-            guard.write(KnownPause { pause: after, ..known });
+            // Whoever waits does so for as much longer.
+            let remembered_until = known.remembered_until.saturating_add(after.since(before.total));
+            guard.write(KnownPause { pause: after, remembered_until });
         }
         has_place.then_some((before, after))
     }
@@ -126,12 +128,13 @@ impl Pauses {
         }
     }
 
-    /// Ends the pause of `key`. True if it was paused.
+    /// Ends the pause of `key`, and takes the rest of it out of the total. True if it was paused.
     pub(crate) fn end(&self, key: Key, now: Timestamp) -> bool {
         self.store.get(key).is_some_and(|mut known| {
-            let was_paused = known.pause.until > now;
+            let rest = known.pause.until.since(now);
             known.pause.until = known.pause.until.min(now);
-            was_paused
+            known.pause.total = known.pause.total.saturating_sub(rest);
+            !rest.is_zero()
         })
     }
 

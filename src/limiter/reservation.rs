@@ -2,7 +2,7 @@
 //!
 //! This file must not know of timers, which callers have, nor where buckets are.
 
-use std::{fmt, mem, time::Duration};
+use std::{fmt, future::poll_fn, task::Poll, time::Duration};
 
 use super::{
     Limiter,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::{Nanos, Timestamp},
-    decision::Receipts,
+    decision::{Receipt, Receipts},
 };
 
 /// The longest time that a reservation waits: a day.
@@ -61,12 +61,31 @@ impl<L: Handle> Reservation<L> {
     ///
     /// If the future is dropped before, the reservation is.
     pub async fn ready<F: Future<Output = ()>>(mut self, timer: impl Fn(Duration) -> F) -> Admission {
+        let mut was_early = false;
         while let Some(wait) = self.wait() {
+            if was_early {
+                // The timer was early, perhaps at once: let other tasks run.
+                yield_once().await;
+            }
             timer(wait).await;
+            was_early = true;
         }
         let (at, receipts, limiter) = self.cells.take();
         Admission::new(limiter, at, &receipts)
     }
+}
+
+async fn yield_once() {
+    let mut has_yielded = false;
+    poll_fn(|cx| {
+        if has_yielded {
+            return Poll::Ready(());
+        }
+        has_yielded = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 impl<L: Handle> Drop for Reservation<L> {
@@ -111,8 +130,10 @@ impl<L: Settle> ReservedCells<L> {
     /// When the cells are there, as it is known at `now`: later by the pauses since, and not in a
     /// pause.
     fn ready_now(&self, now: Timestamp) -> Timestamp {
-        let ready = self.receipts.iter().map(|receipt| {
-            let pause = self.limiter.pause_of(receipt.outcome.policy, receipt.key);
+        // Whatever costs nothing, or denies nothing, waits for no pause.
+        let waits = |receipt: &&Receipt| receipt.cells > 0 && !receipt.outcome.shadow;
+        let ready = self.receipts.iter().filter(waits).map(|receipt| {
+            let pause = self.limiter.pause_of(receipt);
             let ready = self.ready.saturating_add(pause.since(receipt.paused));
             if pause.until > now { ready.max(pause.until) } else { ready }
         });
@@ -124,26 +145,36 @@ impl<L: Settle> ReservedCells<L> {
     where
         L: Clone,
     {
-        let mut receipts = mem::take(&mut self.receipts);
+        let (at, mut receipts) = self.as_acquired();
+        self.receipts = Receipts::None;
         for receipt in &mut *receipts {
             // The standings are those of now, and not of when the cells were reserved.
             receipt.outcome.backlog = receipt.outcome.backlog.saturating_sub(self.grant.wait);
         }
-        (self.grant.at, receipts, self.limiter.clone())
+        (at, receipts, self.limiter.clone())
+    }
+
+    /// The receipts as if the cells were acquired when they are there. Of what is taken from those
+    /// that will be there, time has returned nothing before. Under several policies, some may have
+    /// had the cells at once.
+    fn as_acquired(&self) -> (Timestamp, Receipts) {
+        let [receipt] = &*self.receipts else { return (self.grant.at, Receipts::of(&self.receipts)) };
+        let moved_by = self.limiter.pause_of(receipt).since(receipt.paused);
+        let receipt = Receipt {
+            // The bucket has moved with the pauses since.
+            after: receipt.after.later(Timestamp::ORIGIN, moved_by),
+            paused: receipt.paused.saturating_add(moved_by),
+            ..receipt.later_by(self.grant.wait.saturating_add(moved_by))
+        };
+        (self.ready.saturating_add(moved_by), Receipts::One(receipt))
     }
 }
 
 impl<L: Settle> Drop for ReservedCells<L> {
     fn drop(&mut self) {
-        // Of what is taken from those that will be there, time has returned nothing yet. Under
-        // several policies, some may have had the cells at once.
-        let single = self.receipts.len() == 1;
-        for receipt in &*self.receipts {
-            if single {
-                self.limiter.refund_receipt(&receipt.later_by(self.grant.wait), self.ready);
-            } else {
-                self.limiter.refund_receipt(receipt, self.grant.at);
-            }
+        let (at, receipts) = self.as_acquired();
+        for receipt in &*receipts {
+            self.limiter.refund_receipt(receipt, at);
         }
     }
 }

@@ -10,7 +10,7 @@ use smallvec::{SmallVec, smallvec};
 use super::{
     connection::Redirect,
     limiter::{RedisLimiter, RedisParts},
-    lower_bounds::{AllAsked, Asked, DeniedWithBans, NewBans, demands_of},
+    lower_bounds::{AllAsked, Asked, AskedBy, DeniedWithBans, NewBans, demands_of},
     names::Principal,
     node::Node,
     protocol::{Decided, RedisDemand, RedisDemands, Settlement},
@@ -82,11 +82,21 @@ impl RedisLimiter {
         patience: Nanos,
         receipts: &mut Receipts,
     ) -> Result<Grant, Denied> {
-        let demands = demands?;
+        self.acquire_from(AskedBy::Request, demands?, patience, receipts).await
+    }
+
+    /// Acquires what a request asks of all policies, or a caller that names keys, or nothing.
+    pub(super) async fn acquire_from(
+        &self,
+        asked_by: AskedBy,
+        demands: Demands,
+        patience: Nanos,
+        receipts: &mut Receipts,
+    ) -> Result<Grant, Denied> {
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
         let patience = patience.min(MAX_SLACK);
         let asked = self.ask(&demands);
-        if let Some((denied, bans)) = lower_bounds.cached_denial(set, &asked, patience) {
+        if let Some((denied, bans)) = lower_bounds.cached_denial(set, &asked, asked_by, patience) {
             self.ban(bans);
             return Err(denied);
         }
@@ -143,8 +153,9 @@ impl RedisLimiter {
         let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
         for Asked { policy, demand, principal, .. } in asked {
             let pause = lower_bounds.pause_of(*policy, *principal);
-            if pause.until > set.now() {
-                fallback.record_pause(set, *policy, demand.key, pause);
+            let left = pause.until.since(set.now());
+            if !left.is_zero() {
+                fallback.pause(set, *policy, demand.key, left);
             }
         }
     }

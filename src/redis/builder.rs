@@ -332,6 +332,7 @@ impl RedisBuilder {
                 fallback: FallbackBuckets::new(&set, on_failure),
                 config,
                 slacks: set.policies().iter().map(|_| AtomicU64::new(0)).collect(),
+                debt_slacks: set.policies().iter().map(|_| AtomicU64::new(0)).collect(),
                 set,
             }
         });

@@ -11,13 +11,15 @@ use smallvec::smallvec;
 
 use super::{
     control::{ControlError, StandingsError},
-    limiter::RedisLimiter,
+    limiter::{RedisLimiter, RedisParts},
+    lower_bounds::AskedBy,
+    names::Principal,
 };
 use crate::{
     clock::Nanos,
     decision::{Receipts, Standing},
-    key::IntoKey,
-    limiter::{AcquireError, Admission, Demands, MAX_PATIENCE, Reservation, ReservedCells},
+    key::{IntoKey, Key},
+    limiter::{AcquireError, Admission, Demands, MAX_PATIENCE, Reservation, ReservedCells, Slack},
     quota::Quota,
 };
 
@@ -56,7 +58,8 @@ impl RedisLimiter {
 
     /// Acquires `cells` cells by the quota `plan` instead of the policy's own. See
     /// [`Limiter::acquire_as`](crate::Limiter::acquire_as). Here the bucket of every policy
-    /// remembers the plan.
+    /// remembers the plan. Another process that remembers a denial of a *request* for this key
+    /// denies further requests until the former wait is over; calls by key always ask Redis.
     ///
     /// # Errors
     ///
@@ -68,7 +71,18 @@ impl RedisLimiter {
         plan: Quota,
         cells: u32,
     ) -> impl Future<Output = Result<Admission, AcquireError>> + Send + use<'_, K> {
-        self.admission(self.demand(policy, key, cells, Some(plan)))
+        let demand = self.demand(policy, key, cells, Some(plan));
+        async move {
+            let asked: Option<Key> =
+                demand.as_ref().ok().and_then(|demands| demands.first()).map(|(_, demand)| demand.key);
+            let admission = self.admission(demand).await;
+            if let (Some(key), true) = (asked, admission.is_ok()) {
+                // What is known of the bucket under another quota may be true no more.
+                let RedisParts { set, lower_bounds, .. } = &*self.parts;
+                lower_bounds.epochs.end(Principal::of(key, set.hasher()));
+            }
+            admission
+        }
     }
 
     /// Acquires cells under several policies, or nothing under any. See
@@ -116,10 +130,10 @@ impl RedisLimiter {
         async move {
             let demands = demand?;
             for (policy, _) in &demands {
-                self.allow_slack(*policy, patience);
+                self.allow_slack(*policy, Slack::OfReservation(patience));
             }
             let mut receipts = Receipts::default();
-            let grant = self.acquire_demands(Ok(demands), patience, &mut receipts).await?;
+            let grant = self.acquire_from(AskedBy::Caller, demands, patience, &mut receipts).await?;
             // From now on, and not from when Redis was asked: nobody is early.
             let cells = ReservedCells::new(self.clone(), grant, receipts, self.parts.set.now());
             Ok(Reservation::new(cells))
@@ -161,7 +175,7 @@ impl RedisLimiter {
 
     async fn admission(&self, demands: Result<Demands, AcquireError>) -> Result<Admission, AcquireError> {
         let mut receipts = Receipts::default();
-        let grant = self.acquire_demands(Ok(demands?), Nanos::ZERO, &mut receipts).await?;
+        let grant = self.acquire_from(AskedBy::Caller, demands?, Nanos::ZERO, &mut receipts).await?;
         Ok(Admission::new(self.clone(), grant.at, &receipts))
     }
 }

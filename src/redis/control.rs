@@ -175,7 +175,8 @@ impl RedisLimiter {
     /// A process obeys with its next call for the key, or when it hears the announcement, whichever
     /// comes first. Reservations that wait already learn of the pause by either. There is no bound
     /// on how many keys are paused but the memory of Redis. A process remembers at most 65,536
-    /// under one policy, for its reservations and for the time without Redis.
+    /// under one policy, each for a day after its pause, for its reservations and for the time
+    /// without Redis.
     ///
     /// # Errors
     ///
@@ -468,7 +469,7 @@ impl RedisLimiter {
             Action::Charge(cells) => {
                 let own = set.quota(index);
                 let numbers =
-                    [u64::from(cells), own.cell_nanos().get(), own.burst_size().into(), self.slack(index).get()];
+                    [u64::from(cells), own.cell_nanos().get(), own.burst_size().into(), self.debt_slack(index).get()];
                 arguments.extend(numbers.map(|number| number.to_string()));
             }
             Action::Peek | Action::Reset => {}

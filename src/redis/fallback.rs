@@ -3,11 +3,13 @@
 //! A fallback has buckets of its own, separate from what is known of those in Redis, because the
 //! backlog under a share of a quota takes longer to come back.
 
+use smallvec::SmallVec;
+
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Denied, Receipt, Receipts},
     key::Key,
-    limiter::{Demands, Grant, LocalBuckets, Pause, PolicySet},
+    limiter::{Demands, Grant, LocalBuckets, Pause, PolicySet, Slack},
     observe::metrics::{DecidedBy, Outcome},
 };
 
@@ -30,7 +32,7 @@ pub enum OnFailure {
         share: f64,
     },
     /// The policy fails open: requests pass uncounted. For limits that provide fairness and not
-    /// safety.
+    /// safety. Keys that are known to be blocked or paused are denied all the same.
     Open,
 }
 
@@ -55,9 +57,14 @@ impl FallbackBuckets {
         receipts: &mut Receipts,
     ) -> Result<Grant, Denied> {
         let mut local = Demands::new();
+        let mut open = SmallVec::<[usize; 4]>::new();
         for (policy, demand) in demands {
             match self.on_failure[*policy] {
-                OnFailure::Open => {}
+                // A pause that is known is obeyed, as a block is.
+                OnFailure::Open if self.buckets.pause_of(*policy, demand.key).until > set.now() => {
+                    local.push((*policy, *demand));
+                }
+                OnFailure::Open => open.push(*policy),
                 OnFailure::Closed if demand.shadow => {}
                 OnFailure::Closed => return Err(set.unavailable(*policy)),
                 OnFailure::Local { share } => {
@@ -73,19 +80,24 @@ impl FallbackBuckets {
             }
         }
         let grant = self.buckets.acquire_all(set, &local, Some(receipts), patience)?;
-        for (policy, _) in demands.iter().filter(|(policy, _)| self.on_failure[*policy] == OnFailure::Open) {
-            set.count((*policy, &set.policies()[*policy]), Outcome::Allowed, false, DecidedBy::Open, || false);
+        for policy in open {
+            set.count((policy, &set.policies()[policy]), Outcome::Allowed, false, DecidedBy::Open, || false);
         }
         Ok(grant)
     }
 
-    /// Obeys the pause of a key that is known from Redis.
-    pub(super) fn record_pause(&self, set: &PolicySet, policy: usize, key: Key, pause: Pause) {
-        self.buckets.record_pause(set, policy, key, pause);
+    /// Obeys the pause of a key that is known from Redis, and lasts so much longer.
+    pub(super) fn pause(&self, set: &PolicySet, policy: usize, key: Key, left: Nanos) {
+        // Where there is no place for another key, nobody knows of the pause while Redis is away.
+        self.buckets.pause(set, policy, key, left);
+    }
+
+    pub(super) fn pause_of(&self, receipt: &Receipt) -> Pause {
+        self.buckets.pause_of(receipt.outcome.policy, receipt.key)
     }
 
     /// Lets requests of a policy wait for as long, now and later.
-    pub(super) fn allow_slack(&self, policy: usize, slack: Nanos) {
+    pub(super) fn allow_slack(&self, policy: usize, slack: Slack) {
         self.buckets.allow_slack(policy, slack);
     }
 

@@ -19,7 +19,7 @@ use crate::{
     bucket::MAX_SLACK,
     clock::Nanos,
     key::{IntoKey, Key},
-    limiter::{ConfigError, Handle, IntoLimiter, PolicySet},
+    limiter::{ConfigError, Handle, IntoLimiter, PolicySet, Slack},
     policy::Policy,
 };
 
@@ -41,6 +41,8 @@ pub(super) struct RedisParts {
     pub(super) config: NodeConfig,
     /// How long requests may wait, in nanoseconds, by the policy's index.
     pub(super) slacks: Box<[AtomicU64]>,
+    /// How long debts may be beyond the burst.
+    pub(super) debt_slacks: Box<[AtomicU64]>,
 }
 
 impl RedisLimiter {
@@ -49,11 +51,21 @@ impl RedisLimiter {
         Nanos::new(self.parts.slacks[policy].load(Ordering::Relaxed))
     }
 
+    /// How long debts of a policy may be beyond the burst.
+    pub(super) fn debt_slack(&self, policy: usize) -> Nanos {
+        Nanos::new(self.parts.debt_slacks[policy].load(Ordering::Relaxed))
+    }
+
     /// Lets requests of a policy wait for as long, now and later.
-    pub(super) fn allow_slack(&self, policy: usize, slack: Nanos) {
-        let slack = slack.min(MAX_SLACK);
-        self.parts.slacks[policy].fetch_max(slack.get(), Ordering::Relaxed);
-        self.parts.fallback.allow_slack(policy, slack);
+    pub(super) fn allow_slack(&self, policy: usize, slack: Slack) {
+        let RedisParts { slacks, debt_slacks, fallback, .. } = &*self.parts;
+        let (Slack::OfLayer(time) | Slack::OfReservation(time)) = slack;
+        let time = time.min(MAX_SLACK).get();
+        slacks[policy].fetch_max(time, Ordering::Relaxed);
+        if matches!(slack, Slack::OfLayer(_)) {
+            debt_slacks[policy].fetch_max(time, Ordering::Relaxed);
+        }
+        fallback.allow_slack(policy, slack);
     }
 
     /// Returns the policies, in the limiter's order.
@@ -117,7 +129,7 @@ impl RedisLimiter {
 impl Handle for RedisLimiter {
     fn allow_waits(&self, longest: Duration) {
         for policy in 0..self.policies().len() {
-            self.allow_slack(policy, longest.into());
+            self.allow_slack(policy, Slack::OfLayer(longest.into()));
         }
     }
 }

@@ -72,6 +72,15 @@ pub(super) struct Asked {
     pub(super) epoch: Epoch,
 }
 
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AskedBy {
+    /// A caller that names keys. The plan of a key may have changed with any call for it, so only
+    /// Redis can deny.
+    Caller,
+    Request,
+}
+
 /// What a request asks of all policies, in the limiter's order.
 pub(super) type AllAsked = SmallVec<[Asked; 4]>;
 
@@ -130,7 +139,13 @@ impl LowerBounds {
 
     /// The denial that is certain without asking Redis: a key is blocked, or its backlog is known
     /// to be too long for a request that waits no longer than `patience`.
-    pub(super) fn cached_denial(&self, set: &PolicySet, asked: &[Asked], patience: Nanos) -> Option<DeniedWithBans> {
+    pub(super) fn cached_denial(
+        &self,
+        set: &PolicySet,
+        asked: &[Asked],
+        asked_by: AskedBy,
+        patience: Nanos,
+    ) -> Option<DeniedWithBans> {
         let known = |asked: &Asked, patience: Nanos| {
             let Asked { policy, demand, epoch, .. } = *asked;
             let entry = self.each[policy].buckets.get(set.hasher().under_quota(demand.key, demand.quota));
@@ -158,7 +173,7 @@ impl LowerBounds {
         // A larger quota may have been chosen for the key, by a process that is not known here.
         let may_be_granted =
             |asked: &Asked| !asked.demand.planned && asked.demand.cells > asked.demand.quota.burst_size();
-        if asked.iter().any(may_be_granted) {
+        if asked_by == AskedBy::Caller || asked.iter().any(may_be_granted) {
             return None;
         }
         let outcomes: PolicyOutcomes = asked.iter().map(|asked| known(asked, patience)).collect();
@@ -327,12 +342,11 @@ impl LowerBounds {
     /// Records what a reply says of a pause, unless something newer is known.
     fn record_pause_of_reply(&self, set: &PolicySet, asked: &Asked, at: Timestamp, pause: PauseState) {
         let Asked { policy, principal, epoch, .. } = *asked;
-        if self.epochs.of(principal) != epoch {
-            return;
-        }
-        if pause.left.is_zero() {
-            self.end_pause(set, policy, principal);
-        } else if self.pause_of(policy, principal).until < at.saturating_add(pause.left) {
+        let known = self.pause_of(policy, principal);
+        // Redis forgets a total only when nobody waits any more.
+        let is_news = known.total != pause.total || known.until < at.saturating_add(pause.left);
+        let is_over = pause.left.is_zero() && known.until > at;
+        if self.epochs.of(principal) == epoch && (is_news || is_over) {
             self.record_pause(set, policy, principal, pause);
         }
     }
@@ -347,8 +361,8 @@ impl LowerBounds {
     /// Records that a bucket is not idle before then.
     fn raise(&self, set: &PolicySet, asked: &Asked, until: Timestamp) {
         let Asked { policy, demand, principal, epoch } = asked;
-        // Where refunds are usual, here or in other processes, no bound lasts; nor where callers
-        // may name a plan at any time.
+        // Where responses refund regularly, here or in other processes, no bound lasts. Of what
+        // only callers ask for, nobody wants one.
         let policy_of = &set.policies()[*policy];
         if until <= set.now() || policy_of.counts_by_response() || policy_of.is_by_key() {
             return;
@@ -469,7 +483,9 @@ fn answer(policy: usize, demand: &Demand, state: &BucketState, patience: Nanos) 
         (after, outcome.verdict, wait) = (reserved, Verdict::Granted, wait_if_reserved);
     }
     let shown = |bucket: Bucket| state.pause.shown(bucket.backlog(now), quota);
-    outcome.backlog = shown(after);
+    let is_reserved = !wait.is_zero();
+    // What waits is shown after the wait, and so as it is.
+    outcome.backlog = if is_reserved { paused_for.saturating_add(after.backlog(now)) } else { shown(after) };
     BucketAnswer {
         outcome,
         wait,

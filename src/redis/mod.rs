@@ -67,8 +67,8 @@
 //! # Without a request
 //!
 //! [`acquire`](RedisLimiter::acquire) and the like are those of a [`Limiter`](crate::Limiter), and
-//! wait for Redis. Denials by a policy that counts [by key](crate::Policy::by_key) are not cached,
-//! because any process may name another plan for the key, or refund.
+//! wait for Redis. Their denials are not cached, except those of blocked keys, because any process
+//! may name another plan for the key, or refund.
 //!
 //! # Names in Redis
 //!

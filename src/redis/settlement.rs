@@ -12,7 +12,6 @@ use super::{
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Receipt, ReceiptOrigin},
-    key::Key,
     limiter::{Pause, PolicySet, Settle},
 };
 
@@ -23,16 +22,16 @@ impl RedisLimiter {
         let RedisParts { set, names, .. } = &*self.parts;
         let ReceiptOrigin::Redis { at } = receipt.origin else { return None };
         let principal = Principal::of(receipt.key, set.hasher());
-        let slack = self.slack(receipt.outcome.policy);
+        let policy = receipt.outcome.policy;
         let part = SettlementPart {
-            key: names.bucket(principal, self.policies()[receipt.outcome.policy].name()),
+            key: names.bucket(principal, self.policies()[policy].name()),
             refund,
             generation: receipt.generation,
             quota: receipt.outcome.quota,
             planned: receipt.planned,
-            arrival: (!slack.is_zero()).then(|| Timestamp::from_nanos(receipt.after.to_bits())),
+            arrival: (!self.slack(policy).is_zero()).then(|| Timestamp::from_nanos(receipt.after.to_bits())),
             charge,
-            slack,
+            slack: self.debt_slack(policy),
             paused: receipt.paused,
         };
         Some(Settlement { at: ServerTime::of(at), parts: smallvec![part] })
@@ -71,9 +70,14 @@ impl Settle for RedisLimiter {
         }
     }
 
-    fn pause_of(&self, policy: usize, key: Key) -> Pause {
-        let RedisParts { set, lower_bounds, .. } = &*self.parts;
-        lower_bounds.pause_of(policy, Principal::of(key, set.hasher()))
+    fn pause_of(&self, receipt: &Receipt) -> Pause {
+        let RedisParts { set, lower_bounds, fallback, .. } = &*self.parts;
+        match receipt.origin {
+            ReceiptOrigin::Redis { .. } => {
+                lower_bounds.pause_of(receipt.outcome.policy, Principal::of(receipt.key, set.hasher()))
+            }
+            ReceiptOrigin::Own | ReceiptOrigin::Overflow => fallback.pause_of(receipt),
+        }
     }
 
     fn charge_receipt(&self, receipt: &Receipt, cells: u32) {

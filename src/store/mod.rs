@@ -7,8 +7,9 @@
 //! # Locking behaviour
 //!
 //! [`Store::guard`] locks one shard, or one slot of the overflow table, until the guard is dropped.
-//! A thread that locks several stores takes their guards in the order of their policies. Nothing
-//! else ever takes two, and no user code runs under one. The clock is read after the guards are
+//! A thread that locks several stores takes their guards in the order of their policies, and may
+//! then lock an entry of a policy's pauses, under which nothing more is locked. Nothing else ever
+//! takes two, and no user code runs under one. The clock is read after the guards are
 //! taken, so that every bucket sees time go forward.
 
 mod capacity;
