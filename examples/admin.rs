@@ -107,7 +107,7 @@ type Answer = Result<Json<Value>, Failure>;
 async fn authenticate(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     // Compared as keyed hashes: the time of the comparison does not depend on how much of a guess is right.
-    let is_right = |token| either!(admin.limiter, |limiter| limiter.key_of(token) == limiter.key_of(&admin.token));
+    let is_right = |token| either!(admin.limiter, |limiter| limiter.key(token) == limiter.key(&admin.token));
     if given.is_some_and(is_right) {
         next.run(request).await
     } else {

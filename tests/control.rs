@@ -33,7 +33,7 @@ const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
 
 fn key(limiter: &Limiter, address: Ipv4Addr) -> Key {
-    limiter.key_of(PeerIp.network(address.into()))
+    limiter.key(PeerIp.network(address.into()))
 }
 
 #[test]
@@ -347,7 +347,7 @@ fn the_keys_that_are_denied_most_are_tracked_where_configured() {
 fn a_key_is_written_and_read_back_and_shows_an_address() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1))]);
     let v6: Ipv6Addr = "2001:db8:1:2:aaaa::1".parse().unwrap();
-    let keys = [key(&limiter, A), limiter.key_of(PeerIp.network(v6.into())), limiter.key_of("S3CR3T"), Key::GLOBAL];
+    let keys = [key(&limiter, A), limiter.key(PeerIp.network(v6.into())), limiter.key("S3CR3T"), Key::GLOBAL];
     for key in keys {
         assert_eq!(key.to_string().parse(), Ok(key));
         assert!(!key.to_string().contains("S3CR3T"));
@@ -597,7 +597,7 @@ fn only_the_policy_that_denies_counts_a_denial() {
     ]);
     let client = with_header("k", "client");
     assert_eq!(admitted(&limiter, &client, 3), 1);
-    let blocked = |policy| limiter.blocked_for(policy, limiter.key_of("client")).unwrap().is_some();
+    let blocked = |policy| limiter.blocked_for(policy, limiter.key("client")).unwrap().is_some();
     assert_eq!(["granting", "shadow", "short"].map(blocked), [false, false, true]);
 }
 
@@ -623,7 +623,7 @@ fn a_retry_after_the_reported_time_of_a_block_is_allowed() {
     let client = with_header("k", "client");
     assert_eq!(admitted(&changed, &client, 6), 5);
     changed.set_quota("p", Quota::per_second(100)).unwrap();
-    changed.block("p", changed.key_of("client"), Duration::from_secs(5)).unwrap();
+    changed.block("p", changed.key("client"), Duration::from_secs(5)).unwrap();
     let wait = changed.decide(&client).denied().unwrap();
     assert_eq!((wait.reason(), wait.wait()), (Reason::Blocked, Some(Duration::from_secs(5))));
     clock.advance(Duration::from_secs(5));

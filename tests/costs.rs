@@ -298,7 +298,7 @@ fn threads_that_settle_and_refund_leave_exactly_what_was_used() {
                 });
             }
         });
-        let key = if global { Key::GLOBAL } else { limiter.key_of(0_u64) };
+        let key = if global { Key::GLOBAL } else { limiter.key(0_u64) };
         let standing = limiter.peek("tokens", key).unwrap();
         assert_eq!(standing.limit() - standing.remaining(), used.load(Ordering::Relaxed));
         assert!(standing.remaining() < 5, "they used all that there was");

@@ -16,8 +16,8 @@ use tower_quota::{
     Key, Limiter, Policy, Quota,
     decision::Reason,
     key::{
-        Bearer, Extension, Header, IntoKey, KeyExtractor, KeyHasher, Method, Missing, PeerAddr, PeerIp, RequestHead,
-        fallback, key_fn,
+        Bearer, FromExtension, Header, HttpMethod, IntoKey, KeyExtractor, KeyHasher, Missing, PeerAddr, PeerIp,
+        RequestHead, fallback, key_fn,
     },
 };
 
@@ -106,22 +106,22 @@ fn an_address_from_anywhere_counts_as_the_peer_does() {
             request
         };
         let [a, b] = [first, second].map(request);
-        assert_eq!(share(Extension::<IpAddr>::new(), &a, &b), shared);
-        assert_eq!(share(Extension::<SocketAddr>::new(), &a, &b), shared);
+        assert_eq!(share(FromExtension::<IpAddr>::new(), &a, &b), shared);
+        assert_eq!(share(FromExtension::<SocketAddr>::new(), &a, &b), shared);
         assert_eq!(share(key_fn(|head| head.extensions().get::<IpAddr>().copied()), &a, &b), shared);
         assert_eq!(share(key_fn(|head| head.extensions().get::<SocketAddr>().copied()), &a, &b), shared);
         assert_eq!(share(key_fn(|head| Some(("tenant", *head.extensions().get::<IpAddr>()?))), &a, &b), shared);
         for address in [first, second] {
-            let by_peer = limiter.key_of(PeerIp.network(address));
-            assert_eq!(limiter.key_of(address), by_peer);
-            assert_eq!(limiter.key_of(SocketAddr::new(address, 7)), by_peer);
+            let by_peer = limiter.key(PeerIp.network(address));
+            assert_eq!(limiter.key(address), by_peer);
+            assert_eq!(limiter.key(SocketAddr::new(address, 7)), by_peer);
             match address {
-                IpAddr::V4(v4) => assert_eq!(limiter.key_of(v4), by_peer),
-                IpAddr::V6(v6) => assert_eq!(limiter.key_of(v6), by_peer),
+                IpAddr::V4(v4) => assert_eq!(limiter.key(v4), by_peer),
+                IpAddr::V6(v6) => assert_eq!(limiter.key(v6), by_peer),
             }
         }
         // The whole address, where it is written out.
-        let whole = |address| limiter.key_of(PeerIp.v6_prefix(128).network(address));
+        let whole = |address| limiter.key(PeerIp.v6_prefix(128).network(address));
         assert_eq!(whole(first) == whole(second), shared && first.to_canonical().is_ipv4() | second.is_ipv4());
     }
 }
@@ -273,8 +273,8 @@ fn values_from_extensions_and_closures_are_distinguished() {
         request.extensions_mut().insert(id);
         request
     };
-    assert!(share(Extension::<u64>::new(), &user(5), &user(5)));
-    assert!(!share(Extension::<u64>::new(), &user(5), &user(6)));
+    assert!(share(FromExtension::<u64>::new(), &user(5), &user(5)));
+    assert!(!share(FromExtension::<u64>::new(), &user(5), &user(6)));
     let by_path = || key_fn(|head| Some(head.uri().path().to_owned()));
     let path = |path: &str| Request::builder().uri(path).body(()).unwrap();
     assert!(share(by_path(), &path("/a?x=1"), &path("/a?x=2")));
@@ -288,14 +288,14 @@ fn a_pair_counts_every_combination() {
         *request.method_mut() = method.parse().unwrap();
         request
     };
-    assert!(share((PeerIp, Method), &request(1, "GET"), &request(1, "GET")));
-    assert!(!share((PeerIp, Method), &request(1, "GET"), &request(1, "POST")));
-    assert!(!share((PeerIp, Method), &request(1, "GET"), &request(2, "GET")));
+    assert!(share((PeerIp, HttpMethod), &request(1, "GET"), &request(1, "GET")));
+    assert!(!share((PeerIp, HttpMethod), &request(1, "GET"), &request(1, "POST")));
+    assert!(!share((PeerIp, HttpMethod), &request(1, "GET"), &request(2, "GET")));
 }
 
 #[test]
 fn invented_methods_are_one_method() {
-    let (limiter, _clock) = limiter([Policy::per((PeerIp, Method), ONE).named("pairs")]);
+    let (limiter, _clock) = limiter([Policy::per((PeerIp, HttpMethod), ONE).named("pairs")]);
     let admitted = (0..100).filter(|n| {
         let mut request = from_ip(Ipv4Addr::LOCALHOST);
         *request.method_mut() = format!("X{n}").parse().unwrap();
@@ -317,7 +317,7 @@ fn a_second_choice_cannot_spend_what_belongs_to_the_first() {
     let mut alice = Request::new(());
     alice.extensions_mut().insert("alice".to_owned());
     let somebody = with_header("x-session", "alice");
-    assert!(!share(Extension::<String>::new().or(Header::new("x-session")), &somebody, &alice));
+    assert!(!share(FromExtension::<String>::new().or(Header::new("x-session")), &somebody, &alice));
     let chained = || Header::new("a").or(Bearer).or(PeerIp);
     assert!(share(chained(), &from_ip(Ipv4Addr::LOCALHOST), &from_ip(Ipv4Addr::LOCALHOST)));
     assert!(!share(chained(), &with_header("a", "t"), &with_header("authorization", "Bearer t")));
@@ -354,7 +354,7 @@ fn what_a_fallback_finds_can_be_named() {
     let (limiter, _clock) = limiter([Policy::per(by("a").or(PeerIp).or(by("c")), ONE).named("p")]);
     let peer = Ipv4Addr::new(203, 0, 113, 7);
     let requests = [with_header("a", "v"), from_ip(peer)];
-    let keys = [limiter.key_of("v"), limiter.key_of(fallback(1, PeerIp.network(peer.into())))];
+    let keys = [limiter.key("v"), limiter.key(fallback(1, PeerIp.network(peer.into())))];
     for (request, key) in requests.iter().zip(keys) {
         assert!(admits(&limiter, request));
         assert_eq!(limiter.peek("p", key).unwrap().remaining(), 0);
@@ -362,7 +362,7 @@ fn what_a_fallback_finds_can_be_named() {
     }
     let (alone, _clock) = support::limiter([Policy::per(by("a").or(by("b")).or(by("c")), ONE).named("p")]);
     assert!(admits(&alone, &with_header("c", "v")));
-    assert_eq!(alone.peek("p", alone.key_of(fallback(2, "v"))).unwrap().remaining(), 0);
+    assert_eq!(alone.peek("p", alone.key(fallback(2, "v"))).unwrap().remaining(), 0);
 }
 
 #[test]
@@ -394,11 +394,11 @@ impl IntoKey for Account {
 fn a_type_of_ones_own_makes_a_key_by_reference() {
     let limiter = any_limiter();
     let account = Account { tenant: 7, name: "a".to_owned() };
-    let key = limiter.key_of(&account);
-    assert_eq!(key, limiter.key_of((7_u64, "a")));
-    assert_eq!(key, limiter.key_of(Arc::new(account)));
-    for same in [limiter.key_of(b"a"), limiter.key_of(Box::<str>::from("a")), limiter.key_of(Cow::Borrowed("a"))] {
-        assert_eq!(same, limiter.key_of("a"));
+    let key = limiter.key(&account);
+    assert_eq!(key, limiter.key((7_u64, "a")));
+    assert_eq!(key, limiter.key(Arc::new(account)));
+    for same in [limiter.key(b"a"), limiter.key(Box::<str>::from("a")), limiter.key(Cow::Borrowed("a"))] {
+        assert_eq!(same, limiter.key("a"));
     }
 }
 
@@ -418,32 +418,32 @@ fn an_extractor_that_is_chosen_at_run_time_counts_as_itself() {
 fn id11_kinds_never_collide() {
     let limiter = any_limiter();
     let keys = [
-        limiter.key_of(5_u64),
-        limiter.key_of(-5_i64),
-        limiter.key_of(5_u128),
-        limiter.key_of("5"),
-        limiter.key_of("::5".parse::<IpAddr>().unwrap()),
-        limiter.key_of("0.0.0.5".parse::<IpAddr>().unwrap()),
-        limiter.key_of("0.0.0.5"),
-        limiter.key_of((5_u64, 5_u64)),
-        limiter.key_of((5_u64, 5_u64, 5_u64)),
-        limiter.key_of(((5_u64, 5_u64), 5_u64)),
-        limiter.key_of((5_u64, (5_u64, 5_u64))),
-        limiter.key_of(""),
+        limiter.key(5_u64),
+        limiter.key(-5_i64),
+        limiter.key(5_u128),
+        limiter.key("5"),
+        limiter.key("::5".parse::<IpAddr>().unwrap()),
+        limiter.key("0.0.0.5".parse::<IpAddr>().unwrap()),
+        limiter.key("0.0.0.5"),
+        limiter.key((5_u64, 5_u64)),
+        limiter.key((5_u64, 5_u64, 5_u64)),
+        limiter.key(((5_u64, 5_u64), 5_u64)),
+        limiter.key((5_u64, (5_u64, 5_u64))),
+        limiter.key(""),
         Key::GLOBAL,
     ];
     assert_eq!(keys.iter().collect::<HashSet<_>>().len(), keys.len());
-    assert_eq!(limiter.key_of(5_u8), limiter.key_of(5_u64));
-    assert_eq!(limiter.key_of(5_i32), limiter.key_of(5_u64), "equal numbers are one key, whatever their types");
-    assert_eq!(limiter.key_of(-5_i8), limiter.key_of(-5_i64));
-    assert_ne!(limiter.key_of(i64::MIN), limiter.key_of(i64::MIN.unsigned_abs()));
-    assert_eq!(limiter.key_of("a"), limiter.key_of(b"a".as_slice()));
-    assert_eq!(limiter.key_of("a"), limiter.key_of("a".to_owned()));
+    assert_eq!(limiter.key(5_u8), limiter.key(5_u64));
+    assert_eq!(limiter.key(5_i32), limiter.key(5_u64), "equal numbers are one key, whatever their types");
+    assert_eq!(limiter.key(-5_i8), limiter.key(-5_i64));
+    assert_ne!(limiter.key(i64::MIN), limiter.key(i64::MIN.unsigned_abs()));
+    assert_eq!(limiter.key("a"), limiter.key(b"a".as_slice()));
+    assert_eq!(limiter.key("a"), limiter.key("a".to_owned()));
 }
 
 #[test]
 fn keys_of_two_limiters_are_under_two_secrets() {
-    assert_ne!(any_limiter().key_of("k1"), any_limiter().key_of("k1"));
+    assert_ne!(any_limiter().key("k1"), any_limiter().key("k1"));
 }
 
 #[test]
@@ -457,14 +457,14 @@ fn id13_no_debug_output_shows_a_secret() {
     let outputs = [
         allowed,
         format!("{denied:?} {denied}"),
-        format!("{:?}", limiter.key_of(SECRET)),
+        format!("{:?}", limiter.key(SECRET)),
         format!("{limiter:?} {layer:?}"),
-        format!("{:?}", limiter.peek("per-x-api-key", limiter.key_of(SECRET))),
+        format!("{:?}", limiter.peek("per-x-api-key", limiter.key(SECRET))),
     ];
     for output in outputs {
         assert!(!output.contains("S3CR3T"), "{output}");
     }
-    assert_eq!(format!("{:?}", limiter.key_of("203.0.113.7".parse::<IpAddr>().unwrap())), "Key(Ipv4)");
+    assert_eq!(format!("{:?}", limiter.key("203.0.113.7".parse::<IpAddr>().unwrap())), "Key(Ipv4)");
     assert!(format!("{limiter:?}").contains("per-x-api-key"), "what is limited is no secret");
 }
 
@@ -472,7 +472,7 @@ proptest! {
     #[test]
     fn id11_composites_are_injective(a: (String, String), b: (String, String)) {
         let limiter = any_limiter();
-        prop_assert_eq!(limiter.key_of(a.clone()) == limiter.key_of(b.clone()), a == b);
+        prop_assert_eq!(limiter.key(a.clone()) == limiter.key(b.clone()), a == b);
     }
 
     #[test]
@@ -483,7 +483,7 @@ proptest! {
             (text[..at].to_owned(), text[at..].to_owned())
         };
         let (a, b) = (split(cut), split(other));
-        prop_assert_eq!(limiter.key_of(a.clone()) == limiter.key_of(b.clone()), a == b);
+        prop_assert_eq!(limiter.key(a.clone()) == limiter.key(b.clone()), a == b);
     }
 
     #[test]
@@ -491,7 +491,7 @@ proptest! {
         let limiter = any_limiter();
         let mut b = a;
         b[bit / 8] ^= 1 << (bit % 8);
-        let whole = |address: [u8; 16]| limiter.key_of(PeerIp.v6_prefix(128).network(address.into()));
+        let whole = |address: [u8; 16]| limiter.key(PeerIp.v6_prefix(128).network(address.into()));
         prop_assert_ne!(whole(a), whole(b));
         prop_assert_eq!(whole(a), whole(a));
     }

@@ -112,7 +112,7 @@ fn each_full_map_is_counted() {
 #[test]
 fn blocked_keys_are_distinguished_from_denied_ones() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, FIVE)]);
-    limiter.block("per-ip", limiter.key_of(PeerIp.network([192, 0, 2, 1].into())), Duration::from_secs(60)).unwrap();
+    limiter.block("per-ip", limiter.key(PeerIp.network([192, 0, 2, 1].into())), Duration::from_secs(60)).unwrap();
     let lines = exported(|| assert_eq!(admitted(&limiter, &from_ip([192, 0, 2, 1]), 3), 0));
     assert_has(&lines, &decisions("per-ip", "blocked", "enforced", 3));
 }

@@ -9,7 +9,7 @@ use support::{admits, admitted, from_ip, limiter, wait, with_header};
 use tower_quota::{
     Decision, Key, Limiter, Policy, Quota, RateLimitLayer,
     decision::Reason,
-    key::{Extension, Header, PeerIp, key_fn},
+    key::{FromExtension, Header, PeerIp, key_fn},
     limiter::ConfigErrorKind,
     policy::Missing,
 };
@@ -49,7 +49,7 @@ fn ops01_a_denial_by_one_policy_acquires_from_no_other() {
         }
         let (limiter, _clock) = limiter(policies);
         let request = with_header("k", "a");
-        let key = limiter.key_of("a");
+        let key = limiter.key("a");
         assert_eq!(admitted(&limiter, &request, 100), 1);
         let remaining = |name: &str, key| limiter.peek(name, key).unwrap().remaining();
         assert_eq!((remaining("wide", key), remaining("global", Key::GLOBAL)), (999, 9));
@@ -128,7 +128,7 @@ fn id08_a_missing_key_has_the_documented_outcome() {
         denied.status()
     };
     assert_eq!(status(Policy::per(PeerIp, TEN)), StatusCode::INTERNAL_SERVER_ERROR);
-    assert_eq!(status(Policy::per(Extension::<u64>::new(), TEN)), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(status(Policy::per(FromExtension::<u64>::new(), TEN)), StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(status(Policy::per(Header::new("x-api-key"), TEN)), StatusCode::UNAUTHORIZED);
     assert_eq!(status(Policy::per(key_fn(|_| None::<u64>), TEN)), StatusCode::BAD_REQUEST);
     assert_eq!(status(Policy::per((PeerIp, Header::new("k")), TEN)), StatusCode::INTERNAL_SERVER_ERROR);
@@ -250,7 +250,7 @@ mod control {
         let slow = Quota::per_minute(5);
         let (limiter, clock) =
             limiter([Policy::per(Header::new("k"), Quota::per_second(100)).quota_by(move |_| Some(slow))]);
-        let (request, key) = (with_header("k", "a"), limiter.key_of("a"));
+        let (request, key) = (with_header("k", "a"), limiter.key("a"));
         let mut admitted = 0;
         for _ in 0..20 {
             admitted += super::admitted(&limiter, &request, 10);
@@ -291,20 +291,20 @@ mod control {
         let (limiter, _clock) = limiter([Policy::per(PeerIp, TEN), Policy::per(site, TEN).named("site")]);
         assert_eq!(admitted(&limiter, &from_ip(address), 3), 3);
         let neighbour = "2001:db8::ffff:1".parse().unwrap();
-        assert_eq!(limiter.peek("per-ip", limiter.key_of(PeerIp.network(neighbour))).unwrap().remaining(), 7);
-        assert_eq!(limiter.peek("site", limiter.key_of(site.network(neighbour))).unwrap().remaining(), 7);
+        assert_eq!(limiter.peek("per-ip", limiter.key(PeerIp.network(neighbour))).unwrap().remaining(), 7);
+        assert_eq!(limiter.peek("site", limiter.key(site.network(neighbour))).unwrap().remaining(), 7);
         let [plain, mapped, other] =
             ["192.0.2.1", "::ffff:192.0.2.1", "::ffff:192.0.2.2"].map(|text| text.parse().unwrap());
-        assert_eq!(limiter.key_of(PeerIp.network(plain)), limiter.key_of(PeerIp.network(mapped)));
-        assert_ne!(limiter.key_of(PeerIp.network(mapped)), limiter.key_of(PeerIp.network(other)));
+        assert_eq!(limiter.key(PeerIp.network(plain)), limiter.key(PeerIp.network(mapped)));
+        assert_ne!(limiter.key(PeerIp.network(mapped)), limiter.key(PeerIp.network(other)));
     }
 
     #[test]
     fn a_charge_makes_a_key_only_for_what_is_owed() {
         let (limiter, _clock) = limiter([Policy::per(Header::new("k"), TEN)]);
-        limiter.charge("per-k", limiter.key_of("a"), 0).unwrap();
+        limiter.charge("per-k", limiter.key("a"), 0).unwrap();
         assert!(limiter.is_empty());
-        limiter.charge("per-k", limiter.key_of("a"), 1).unwrap();
+        limiter.charge("per-k", limiter.key("a"), 1).unwrap();
         assert_eq!(limiter.len(), 1);
     }
 
@@ -315,7 +315,7 @@ mod control {
         let Decision::Allow(allowed) = limiter.decide(&request) else { panic!("denied") };
         clock.advance(Duration::from_millis(50));
         limiter.refund(allowed);
-        assert_eq!(limiter.peek("per-k", limiter.key_of("a")).unwrap().until_full(), Duration::from_millis(0));
+        assert_eq!(limiter.peek("per-k", limiter.key("a")).unwrap().until_full(), Duration::from_millis(0));
         assert_eq!(limiter.peek("global", Key::GLOBAL).unwrap().until_full(), Duration::ZERO);
         assert!(admits(&limiter, &request));
         assert!(!admits(&limiter, &request));
@@ -353,7 +353,7 @@ mod control {
     #[test]
     fn a_charge_beyond_what_is_there_becomes_debt() {
         let (limiter, clock) = limiter([Policy::per(Header::new("k"), TEN)]);
-        let key = limiter.key_of("a");
+        let key = limiter.key("a");
         assert_eq!(limiter.charge("per-k", key, 12).unwrap().remaining(), 0);
         assert_eq!(wait(&limiter, &with_header("k", "a")), Some(Duration::from_millis(300)));
         assert_eq!(limiter.charge("per-k", key, u32::MAX).unwrap().until_full(), Duration::from_secs(2));
@@ -364,7 +364,7 @@ mod control {
     #[test]
     fn a_peek_acquires_nothing_and_makes_no_key() {
         let (limiter, _clock) = limiter([Policy::per(Header::new("k"), TEN)]);
-        let standing = limiter.peek("per-k", limiter.key_of("a")).unwrap();
+        let standing = limiter.peek("per-k", limiter.key("a")).unwrap();
         assert_eq!((standing.remaining(), standing.limit(), standing.next_cell()), (10, 10, None));
         assert!(limiter.is_empty());
     }

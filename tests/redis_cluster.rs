@@ -390,7 +390,7 @@ fn outside_of_a_runtime_a_cluster_is_done_without_and_nothing_panics() {
         .policy(by_header(FIVE))
         .build()
         .unwrap();
-    assert_ne!(limiter.key_of("a"), Key::GLOBAL);
+    assert_ne!(limiter.key("a"), Key::GLOBAL);
     let request = with_header("k", "a");
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     let std::task::Poll::Ready(decision) = std::pin::pin!(limiter.decide(&request)).poll(&mut cx) else {

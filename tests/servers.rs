@@ -29,7 +29,7 @@ use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer, service_fn};
 use tower_quota::{
     Limiter, Policy, Quota, RateLimitLayer,
     clock::ManualClock,
-    key::{MatchedPath, PeerAddr, PeerIp},
+    key::{PeerAddr, PeerIp, RouteTemplate},
     policy::Missing,
     response::Respond,
 };
@@ -203,7 +203,7 @@ fn layers_on_routes_share_what_they_are_given_and_nothing_else() {
 
 #[test]
 fn the_matched_path_is_the_template_and_not_what_the_client_invents() {
-    let policy = || Policy::per((PeerIp, MatchedPath), Quota::per_second(3)).named("per-ip-path");
+    let policy = || Policy::per((PeerIp, RouteTemplate), Quota::per_second(3)).named("per-ip-path");
     let serve = |limiter: &Limiter| {
         let app = Router::new()
             .route("/users/{id}", get(|| async { "" }))
@@ -232,7 +232,7 @@ fn the_matched_path_is_the_template_and_not_what_the_client_invents() {
 fn a_layer_that_no_route_reaches_rejects_every_request() {
     use tower::{Layer as _, ServiceExt as _};
     let layer = |missing: Option<Missing>| {
-        let policy = Policy::per(MatchedPath, Quota::per_hour(1));
+        let policy = Policy::per(RouteTemplate, Quota::per_hour(1));
         RateLimitLayer::new(match missing {
             Some(missing) => policy.on_missing(missing),
             None => policy,

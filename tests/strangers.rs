@@ -81,12 +81,12 @@ fn a_server_that_refuses_everybody_says_why_on_the_standard_error() {
     let main = r#"
         use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};
         use tower::ServiceExt as _;
-        use tower_quota::{Policy, Quota, RateLimitLayer, key::Extension};
+        use tower_quota::{Policy, Quota, RateLimitLayer, key::FromExtension};
 
         #[tokio::main(flavor = "current_thread")]
         async fn main() {
             let per_ip = RateLimitLayer::per_ip(Quota::per_second(10)).any_body();
-            let per_user = RateLimitLayer::new(Policy::per(Extension::<u64>::new(), Quota::per_second(10))).any_body();
+            let per_user = RateLimitLayer::new(Policy::per(FromExtension::<u64>::new(), Quota::per_second(10))).any_body();
             for layer in [per_ip, per_user] {
                 let app = Router::new().route("/", get(|| async { "Hello!" })).layer(layer);
                 for _request in 0..3 {

@@ -13,7 +13,7 @@ use support::{from_ip, limiter};
 use tower::{Layer as _, Service as _, service_fn};
 use tower_quota::{
     Limiter, Policy, Quota, RateLimitLayer,
-    key::{ClientIp, KeyExtractor, MatchedPath, PeerIp},
+    key::{ClientIp, KeyExtractor, PeerIp, RouteTemplate},
     policy::Advertise,
 };
 
@@ -81,7 +81,7 @@ fn what_makes_many_clients_one_is_reported_once_with_a_remedy() {
     assert_eq!(warnings(&by_peer, (0..50).map(|n| forwarded(proxy, &client(n)))), none, "once");
 
     // A layer around a router.
-    let by_route = by(MatchedPath);
+    let by_route = by(RouteTemplate);
     assert_one(
         &warnings(&by_route, (0..150).map(|_| Request::new(()))),
         ["no request so far has a route", "Router::layer"],

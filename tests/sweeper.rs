@@ -80,7 +80,7 @@ fn swp01_the_thread_comes_with_the_first_keyed_limiter_sweeps_and_ends_with_the_
     until(move || {
         let _ = full.decide(&request(2));
         // It has a bucket of its own, and owes, only if the first was swept.
-        full.peek("per-ip", full.key_of(PeerIp.network([10, 0, 0, 2].into()))).unwrap().remaining() == 0
+        full.peek("per-ip", full.key(PeerIp.network([10, 0, 0, 2].into()))).unwrap().remaining() == 0
     });
 
     // Nine keys of ten: reported once, with the numbers and no key.

@@ -102,7 +102,7 @@ fn over_several_policies([a, b, c]: [u32; 3]) -> usize {
         admitted
     });
     let drawn = |name: &str, keys: u64, burst: u32| -> usize {
-        let left = |n: u64| limiter.peek(name, limiter.key_of(n)).unwrap().remaining();
+        let left = |n: u64| limiter.peek(name, limiter.key(n)).unwrap().remaining();
         (0..keys).map(|n| (burst - left(n)) as usize).sum()
     };
     assert_eq!(drawn("a", 5, a), admitted);
@@ -212,7 +212,7 @@ fn con03_closures_of_a_policy_may_use_the_limiter() {
                 let limiter = inside.lock().unwrap().clone();
                 limiter.map_or(1, |limiter| {
                     let _ = (limiter.len(), limiter.sweep());
-                    1 + u32::from(limiter.peek("per-ip", limiter.key_of(Ipv4Addr::LOCALHOST)).unwrap().remaining() < 5)
+                    1 + u32::from(limiter.peek("per-ip", limiter.key(Ipv4Addr::LOCALHOST)).unwrap().remaining() < 5)
                 })
             }),
             Policy::global(Quota::per_hour(100)),

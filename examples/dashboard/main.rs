@@ -60,7 +60,7 @@ struct Counts {
 
 impl Dashboard {
     fn name(&self, key: Key) -> String {
-        let known = CLIENTS.into_iter().find(|client| self.limiter.key_of(*client) == key);
+        let known = CLIENTS.into_iter().find(|client| self.limiter.key(*client) == key);
         known.map_or_else(|| key.to_string(), str::to_owned)
     }
 
@@ -70,7 +70,7 @@ impl Dashboard {
         let quota = limiter.quota(POLICY).expect("the policy is there");
         let mut keys = limiter.list(POLICY, 0, LOOKED_AT).map(|page| page.keys).unwrap_or_default();
         // The clients with a button come first, however many others there are.
-        let own = CLIENTS.map(|client| limiter.key_of(client));
+        let own = CLIENTS.map(|client| limiter.key(client));
         let known = own.iter().filter_map(|key| Some((*key, limiter.peek(POLICY, *key).ok()?)));
         let known: Vec<_> = known.filter(|(_, standing)| standing.remaining() < quota.burst_size()).collect();
         keys.retain(|(key, standing)| !own.contains(key) && standing.remaining() < quota.burst_size());

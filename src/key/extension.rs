@@ -1,4 +1,4 @@
-//! Contains [`Extension`], a key from the request's extensions.
+//! Contains [`FromExtension`], a key from the request's extensions.
 
 use std::{any::type_name, borrow::Cow, fmt, marker::PhantomData};
 
@@ -19,15 +19,15 @@ use super::{
 /// [`key_fn`](super::key_fn).
 ///
 /// ```
-/// use tower_quota::{Policy, Quota, key::Extension};
+/// use tower_quota::{Policy, Quota, key::FromExtension};
 ///
-/// let per_user = Policy::per(Extension::<u64>::new(), Quota::per_second(5)).named("per-user");
+/// let per_user = Policy::per(FromExtension::<u64>::new(), Quota::per_second(5)).named("per-user");
 /// ```
-pub struct Extension<T> {
+pub struct FromExtension<T> {
     value: PhantomData<fn() -> T>,
 }
 
-impl<T> Extension<T> {
+impl<T> FromExtension<T> {
     /// Returns the extractor of the extension of type `T`.
     #[must_use]
     pub const fn new() -> Self {
@@ -35,9 +35,9 @@ impl<T> Extension<T> {
     }
 }
 
-or_method!(Extension<T>, T: IntoKey + Send + Sync + 'static);
+or_method!(FromExtension<T>, T: IntoKey + Send + Sync + 'static);
 
-impl<T: IntoKey + Send + Sync + 'static> KeyExtractor for Extension<T> {
+impl<T: IntoKey + Send + Sync + 'static> KeyExtractor for FromExtension<T> {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
         match head.extensions().get::<T>() {
             Some(value) => Ok(head.key(value)),
@@ -55,22 +55,22 @@ impl<T: IntoKey + Send + Sync + 'static> KeyExtractor for Extension<T> {
 }
 
 // Not derived, because the derived impls would need `T: Clone`.
-impl<T> Clone for Extension<T> {
+impl<T> Clone for FromExtension<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Extension<T> {}
+impl<T> Copy for FromExtension<T> {}
 
-impl<T> Default for Extension<T> {
+impl<T> Default for FromExtension<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<T> fmt::Debug for Extension<T> {
+impl<T> fmt::Debug for FromExtension<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Extension<{}>", type_name::<T>())
+        write!(f, "FromExtension<{}>", type_name::<T>())
     }
 }

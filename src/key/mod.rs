@@ -9,9 +9,9 @@
 //! | [`ClientIp`] | the address of the client behind proxies that you trust | rejected with 400 or 500, see there |
 //! | [`Header`] | the bytes of one header field | rejected with 401 |
 //! | [`Bearer`] | the token of `Authorization: Bearer` | rejected with 401 |
-//! | [`Extension`] | a value that an outer layer put into the request's extensions | rejected with 500 |
-//! | [`Method`] | the request's method | – |
-//! | `MatchedPath` (feature `axum`) | the route's template | rejected with 404 |
+//! | [`FromExtension`] | a value that an outer layer put into the request's extensions | rejected with 500 |
+//! | [`HttpMethod`] | the request's method | – |
+//! | `RouteTemplate` (feature `axum`) | the route's template | rejected with 404 |
 //! | [`key_fn`] | what a closure returns | rejected with 400 |
 //! | a pair or triple of these | every combination | treated as by the first one that is missing |
 //! | [`a.or(b)`](KeyExtractor::or) | `a`, or `b` where there is no `a` | treated as by `b` |
@@ -20,10 +20,10 @@
 //! either, say so with [`Policy::on_missing`](crate::Policy::on_missing).
 //!
 //! ```
-//! use tower_quota::{Policy, Quota, key::{Header, KeyExtractor as _, Method, PeerIp, key_fn}};
+//! use tower_quota::{Policy, Quota, key::{Header, KeyExtractor as _, HttpMethod, PeerIp, key_fn}};
 //!
 //! let per_user = Policy::per(Header::new("x-api-key").or(PeerIp), Quota::per_second(10));
-//! let per_method = Policy::per((PeerIp, Method), Quota::per_second(5)).named("per-ip-method");
+//! let per_method = Policy::per((PeerIp, HttpMethod), Quota::per_second(5)).named("per-ip-method");
 //! // A key made from borrowed data: it is hashed in place, and nothing is copied or stored.
 //! let per_tenant = Policy::per(
 //!     key_fn(|head| Some(head.key(head.headers().get("x-tenant")?.as_bytes()))),
@@ -49,10 +49,10 @@ mod key;
 mod route;
 
 #[cfg(feature = "axum")]
-pub use self::route::MatchedPath;
+pub use self::route::RouteTemplate;
 pub use self::{
     client_ip::{ClientIp, TrustError, TrustErrorKind},
-    extension::Extension,
+    extension::FromExtension,
     extractor::{KeyExtractor, KeyFn, Missing, Or, key_fn},
     hasher::KeyHasher,
     head::RequestHead,
@@ -60,6 +60,6 @@ pub use self::{
     into_key::{Fallback, IntoKey, fallback},
     ip::{ClientNetwork, PeerAddr, PeerIp, PeerNetwork},
     key::{Key, ParseKeyError},
-    route::Method,
+    route::HttpMethod,
 };
 pub(crate) use self::{hasher::entropy, head::HeadParts};

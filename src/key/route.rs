@@ -1,4 +1,4 @@
-//! Contains keys from the target of a request: [`Method`] and, with axum, `MatchedPath`.
+//! Contains keys from the target of a request: [`HttpMethod`] and, with axum, `RouteTemplate`.
 
 use std::borrow::Cow;
 
@@ -10,14 +10,14 @@ use super::{
 #[cfg(feature = "axum")]
 use crate::observe::suspicions::{self, ROUTE_REMEDY};
 
-/// Counts by the request's method. Use it in combinations: `(PeerIp, Method)`.
+/// Counts by the request's method. Use it in combinations: `(PeerIp, HttpMethod)`.
 ///
 /// All methods that are not standard (RFC 9110 §9, RFC 5789) count as one. Otherwise a client could
 /// invent methods to get fresh buckets.
 #[derive(Clone, Copy, Debug)]
-pub struct Method;
+pub struct HttpMethod;
 
-impl KeyExtractor for Method {
+impl KeyExtractor for HttpMethod {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
         use http::Method as M;
         let standard = matches!(
@@ -33,7 +33,7 @@ impl KeyExtractor for Method {
 }
 
 /// Counts by the template of the route that axum matched (`/users/{id}`), so that a client cannot
-/// invent paths to get fresh buckets. Use it in combinations: `(PeerIp, MatchedPath)`.
+/// invent paths to get fresh buckets. Use it in combinations: `(PeerIp, RouteTemplate)`.
 ///
 /// The route has to be known where the layer is: apply it with `Router::layer`,
 /// `Router::route_layer` or on a route. Around a whole router, outside of `nest_service`, and in
@@ -44,13 +44,13 @@ impl KeyExtractor for Method {
 /// [`Policy::on_missing`](crate::Policy::on_missing): [`Missing::Share`] counts them all together.
 #[cfg(feature = "axum")]
 #[derive(Clone, Copy, Debug)]
-pub struct MatchedPath;
+pub struct RouteTemplate;
 
 #[cfg(feature = "axum")]
-or_method!(MatchedPath);
+or_method!(RouteTemplate);
 
 #[cfg(feature = "axum")]
-impl KeyExtractor for MatchedPath {
+impl KeyExtractor for RouteTemplate {
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
         let path = head.extensions().get::<axum::extract::MatchedPath>();
         suspicions::route(path.is_some());

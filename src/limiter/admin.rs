@@ -35,7 +35,7 @@ impl Limiter {
     /// `PeerIp.network(address)`. What a second choice finds ([`or`](crate::key::KeyExtractor::or))
     /// has a key of its own: name it with [`fallback(1, value)`](crate::key::fallback).
     #[must_use]
-    pub fn key_of(&self, value: impl IntoKey) -> Key {
+    pub fn key(&self, value: impl IntoKey) -> Key {
         value.key(self.set().hasher())
     }
 
@@ -54,7 +54,7 @@ impl Limiter {
     pub fn peek(&self, policy: &str, key: impl IntoKey) -> Result<Standing<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
         let own = Basis { quota: self.set().quota(index), planned: false };
-        let (quota, backlog) = buckets.peek(policy.key(self.key_of(key)), own, self.set().clock());
+        let (quota, backlog) = buckets.peek(policy.key(self.key(key)), own, self.set().clock());
         Ok(Standing::of(policy.name(), quota, backlog))
     }
 
@@ -67,7 +67,7 @@ impl Limiter {
     pub fn peek_as(&self, policy: &str, key: impl IntoKey, plan: Quota) -> Result<Standing<'_>, UnknownPolicy> {
         let (_, policy, buckets) = self.find(policy)?;
         let plan = Basis { quota: plan, planned: true };
-        let (quota, backlog) = buckets.peek(policy.key(self.key_of(key)), plan, self.set().clock());
+        let (quota, backlog) = buckets.peek(policy.key(self.key(key)), plan, self.set().clock());
         Ok(Standing::of(policy.name(), quota, backlog))
     }
 
@@ -88,7 +88,7 @@ impl Limiter {
     pub fn charge(&self, policy: &str, key: impl IntoKey, cells: u32) -> Result<Standing<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
         let own = self.set().quota(index);
-        let (quota, backlog) = buckets.charge(policy.key(self.key_of(key)), cells, own, self.set().clock());
+        let (quota, backlog) = buckets.charge(policy.key(self.key(key)), cells, own, self.set().clock());
         Ok(Standing::of(policy.name(), quota, backlog))
     }
 
@@ -102,7 +102,7 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn reset(&self, policy: &str, key: impl IntoKey) -> Result<bool, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
-        let key = policy.key(self.key_of(key));
+        let key = policy.key(self.key(key));
         let was_used = buckets.reset(key, self.set().clock());
         let was_blocked = self.set().forgive(index, key);
         Ok(was_used || was_blocked)
@@ -122,7 +122,7 @@ impl Limiter {
         let (index, policy, _) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
         let now = self.set().now();
         let penalties = self.set().penalties_or_new(index);
-        if penalties.block(policy.key(self.key_of(key)), now.saturating_add(time.into()), now) {
+        if penalties.block(policy.key(self.key(key)), now.saturating_add(time.into()), now) {
             Ok(())
         } else {
             Err(BlockError::Full)
@@ -136,7 +136,7 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn blocked_for(&self, policy: &str, key: impl IntoKey) -> Result<Option<Duration>, UnknownPolicy> {
         let (index, policy, _) = self.find(policy)?;
-        let key = policy.key(self.key_of(key));
+        let key = policy.key(self.key(key));
         let until = self.set().penalties(index).and_then(|penalties| penalties.blocked_until(key));
         let left = until.map(|until| until.since(self.set().now())).filter(|left| !left.is_zero());
         Ok(left.map(Into::into))
@@ -171,7 +171,7 @@ impl Limiter {
     /// When there is no policy of this name, or no place for another key.
     pub fn pause(&self, policy: &str, key: impl IntoKey, time: Duration) -> Result<(), BlockError> {
         let (index, policy, _) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
-        let (key, time) = (policy.key(self.key_of(key)), Nanos::from(time).min(MAX_PATIENCE));
+        let (key, time) = (policy.key(self.key(key)), Nanos::from(time).min(MAX_PATIENCE));
         if self.parts.buckets.pause(self.set(), index, key, time) { Ok(()) } else { Err(BlockError::Full) }
     }
 
@@ -182,7 +182,7 @@ impl Limiter {
     /// When there is no policy of this name.
     pub fn paused_for(&self, policy: &str, key: impl IntoKey) -> Result<Option<Duration>, UnknownPolicy> {
         let (_, policy, buckets) = self.find(policy)?;
-        let left = buckets.pause_of(policy.key(self.key_of(key))).until.since(self.set().now());
+        let left = buckets.pause_of(policy.key(self.key(key))).until.since(self.set().now());
         Ok((!left.is_zero()).then(|| left.into()))
     }
 

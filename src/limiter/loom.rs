@@ -71,8 +71,8 @@ fn loom_two_requests_over_three_policies_are_allowed_by_all_or_counted_by_none()
         let (limiter, _clock) = limiter([per_user(1), per_team(1), Policy::global(Quota::per_hour(9))]);
         let (a, b) = beside(&limiter, |limiter| admits(limiter, 1), |limiter| admits(limiter, 2));
         assert!(a != b, "the team has one cell");
-        let users = left(&limiter, "user", limiter.key_of(1_u64)) + left(&limiter, "user", limiter.key_of(2_u64));
-        let rest = (users, left(&limiter, "team", limiter.key_of(0_u64)), left(&limiter, "global", Key::GLOBAL));
+        let users = left(&limiter, "user", limiter.key(1_u64)) + left(&limiter, "user", limiter.key(2_u64));
+        let rest = (users, left(&limiter, "team", limiter.key(0_u64)), left(&limiter, "global", Key::GLOBAL));
         assert_eq!(rest, (1, 0, 8));
     });
 }
@@ -83,7 +83,7 @@ fn loom_the_last_cell_of_the_global_bucket_is_acquired_once() {
         let (limiter, _clock) = limiter([per_user(2), Policy::global(Quota::per_hour(1))]);
         let (a, b) = beside(&limiter, |limiter| admits(limiter, 1), |limiter| admits(limiter, 2));
         assert!(a != b);
-        let users = left(&limiter, "user", limiter.key_of(1_u64)) + left(&limiter, "user", limiter.key_of(2_u64));
+        let users = left(&limiter, "user", limiter.key(1_u64)) + left(&limiter, "user", limiter.key(2_u64));
         assert_eq!(users, 3, "a denied request acquires nothing");
     });
 }
@@ -158,7 +158,7 @@ fn loom_a_refund_beside_an_acquisition_returns_cells_once() {
             },
             |limiter| admits(limiter, 1),
         );
-        let left = (left(&limiter, "user", limiter.key_of(1_u64)), left(&limiter, "team", limiter.key_of(0_u64)));
+        let left = (left(&limiter, "user", limiter.key(1_u64)), left(&limiter, "team", limiter.key(0_u64)));
         assert_eq!(left, if admitted { (0, 1) } else { (1, 2) });
     });
 }
@@ -176,7 +176,7 @@ fn loom_a_change_of_quota_beside_decisions_admits_what_one_of_the_quotas_does() 
         // The first by both quotas, and one more after the change.
         let count = admitted.into_iter().filter(|admitted| *admitted).count();
         assert!(admitted[0] && count <= 2, "{admitted:?}");
-        let left = left(&limiter, "user", limiter.key_of(1_u64));
+        let left = left(&limiter, "user", limiter.key(1_u64));
         assert_eq!(left as usize, 2 - count, "{admitted:?}");
     });
 }
@@ -195,7 +195,7 @@ fn loom_callers_and_requests_share_what_is_left() {
             |limiter| admits(limiter, 1),
         );
         assert!(a != b);
-        assert_eq!(left(&limiter, "key", limiter.key_of(7)), if a { 8 } else { 9 });
+        assert_eq!(left(&limiter, "key", limiter.key(7)), if a { 8 } else { 9 });
     });
 }
 

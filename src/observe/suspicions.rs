@@ -207,7 +207,7 @@ pub(crate) fn route(known: bool) {
         KNOWN.store(true, Ordering::Relaxed);
     } else if UNKNOWN.fetch_add(1, Ordering::Relaxed) + 1 == WITHOUT_ROUTE {
         #[cfg(feature = "tracing")]
-        tracing::warn!(remedy = ROUTE_REMEDY, "no request so far has a route, so none has a key by `MatchedPath`");
+        tracing::warn!(remedy = ROUTE_REMEDY, "no request so far has a route, so none has a key by `RouteTemplate`");
     }
 }
 

@@ -73,7 +73,7 @@ impl RedisLimiter {
         policy: &str,
         key: K,
     ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
-        let asked = self.action(policy, self.key_of(key), Action::Peek);
+        let asked = self.action(policy, self.key(key), Action::Peek);
         async move { asked.await.map(|(name, bucket)| bucket.standing(name, bucket.quota)) }
     }
 
@@ -90,7 +90,7 @@ impl RedisLimiter {
         key: K,
         plan: Quota,
     ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
-        let asked = self.action(policy, self.key_of(key), Action::Peek);
+        let asked = self.action(policy, self.key(key), Action::Peek);
         async move { asked.await.map(|(name, bucket)| bucket.standing(name, plan)) }
     }
 
@@ -107,7 +107,7 @@ impl RedisLimiter {
         key: K,
         cells: u32,
     ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
-        let asked = self.action(policy, self.key_of(key), Action::Charge(cells));
+        let asked = self.action(policy, self.key(key), Action::Charge(cells));
         async move { asked.await.map(|(name, bucket)| bucket.standing(name, bucket.quota)) }
     }
 
@@ -127,7 +127,7 @@ impl RedisLimiter {
         policy: &str,
         key: K,
     ) -> impl Future<Output = Result<bool, ControlError>> + Send + use<'_, K> {
-        let asked = self.action(policy, self.key_of(key), Action::Reset);
+        let asked = self.action(policy, self.key(key), Action::Reset);
         async move { asked.await.map(|(_, bucket)| bucket.was_used) }
     }
 
@@ -149,7 +149,7 @@ impl RedisLimiter {
         time: Duration,
     ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_, K> {
         let time = Nanos::from(time).min(MAX_SLACK);
-        let asked = self.action(policy, self.key_of(key), Action::Block(time));
+        let asked = self.action(policy, self.key(key), Action::Block(time));
         async move { asked.await.map(drop) }
     }
 
@@ -165,7 +165,7 @@ impl RedisLimiter {
         policy: &str,
         key: K,
     ) -> impl Future<Output = Result<Option<Duration>, ControlError>> + Send + use<'_, K> {
-        let asked = self.action(policy, self.key_of(key), Action::Peek);
+        let asked = self.action(policy, self.key(key), Action::Peek);
         async move { asked.await.map(|(_, bucket)| (!bucket.blocked.is_zero()).then(|| bucket.blocked.into())) }
     }
 
@@ -189,7 +189,7 @@ impl RedisLimiter {
         time: Duration,
     ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_, K> {
         let time = Nanos::from(time).min(MAX_PATIENCE);
-        let asked = self.action(policy, self.key_of(key), Action::Pause(time));
+        let asked = self.action(policy, self.key(key), Action::Pause(time));
         async move { asked.await.map(drop) }
     }
 
@@ -205,7 +205,7 @@ impl RedisLimiter {
         policy: &str,
         key: K,
     ) -> impl Future<Output = Result<Option<Duration>, ControlError>> + Send + use<'_, K> {
-        let asked = self.action(policy, self.key_of(key), Action::Peek);
+        let asked = self.action(policy, self.key(key), Action::Peek);
         async move { asked.await.map(|(_, bucket)| (!bucket.pause.left.is_zero()).then(|| bucket.pause.left.into())) }
     }
 

@@ -73,9 +73,9 @@ impl RedisLimiter {
         self.parts.set.policies()
     }
 
-    /// Returns the key of a value. See [`Limiter::key_of`](crate::Limiter::key_of).
+    /// Returns the key of a value. See [`Limiter::key`](crate::Limiter::key).
     #[must_use]
-    pub fn key_of(&self, value: impl IntoKey) -> Key {
+    pub fn key(&self, value: impl IntoKey) -> Key {
         value.key(self.parts.set.hasher())
     }
 

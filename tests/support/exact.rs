@@ -363,10 +363,10 @@ pub(crate) fn agree(steps: &[Step], second: bool, sweeping: bool) {
                 }
             }
             Step::Charge { user, cells } => {
-                let standing = limiter.charge("user", limiter.key_of(*user), *cells).unwrap();
+                let standing = limiter.charge("user", limiter.key(*user), *cells).unwrap();
                 let after = model.levels.entry((0, u16::from(*user))).or_default().charge(own[0], *cells);
                 assert_eq!(i128::try_from(standing.until_full().as_nanos()).unwrap(), after);
-                let peeked = limiter.peek("user", limiter.key_of(*user)).unwrap();
+                let peeked = limiter.peek("user", limiter.key(*user)).unwrap();
                 assert_eq!(peeked.until_full(), standing.until_full());
             }
             Step::SetQuotas(second) => {
