@@ -45,7 +45,7 @@ use http::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    key::{Bearer, ClientIp, Header, Missing, PeerIp, TrustError},
+    key::{Bearer, ClientIp, Header, Missing, NetworkError, PeerIp, TrustError},
     policy::{Advertise, AtCap, Policy},
     quota::Quota,
 };
@@ -80,6 +80,9 @@ pub struct PolicyConfig {
     /// See [`Policy::on_missing`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_missing: Option<MissingConfig>,
+    /// See [`Policy::except`]. `["10.1.0.0/16"]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<String>,
 }
 
 /// What a policy counts by.
@@ -173,6 +176,9 @@ impl TryFrom<PolicyConfig> for Policy {
             Some(share) => policy = policy.enforce_for(share),
             None => {}
         }
+        if !config.except.is_empty() {
+            policy = policy.except(&config.except).map_err(|source| invalid(PolicyConfigErrorKind::Except(source)))?;
+        }
         if let Some(max_keys) = config.max_keys {
             policy = policy.max_keys(max_keys);
         }
@@ -239,6 +245,8 @@ pub enum PolicyConfigErrorKind {
     },
     /// The list of trusted proxies is invalid.
     Trust(TrustError),
+    /// A network of [`PolicyConfig::except`] is invalid.
+    Except(NetworkError),
 }
 
 impl fmt::Display for PolicyConfigError {
@@ -255,6 +263,7 @@ impl fmt::Display for PolicyConfigError {
                 write!(f, "on-missing rejects with {code}, which is not a status: use one from 400 to 599")
             }
             PolicyConfigErrorKind::Trust(error) => error.fmt(f),
+            PolicyConfigErrorKind::Except(error) => error.fmt(f),
         }
     }
 }
@@ -266,6 +275,7 @@ impl error::Error for PolicyConfigError {
             PolicyConfigErrorKind::Share(_) => None,
             PolicyConfigErrorKind::Status { source, .. } => Some(source),
             PolicyConfigErrorKind::Trust(source) => Some(source),
+            PolicyConfigErrorKind::Except(source) => Some(source),
         }
     }
 }

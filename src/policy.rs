@@ -30,7 +30,7 @@ use http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode};
 
 pub use crate::{key::Missing, store::AtCap};
 use crate::{
-    key::{Key, KeyExtractor, RequestHead},
+    key::{self, Key, KeyExtractor, NetworkError, Networks, RequestHead},
     quota::Quota,
     store::Cap,
 };
@@ -73,6 +73,7 @@ enum CountedBy {
 #[derive(Clone, Default)]
 struct Gate {
     when: Option<Arc<When>>,
+    except: Option<Networks>,
     /// What an outer layer has to put into a request's extensions.
     requirements: Vec<Requirement>,
 }
@@ -83,9 +84,14 @@ impl Gate {
     }
 
     #[inline(never)]
-    fn applies(&self, head: RequestHead<'_>) -> Applies {
+    fn applies(&self, head: RequestHead<'_>, extractor: Option<&dyn KeyExtractor>) -> Applies {
+        let is_excepted = |networks: &Networks| {
+            let address = extractor.and_then(|extractor| extractor.client_address(head));
+            networks.contain(address.or_else(|| key::peer(head.extensions())))
+        };
         match &self.when {
             Some(applies) if !applies(head) => Applies::No,
+            _ if self.except.as_ref().is_some_and(is_excepted) => Applies::No,
             _ if self.unmet(head).is_some() => Applies::LacksSomething,
             _ => Applies::Yes,
         }
@@ -218,10 +224,9 @@ impl Policy {
     /// [`Limiter::acquire`](crate::Limiter::acquire). Requests pass by such a policy.
     ///
     /// The policy is named `by-key`, unless set. What needs a request cannot be set on it:
-    /// [`when`](Self::when), [`quota_by`](Self::quota_by), [`cost_by`](Self::cost_by),
-    /// [`count_if`](Self::count_if), [`on_missing`](Self::on_missing) and
-    /// [`require`](Self::require). Otherwise building the
-    /// limiter fails.
+    /// [`when`](Self::when), [`except`](Self::except), [`quota_by`](Self::quota_by),
+    /// [`cost_by`](Self::cost_by), [`count_if`](Self::count_if), [`on_missing`](Self::on_missing)
+    /// and [`require`](Self::require). Otherwise building the limiter fails.
     ///
     /// ```
     /// use tower_quota::{Limiter, Policy, Quota};
@@ -283,6 +288,29 @@ impl Policy {
     pub fn when(mut self, applies: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.gate.get_or_insert_default().when = Some(Arc::new(applies));
         self
+    }
+
+    /// Excepts the clients in these networks, written as CIDR (`10.0.0.0/8`) or as single
+    /// addresses: health checks, and offices. For their requests the policy does not exist. The
+    /// word `unix:` excepts connections without an address.
+    ///
+    /// The address is the one that the policy's key finds ([`ClientIp`](crate::key::ClientIp)
+    /// behind proxies), and otherwise that of the connection. So behind a proxy, a policy that
+    /// counts by something else excepts all clients or none.
+    ///
+    /// ```
+    /// use tower_quota::{Policy, Quota, key::PeerIp};
+    ///
+    /// let policy = Policy::per(PeerIp, Quota::per_second(10)).except(["10.1.0.0/16", "192.0.2.7"])?;
+    /// # Ok::<(), tower_quota::key::NetworkError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When an entry is not a network, has bits after its prefix, or contains every address.
+    pub fn except<T: AsRef<str>>(mut self, networks: impl IntoIterator<Item = T>) -> Result<Self, NetworkError> {
+        self.gate.get_or_insert_default().except = Some(Networks::parse(networks)?);
+        Ok(self)
     }
 
     /// Sets what happens to a request without a key, instead of what the extractor says.
@@ -557,7 +585,7 @@ impl Policy {
         base: impl FnOnce() -> Quota,
     ) -> Result<Option<Demand>, StatusCode> {
         if let Some(gate) = &self.gate {
-            match gate.applies(head) {
+            match gate.applies(head, self.extractor()) {
                 Applies::Yes => {}
                 // Shadow mode rejects nothing.
                 Applies::LacksSomething if !matches!(self.enforce, Enforce::Never) => {

@@ -2,14 +2,17 @@
 
 mod support;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use http::{Request, StatusCode};
 use support::{admits, admitted, from_ip, limiter, wait, with_header};
 use tower_quota::{
     Decision, Key, Limiter, Policy, Quota, RateLimitLayer,
     decision::Reason,
-    key::{FromExtension, Header, PeerIp, key_fn},
+    key::{ClientIp, FromExtension, Header, NetworkError, PeerIp, key_fn},
     limiter::ConfigErrorKind,
     policy::Missing,
 };
@@ -157,6 +160,43 @@ fn requests_with_no_key_and_with_several_share_two_buckets() {
 }
 
 #[test]
+fn health_checks_and_offices_are_excepted_by_the_address_that_counts() {
+    let networks = ["10.1.0.0/16", "192.0.2.7", "2001:db8::/32"];
+    let by_peer = Policy::per(PeerIp, Quota::per_hour(1)).except(networks).unwrap();
+    let behind = ClientIp::behind(["10.9.0.0/16"]).unwrap();
+    let by_client = Policy::per(behind, Quota::per_hour(1)).except(networks).unwrap();
+    let all = Policy::global(Quota::per_hour(1)).except(networks).unwrap();
+    let tries = |policy: &Policy, peer: &str, forwarded: Option<&str>| {
+        let (limiter, _) = limiter([policy.clone()]);
+        let mut request = from_ip(peer.parse::<IpAddr>().unwrap());
+        if let Some(forwarded) = forwarded {
+            request.headers_mut().insert("x-forwarded-for", forwarded.parse().unwrap());
+        }
+        admitted(&limiter, &request, 3)
+    };
+    for peer in ["10.1.2.3", "192.0.2.7", "::ffff:10.1.2.3", "2001:db8:1::1"] {
+        assert_eq!([&by_peer, &by_client, &all].map(|policy| tries(policy, peer, None)), [3; 3], "{peer}");
+    }
+    for peer in ["10.2.0.1", "192.0.2.8", "2001:db9::1"] {
+        assert_eq!([&by_peer, &by_client, &all].map(|policy| tries(policy, peer, None)), [1; 3], "{peer}");
+    }
+    // Behind a proxy the address of the client counts, and not what a client writes.
+    assert_eq!(tries(&by_client, "10.9.0.1", Some("10.1.2.3")), 3);
+    assert_eq!(tries(&by_client, "10.9.0.1", Some("10.1.2.3, 203.0.113.9")), 1);
+    assert_eq!(tries(&by_peer, "10.9.0.1", Some("10.1.2.3")), 1);
+    assert_eq!(tries(&by_client, "203.0.113.9", Some("10.1.2.3")), 1, "not a proxy");
+    // Connections without an address.
+    let unix = Policy::global(Quota::per_hour(1)).except(["unix:"]).unwrap();
+    let (limiter, _) = limiter([unix]);
+    assert_eq!(admitted(&limiter, &Request::new(()), 3), 3);
+    assert_eq!(admitted(&limiter, &from_ip(Ipv4Addr::LOCALHOST), 3), 1);
+    for wrong in ["10.1.0.1/16", "0.0.0.0/0", "office", ""] {
+        let error: NetworkError = Policy::global(Quota::per_hour(1)).except([wrong]).unwrap_err();
+        assert!(error.to_string().contains(&format!("{wrong:?}")), "{error}");
+    }
+}
+
+#[test]
 fn a_request_without_a_key_charges_no_policy() {
     let (limiter, _clock) =
         limiter([Policy::per(PeerIp, TEN), Policy::per(Header::new("k"), TEN), Policy::global(TEN)]);
@@ -286,7 +326,7 @@ mod control {
 
     #[test]
     fn the_key_of_a_client_is_what_the_extractor_makes_of_its_address() {
-        let address: std::net::IpAddr = "2001:db8::7".parse().unwrap();
+        let address: IpAddr = "2001:db8::7".parse().unwrap();
         let site = PeerIp.v6_prefix(48);
         let (limiter, _clock) = limiter([Policy::per(PeerIp, TEN), Policy::per(site, TEN).named("site")]);
         assert_eq!(admitted(&limiter, &from_ip(address), 3), 3);
@@ -402,6 +442,22 @@ mod configuration {
         for keys in [0, usize::MAX] {
             assert!(denied([Policy::per(PeerIp, TEN).max_keys(keys)]).contains("set `Policy::max_keys`"));
         }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_file_says_keys_that_callers_name_exceptions_and_fractional_rates() {
+        use tower_quota::config::{PolicyConfig, PolicyConfigErrorKind};
+
+        let read = |text: &str| Policy::try_from(toml::from_str::<PolicyConfig>(text).unwrap());
+        let account = read("key = 'by-key'\nname = 'account'\nquota = '0.5/h, burst 2'").unwrap();
+        assert!(account.is_by_key() && account.quota() == Quota::every(Duration::from_secs(7_200)).burst(2));
+        let (limiter, _) = limiter([read("key = 'global'\nquota = '1/h'\nexcept = ['10.1.0.0/16']").unwrap(), account]);
+        assert_eq!(admitted(&limiter, &from_ip(Ipv4Addr::new(10, 1, 2, 3)), 3), 3);
+        assert_eq!(admitted(&limiter, &from_ip(Ipv4Addr::new(10, 2, 2, 3)), 3), 1);
+        assert!(limiter.acquire_n("account", "ann", 2).is_ok());
+        let wrong = read("key = 'global'\nquota = '1/h'\nexcept = ['10.1.2.3/16']").unwrap_err();
+        assert!(matches!(wrong.kind(), PolicyConfigErrorKind::Except(_)) && wrong.to_string().contains("10.1.2.3/16"));
     }
 
     #[test]

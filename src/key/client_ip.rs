@@ -293,6 +293,10 @@ impl KeyExtractor for ClientIp {
         "ip".into()
     }
 
+    fn client_address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
+        self.resolve_canonical(ip::peer(head.extensions()), head.headers())
+    }
+
     fn remedy(&self, head: RequestHead<'_>) -> &'static str {
         match ip::peer(head.extensions()) {
             None if !self.works_without_peer() => ip::REMEDY,
@@ -393,6 +397,42 @@ impl Proxies {
         }
     }
 }
+
+/// A list of networks that is not one of trusted proxies.
+#[derive(Clone, Debug)]
+pub(crate) struct Networks(Arc<[Proxies]>);
+
+impl Networks {
+    pub(crate) fn parse<T: AsRef<str>>(networks: impl IntoIterator<Item = T>) -> Result<Self, NetworkError> {
+        let invalid = |error: TrustError| NetworkError { network: error.network };
+        let networks = networks.into_iter().map(|text| Proxies::parse(text.as_ref()).map_err(invalid));
+        Ok(Self(networks.collect::<Result<_, _>>()?))
+    }
+
+    pub(crate) fn contain(&self, address: Option<IpAddr>) -> bool {
+        trusts(&self.0, address)
+    }
+}
+
+/// Why a list of networks is invalid: an entry is neither a network (`10.0.0.0/8`), nor an address,
+/// nor `unix:`; or it has bits after its prefix, or contains every address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkError {
+    network: String,
+}
+
+impl fmt::Display for NetworkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} is not a network: expected CIDR such as `10.0.0.0/8` without bits after its prefix, an address, or \
+             `unix:`, and not every address",
+            self.network
+        )
+    }
+}
+
+impl error::Error for NetworkError {}
 
 /// Why a list of trusted proxies is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]

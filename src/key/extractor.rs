@@ -1,7 +1,7 @@
 //! Contains [`KeyExtractor`], which finds a request's key, and the ways to make one extractor of
 //! others: [`key_fn`], [`or`](KeyExtractor::or), pairs and triples.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, net::IpAddr};
 
 use http::{HeaderValue, StatusCode};
 
@@ -91,6 +91,12 @@ pub trait KeyExtractor: Send + Sync + 'static {
         Or { first: self, second: other }
     }
 
+    /// Returns the address of the client, where this extractor knows it better than the connection
+    /// does: behind proxies, for instance. [`Policy::except`](crate::Policy::except) asks for it.
+    fn client_address(&self, _head: RequestHead<'_>) -> Option<IpAddr> {
+        None
+    }
+
     /// Returns how many extractors this one tries one after another: one, unless it delegates to an
     /// extractor that was made by [`or`](Self::or), whose number it then returns. The number
     /// distinguishes the fallbacks of [`or`](Self::or).
@@ -116,6 +122,10 @@ macro_rules! delegate_to_target {
 
             fn challenge(&self, head: RequestHead<'_>) -> Option<HeaderValue> {
                 (**self).challenge(head)
+            }
+
+            fn client_address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
+                (**self).client_address(head)
             }
 
             fn choices(&self) -> u32 {
@@ -204,6 +214,10 @@ impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for Or<A, B> {
     fn challenge(&self, head: RequestHead<'_>) -> Option<HeaderValue> {
         self.second.challenge(head)
     }
+
+    fn client_address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
+        self.first.client_address(head).or_else(|| self.second.client_address(head))
+    }
 }
 
 macro_rules! every_combination {
@@ -229,6 +243,10 @@ macro_rules! every_combination {
                     return self.$at.challenge(head);
                 })+
                 None
+            }
+
+            fn client_address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
+                None$(.or_else(|| self.$at.client_address(head)))+
             }
         }
     };

@@ -189,7 +189,7 @@ impl From<SocketAddr> for PeerAddr {
 
 /// The address of the connection's other end, unmapped. `None` when the server does not provide it.
 #[inline(always)]
-pub(super) fn peer(extensions: &Extensions) -> Option<IpAddr> {
+pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
     // An IP address from the start, because a copy of a socket address is larger.
     let address = extensions.get::<PeerAddr>().map(|address| address.0.ip());
     #[cfg(feature = "axum")]

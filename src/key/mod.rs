@@ -50,8 +50,9 @@ mod route;
 
 #[cfg(feature = "axum")]
 pub use self::route::RouteTemplate;
+pub(crate) use self::{client_ip::Networks, hasher::entropy, head::HeadParts, ip::peer};
 pub use self::{
-    client_ip::{ClientIp, TrustError, TrustErrorKind},
+    client_ip::{ClientIp, NetworkError, TrustError, TrustErrorKind},
     extension::FromExtension,
     extractor::{KeyExtractor, KeyFn, Missing, Or, key_fn},
     hasher::KeyHasher,
@@ -62,4 +63,3 @@ pub use self::{
     key::{Key, ParseKeyError},
     route::HttpMethod,
 };
-pub(crate) use self::{hasher::entropy, head::HeadParts};
