@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Three failures get 401, then come 429s without a field that counts down. Ann is locked out for a while even with the
-//! right password. Bob is not, until the address has failed too often. `PORT` and `QUOTA` (that of an address) change the defaults.
+//! right password. Bob is not, until the address has failed, or been denied, too often. `PORT` and `QUOTA` (that of an address) change the defaults.
 
 use std::{env, error::Error, net::SocketAddr, time::Duration};
 
@@ -67,7 +67,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let minutes = |n: u64| Duration::from_secs(60 * n);
     let ban = Ban::after(10, minutes(10)).initial(minutes(10)).max(minutes(24 * 60));
     let limit = RateLimitLayer::new([
-        failures_of(Policy::per(PeerIp, of_address)).named("address").ban(ban),
+        // Whoever goes on guessing for an account that is locked costs its address cells all the same.
+        failures_of(Policy::per(PeerIp, of_address)).named("address").count_denied().ban(ban),
         failures_of(Policy::per(
             key_fn(|head| Some(head.key(head.extensions().get::<Credentials>()?.user.as_str()))),
             Quota::per_hour(3),

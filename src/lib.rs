@@ -33,7 +33,8 @@
 //! # Guarantees
 //!
 //! - A request is allowed when every policy that applies grants its cells. A denied one leaves
-//!   every bucket as it was.
+//!   every bucket as it was, except those of policies that
+//!   [count denied requests](Policy::count_denied).
 //! - In any window `W` a bucket admits at most `burst + floor(W / T)` cells, for any number of
 //!   threads, where `T` is the [time of one cell](Quota::cell_period).
 //! - A client that waits for the time in `Retry-After` is allowed, unless others consume the quota

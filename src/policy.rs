@@ -56,6 +56,7 @@ pub struct Policy {
     advertise: Advertise,
     enforce: Enforce,
     count_if: Option<Arc<CountIf>>,
+    counts_denied: bool,
     ban: Option<Ban>,
 }
 
@@ -261,6 +262,7 @@ impl Policy {
             advertise: Advertise::default(),
             enforce: Enforce::Always,
             count_if: None,
+            counts_denied: false,
             ban: None,
         }
     }
@@ -384,6 +386,36 @@ impl Policy {
     /// [`Limiter::acquire`](crate::Limiter::acquire).
     pub fn count_if(mut self, counts: impl Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.count_if = Some(Arc::new(counts));
+        self
+    }
+
+    /// Counts requests that other policies of the limiter deny, too.
+    ///
+    /// Unless set, a denied request takes nothing from any policy. That is right for quotas, which
+    /// customers pay for. It is not always right for defence: whoever goes on guessing passwords of
+    /// an account that is locked would cost its address nothing. Set it on the policy by address
+    /// then, and not on a quota.
+    ///
+    /// A request that this policy denies itself takes nothing from it. One that lacks a key for
+    /// another policy is rejected before anything is counted. [`count_if`](Self::count_if) is not
+    /// asked about requests that are denied.
+    ///
+    /// A limiter over Redis does not have this: building it fails.
+    ///
+    /// ```
+    /// use tower_quota::{Limiter, Policy, Quota};
+    ///
+    /// let limiter = Limiter::new([
+    ///     Policy::by_key(Quota::per_hour(3)).named("account"),
+    ///     Policy::by_key(Quota::per_hour(20)).named("address").count_denied(),
+    /// ]);
+    /// for _guess in 0..10 {
+    ///     let _ = limiter.acquire_all(&[("account", &"ann", 1), ("address", &"203.0.113.7", 1)]);
+    /// }
+    /// assert_eq!(limiter.peek("address", "203.0.113.7").unwrap().remaining(), 10);
+    /// ```
+    pub fn count_denied(mut self) -> Self {
+        self.counts_denied = true;
         self
     }
 
@@ -526,6 +558,11 @@ impl Policy {
 
     pub(crate) fn ban_rule(&self) -> Option<Ban> {
         self.ban
+    }
+
+    /// Whether requests count that other policies deny.
+    pub(crate) fn counts_denied(&self) -> bool {
+        self.counts_denied
     }
 
     /// Whether the response decides what counts.

@@ -160,6 +160,48 @@ fn requests_with_no_key_and_with_several_share_two_buckets() {
 }
 
 #[test]
+fn a_policy_may_count_what_others_deny_and_nothing_that_it_denies_itself() {
+    let policies = |lone: bool| {
+        let address = Policy::per(PeerIp, Quota::per_hour(6)).named("address").count_denied();
+        let account = Policy::per(Header::new("account"), Quota::per_hour(2)).named("account");
+        // Its bucket is an atomic, or locked beside another one.
+        let all = Policy::global(Quota::per_hour(100)).named("all").count_denied();
+        let other = Policy::global(Quota::per_hour(100)).named("other");
+        [vec![account, address, all], if lone { vec![] } else { vec![other] }].concat()
+    };
+    for lone in [true, false] {
+        let (limiter, clock) = limiter(policies(lone));
+        let guess = |account: &str| {
+            let mut request = from_ip(Ipv4Addr::LOCALHOST);
+            request.headers_mut().insert("account", account.parse().unwrap());
+            limiter.decide(&request)
+        };
+        let left = |policy: &str, key: &dyn tower_quota::key::IntoKey| limiter.peek(policy, key).unwrap().remaining();
+        let lefts = || (left("address", &Ipv4Addr::LOCALHOST), left("account", &"ann"), left("all", &0));
+        assert!(guess("ann").is_allowed() && guess("ann").is_allowed());
+        assert_eq!(lefts(), (4, 0, 98));
+        for n in 1..=4 {
+            let denied = guess("ann").denied().unwrap();
+            assert_eq!(denied.violated().map(|standing| standing.policy().to_owned()).collect::<Vec<_>>(), ["account"]);
+            assert_eq!(lefts(), (4 - n, 0, 98 - n), "counted by address and in all, and not by account");
+        }
+        // Now the address denies, and takes nothing for that. What others deny counts in all.
+        for n in 1..=3 {
+            assert!(!guess("bob").is_allowed());
+            assert_eq!((lefts(), left("account", &"bob")), ((0, 0, 94 - n), 2));
+        }
+        // A block of another policy's is a denial, too.
+        clock.advance(Duration::from_secs(3_600));
+        limiter.block("account", "ann", Duration::from_secs(60)).unwrap();
+        assert!(!guess("ann").is_allowed());
+        assert_eq!(left("address", &Ipv4Addr::LOCALHOST), 5);
+        if !lone {
+            assert_eq!(left("other", &0), 100, "full again, and nothing was counted");
+        }
+    }
+}
+
+#[test]
 fn health_checks_and_offices_are_excepted_by_the_address_that_counts() {
     let networks = ["10.1.0.0/16", "192.0.2.7", "2001:db8::/32"];
     let by_peer = Policy::per(PeerIp, Quota::per_hour(1)).except(networks).unwrap();

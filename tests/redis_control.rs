@@ -484,6 +484,9 @@ fn what_has_no_meaning_there_is_refused() {
     {
         assert_eq!(build(capped), Err(RedisConfigError::Capped("per-k".to_owned())));
     }
+    let counting = build(per_key(FIVE).count_denied()).unwrap_err();
+    assert_eq!(counting, RedisConfigError::CountsDenied("per-k".to_owned()));
+    assert!(counting.to_string().contains("not possible over Redis"), "{counting}");
     assert_eq!(build(per_key(FIVE)), Ok(()));
     assert!(RedisConfigError::Capped("per-k".to_owned()).to_string().contains("maxmemory"));
 }

@@ -11,8 +11,9 @@
 //!    its bucket is exchanged first, and if it has changed in between, the decision returns to step
 //!    3.
 //!
-//! So a denied request leaves every bucket as it was, no decision refunds, and many threads
-//! together admit what one thread would have admitted.
+//! So a denied request leaves every bucket as it was, except those of policies that count what
+//! others deny. No decision refunds, and many threads together admit what one thread would have
+//! admitted.
 
 use http::StatusCode;
 use smallvec::SmallVec;

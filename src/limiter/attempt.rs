@@ -34,6 +34,8 @@ pub(super) struct Attempt<'a> {
     pause: Pause,
     /// Whether the key is paused, and the request costs something.
     is_paused: bool,
+    /// Whether requests count that other policies deny.
+    counts_denied: bool,
     /// By the quota of the demand.
     evaluation: Evaluation,
     /// What is written if the request acquires nothing, where the bucket was last decided by
@@ -91,6 +93,7 @@ impl<'a> Attempt<'a> {
             generation: 0,
             pause: Pause::default(),
             is_paused: false,
+            counts_denied: set.policies()[policy].counts_denied(),
             evaluation: Evaluation::granted_for_free(found),
             unacquired: Unacquired::Converted,
             wait_if_reserved: Nanos::ZERO,
@@ -225,13 +228,14 @@ impl<'a> Attempt<'a> {
     }
 
     /// Writes the bucket as the decision over all policies makes it. A denied request acquires
-    /// nothing. But what a faulty clock left behind is cut, and a faster quota that denies converts
-    /// the bucket: so the wait that is reported is accurate.
+    /// nothing, unless the policy counts those. But what a faulty clock left behind is cut, and a
+    /// faster quota that denies converts the bucket: so the wait that is reported is accurate.
     ///
     /// False if the bucket is atomic and has changed: then all buckets are read again. The
     /// limiter's order puts this bucket last, and it is written first.
     #[inline(always)]
     pub(super) fn write(&mut self, allowed: bool) -> bool {
+        let allowed = allowed || self.counts_as_denied();
         if let Remembered::Other(cell) = self.remembered {
             return self.write_conversion(allowed, cell);
         }
@@ -268,6 +272,12 @@ impl<'a> Attempt<'a> {
         self.guard.write(self.found, after, decided.then_some(self.demand.basis()))
     }
 
+    /// Whether the request counts here although another policy denies it.
+    #[inline(always)]
+    fn counts_as_denied(&self) -> bool {
+        self.counts_denied && self.evaluation.is_granted()
+    }
+
     /// The receipt of an allowed request.
     #[inline(always)]
     pub(super) fn receipt(&self, now: Timestamp) -> Receipt {
@@ -295,7 +305,8 @@ impl<'a> Attempt<'a> {
 
     #[inline(always)]
     pub(super) fn outcome(&self, now: Timestamp, allowed: bool) -> PolicyOutcome {
-        let bucket = self.after().filter(|_| allowed).unwrap_or(self.evaluation.clamped);
+        let counts = allowed || self.counts_as_denied();
+        let bucket = self.after().filter(|_| counts).unwrap_or(self.evaluation.clamped);
         let mut outcome = PolicyOutcome::of(self.policy, &self.demand, bucket, self.evaluation, now);
         if self.pause.until > now {
             let backlog = bucket.backlog(self.pause.until);

@@ -298,6 +298,9 @@ impl RedisBuilder {
         if let Some(capped) = self.policies.iter().find(|policy| policy.is_capped()) {
             return Err(RedisConfigError::Capped(capped.name().to_owned()));
         }
+        if let Some(counting) = self.policies.iter().find(|policy| policy.counts_denied()) {
+            return Err(RedisConfigError::CountsDenied(counting.name().to_owned()));
+        }
         let options = PolicySetOptions { hasher: Some(KeyHasher::with_secret(&self.secret)), ..self.options };
         let set = PolicySet::new(self.policies, options)?;
         let mut on_failure: Box<[_]> = set.policies().iter().map(|_| self.on_failure).collect();

@@ -18,6 +18,9 @@ pub enum RedisConfigError {
     /// The policy of this name has a cap on its keys ([`max_keys`](crate::Policy::max_keys) or the
     /// like), which has no meaning in Redis.
     Capped(String),
+    /// The policy of this name [counts requests that others deny](crate::Policy::count_denied),
+    /// which is not possible over Redis.
+    CountsDenied(String),
     /// The address of a node of a cluster is not accepted.
     ClusterAddress(AddressError),
     /// Some nodes of a cluster have TLS, and others do not.
@@ -67,6 +70,11 @@ impl fmt::Display for RedisConfigError {
                 "the policy {policy:?} has a cap on its keys, which has no effect in Redis: leave out max_keys, \
                  max_keys_per_network and at_cap, bound the memory of the server with maxmemory, and what this process \
                  remembers with `cached_keys`"
+            ),
+            Self::CountsDenied(policy) => write!(
+                f,
+                "the policy {policy:?} counts requests that other policies deny, which is not possible over Redis: leave \
+                 out `count_denied`, and limit addresses by a layer of its own outside of this one"
             ),
             Self::ClusterAddress(error) => write!(f, "the address of a node of the cluster is not accepted: {error}"),
             Self::ClusterOfBoth => f.write_str(
