@@ -35,10 +35,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::{error, fmt};
+use std::{error, fmt, time::Duration};
 
 use http::{
-    HeaderName, StatusCode,
+    HeaderName, Method, StatusCode,
     header::{self, InvalidHeaderName},
     status::InvalidStatusCode,
 };
@@ -46,8 +46,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     key::{Bearer, ClientIp, Header, Missing, NetworkError, PeerIp, TrustError},
-    policy::{Advertise, AtCap, Policy},
-    quota::Quota,
+    policy::{Advertise, AtCap, Ban, PathError, Policy},
+    quota::{Quota, QuotaError},
 };
 
 /// A policy in a file. What is omitted has the default of [`Policy`].
@@ -80,6 +80,21 @@ pub struct PolicyConfig {
     /// See [`Policy::on_missing`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_missing: Option<MissingConfig>,
+    /// See [`Policy::methods`]. `["POST", "PUT"]`. All unless set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// See [`Policy::paths`]. `["/login", "/api/**"]`. All unless set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// The cells that each request costs; one unless set. See [`Policy::cost_by`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<u32>,
+    /// See [`Policy::ban`]. `{ denials = 20, window-seconds = 60 }`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ban: Option<BanConfig>,
+    /// See [`Policy::count_denied`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub count_denied: bool,
     /// See [`Policy::except`]. `["10.1.0.0/16"]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<String>,
@@ -115,6 +130,23 @@ pub struct ClientIpConfig {
     /// overwrites.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+}
+
+/// When a key is blocked for its denials. See [`Ban`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct BanConfig {
+    /// How many denials within the window.
+    pub denials: u32,
+    /// See [`Ban::after`].
+    pub window_seconds: u64,
+    /// See [`Ban::initial`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_seconds: Option<u64>,
+    /// See [`Ban::max`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_seconds: Option<u64>,
 }
 
 /// What happens to a request without a key. See [`Missing`].
@@ -175,6 +207,37 @@ impl TryFrom<PolicyConfig> for Policy {
             }
             Some(share) => policy = policy.enforce_for(share),
             None => {}
+        }
+        if !config.methods.is_empty() {
+            let method = |name: &String| {
+                // A method is a word of capitals: another spelling is a mistake, and would apply to
+                // nothing.
+                let method = Method::from_bytes(name.as_bytes()).ok().filter(|_| *name == name.to_uppercase());
+                method.ok_or_else(|| invalid(PolicyConfigErrorKind::Method(name.clone())))
+            };
+            policy = policy.methods(config.methods.iter().map(method).collect::<Result<Vec<_>, _>>()?);
+        }
+        if !config.paths.is_empty() {
+            policy = policy.paths(&config.paths).map_err(|source| invalid(PolicyConfigErrorKind::Path(source)))?;
+        }
+        if let Some(cost) = config.cost {
+            policy = policy.cost_by(move |_| cost);
+        }
+        if let Some(BanConfig { denials, window_seconds, initial_seconds, max_seconds }) = config.ban {
+            let window = Duration::from_secs(window_seconds);
+            // `Ban::after` panics where this fails.
+            Quota::new(denials, window).map_err(|source| invalid(PolicyConfigErrorKind::Ban(source)))?;
+            let mut ban = Ban::after(denials, window);
+            if let Some(initial) = initial_seconds {
+                ban = ban.initial(Duration::from_secs(initial));
+            }
+            if let Some(max) = max_seconds {
+                ban = ban.max(Duration::from_secs(max));
+            }
+            policy = policy.ban(ban);
+        }
+        if config.count_denied {
+            policy = policy.count_denied();
         }
         if !config.except.is_empty() {
             policy = policy.except(&config.except).map_err(|source| invalid(PolicyConfigErrorKind::Except(source)))?;
@@ -245,6 +308,12 @@ pub enum PolicyConfigErrorKind {
     },
     /// The list of trusted proxies is invalid.
     Trust(TrustError),
+    /// The denials and the window of a ban are no quota.
+    Ban(QuotaError),
+    /// The name of a method is invalid, or not in capitals.
+    Method(String),
+    /// A pattern of [`PolicyConfig::paths`] is invalid.
+    Path(PathError),
     /// A network of [`PolicyConfig::except`] is invalid.
     Except(NetworkError),
 }
@@ -264,6 +333,11 @@ impl fmt::Display for PolicyConfigError {
             }
             PolicyConfigErrorKind::Trust(error) => error.fmt(f),
             PolicyConfigErrorKind::Except(error) => error.fmt(f),
+            PolicyConfigErrorKind::Ban(error) => write!(f, "the ban: {error}"),
+            PolicyConfigErrorKind::Method(name) => {
+                write!(f, "{name:?} is not a method: write it in capitals, as `POST`")
+            }
+            PolicyConfigErrorKind::Path(error) => error.fmt(f),
         }
     }
 }
@@ -272,10 +346,12 @@ impl error::Error for PolicyConfigError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match &self.kind {
             PolicyConfigErrorKind::Field { source, .. } => Some(source),
-            PolicyConfigErrorKind::Share(_) => None,
+            PolicyConfigErrorKind::Method(_) | PolicyConfigErrorKind::Share(_) => None,
             PolicyConfigErrorKind::Status { source, .. } => Some(source),
             PolicyConfigErrorKind::Trust(source) => Some(source),
             PolicyConfigErrorKind::Except(source) => Some(source),
+            PolicyConfigErrorKind::Ban(source) => Some(source),
+            PolicyConfigErrorKind::Path(source) => Some(source),
         }
     }
 }

@@ -26,11 +26,12 @@
 
 use std::{any::type_name, borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Response, StatusCode};
 
-pub use crate::{key::Missing, store::AtCap};
+pub use crate::{key::Missing, paths::PathError, store::AtCap};
 use crate::{
     key::{self, Key, KeyExtractor, NetworkError, Networks, RequestHead},
+    paths::PathPatterns,
     quota::Quota,
     store::Cap,
 };
@@ -74,6 +75,8 @@ enum CountedBy {
 #[derive(Clone, Default)]
 struct Gate {
     when: Option<Arc<When>>,
+    methods: Option<Arc<[Method]>>,
+    paths: Option<PathPatterns>,
     except: Option<Networks>,
     /// What an outer layer has to put into a request's extensions.
     requirements: Vec<Requirement>,
@@ -91,6 +94,8 @@ impl Gate {
             networks.contain(address.or_else(|| key::peer(head.extensions())))
         };
         match &self.when {
+            _ if self.methods.as_ref().is_some_and(|methods| !methods.contains(head.method())) => Applies::No,
+            _ if self.paths.as_ref().is_some_and(|paths| !paths.match_path(head.uri().path())) => Applies::No,
             Some(applies) if !applies(head) => Applies::No,
             _ if self.except.as_ref().is_some_and(is_excepted) => Applies::No,
             _ if self.unmet(head).is_some() => Applies::LacksSomething,
@@ -225,9 +230,10 @@ impl Policy {
     /// [`Limiter::acquire`](crate::Limiter::acquire). Requests pass by such a policy.
     ///
     /// The policy is named `by-key`, unless set. What needs a request cannot be set on it:
-    /// [`when`](Self::when), [`except`](Self::except), [`quota_by`](Self::quota_by),
-    /// [`cost_by`](Self::cost_by), [`count_if`](Self::count_if), [`on_missing`](Self::on_missing)
-    /// and [`require`](Self::require). Otherwise building the limiter fails.
+    /// [`when`](Self::when), [`methods`](Self::methods), [`paths`](Self::paths),
+    /// [`except`](Self::except), [`quota_by`](Self::quota_by), [`cost_by`](Self::cost_by),
+    /// [`count_if`](Self::count_if), [`on_missing`](Self::on_missing) and
+    /// [`require`](Self::require). Otherwise building the limiter fails.
     ///
     /// ```
     /// use tower_quota::{Limiter, Policy, Quota};
@@ -290,6 +296,34 @@ impl Policy {
     pub fn when(mut self, applies: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.gate.get_or_insert_default().when = Some(Arc::new(applies));
         self
+    }
+
+    /// Applies the policy only to requests with one of these methods.
+    ///
+    /// ```
+    /// use http::Method;
+    /// use tower_quota::{Policy, Quota, key::PeerIp};
+    ///
+    /// let writes = Policy::per(PeerIp, Quota::per_minute(30)).methods([Method::POST, Method::PUT]).named("writes");
+    /// ```
+    pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
+        self.gate.get_or_insert_default().methods = Some(methods.into_iter().collect());
+        self
+    }
+
+    /// Applies the policy only to requests whose path matches one of these patterns: `/login` is
+    /// that path, in `/users/*` the star stands for one segment, and `/api/**` is that path and all
+    /// below it.
+    ///
+    /// The path is compared as the client has written it, as routers do. Which part of it the layer
+    /// sees is said at [`when`](Self::when).
+    ///
+    /// # Errors
+    ///
+    /// When a pattern does not begin with `/`, or a star in it is not a whole segment.
+    pub fn paths<T: AsRef<str>>(mut self, patterns: impl IntoIterator<Item = T>) -> Result<Self, PathError> {
+        self.gate.get_or_insert_default().paths = Some(PathPatterns::parse(patterns)?);
+        Ok(self)
     }
 
     /// Excepts the clients in these networks, written as CIDR (`10.0.0.0/8`) or as single

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// From the top. `docs/architecture.md` shows the same order.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "sync",
     "clock",
     "quota",
@@ -17,6 +17,7 @@ const ORDER: [&str; 16] = [
     "bucket",
     "store",
     "sweeper",
+    "paths",
     "policy",
     "config",
     "decision",

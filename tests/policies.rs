@@ -502,6 +502,53 @@ mod configuration {
         assert!(matches!(wrong.kind(), PolicyConfigErrorKind::Except(_)) && wrong.to_string().contains("10.1.2.3/16"));
     }
 
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_file_says_which_requests_count_what_they_cost_and_who_is_banned() {
+        use tower_quota::{
+            config::{PolicyConfig, PolicyConfigErrorKind as Kind},
+            decision::Reason,
+        };
+
+        let config = |text: &str| toml::from_str::<PolicyConfig>(text).unwrap();
+        let read = |more: &str| Policy::try_from(config(&format!("key = 'peer-ip'\nquota = '4/h'\n{more}")));
+        let tries = |policy: Policy, method: &str, path: &str| {
+            let (limiter, _) = limiter([policy]);
+            let mut request = from_ip(Ipv4Addr::LOCALHOST);
+            (*request.method_mut(), *request.uri_mut()) = (method.parse().unwrap(), path.parse().unwrap());
+            admitted(&limiter, &request, 9)
+        };
+        let writes = || read("methods = ['POST', 'PUT']\npaths = ['/login', '/api/**']\ncost = 2").unwrap();
+        for (method, path, admitted) in [
+            ("POST", "/login", 2),
+            ("PUT", "/api/items/7?x=1", 2),
+            ("GET", "/login", 9),
+            ("POST", "/", 9),
+            ("POST", "/logins", 9),
+        ] {
+            assert_eq!(tries(writes(), method, path), admitted, "{method} {path}");
+        }
+        let (limiter, _) = limiter([read("ban = { denials = 2, window-seconds = 60, initial-seconds = 7 }").unwrap()]);
+        let denial = || limiter.decide(&from_ip(Ipv4Addr::LOCALHOST)).denied();
+        assert_eq!((0..4).filter(|_| denial().is_none()).count(), 4);
+        assert_eq!([(); 2].map(|()| denial().unwrap().reason()), [Reason::Exceeded, Reason::Blocked]);
+        for (wrong, says) in [
+            ("methods = ['post']", "in capitals"),
+            ("methods = ['']", "not a method"),
+            ("paths = ['login']", "\"login\""),
+            ("ban = { denials = 0, window-seconds = 60 }", "the ban"),
+        ] {
+            let error = read(wrong).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+            assert!(matches!(error.kind(), Kind::Method(_) | Kind::Path(_) | Kind::Ban(_)));
+        }
+        assert!(toml::from_str::<PolicyConfig>("key = 'global'\nquota = '1/s'\nmethod = ['POST']").is_err());
+        // What was read is written, and read again.
+        let full =
+            config("key = 'global'\nquota = '1/s'\nmethods = ['GET']\npaths = ['/']\ncost = 3\ncount-denied = true");
+        assert_eq!(serde_json::from_str::<PolicyConfig>(&serde_json::to_string(&full).unwrap()).unwrap(), full);
+    }
+
     #[test]
     fn c_sf2_quotes_and_backslashes_are_fine_in_a_name() {
         let (limiter, _clock) = limiter([Policy::global(TEN).named(r#"a "b" \c"#)]);

@@ -87,7 +87,7 @@ impl fmt::Display for ConfigError {
             ConfigErrorKind::NoRequest => write!(
                 f,
                 "the policy {policy:?} counts by a key that callers name, and sees no request: leave out `when`, \
-                 `except`, `quota_by`, `cost_by`, `count_if`, `on_missing` and `require`, and name a plan with `Limiter::acquire_as`"
+                 `methods`, `paths`, `except`, `quota_by`, `cost_by`, `count_if`, `on_missing` and `require`, and name a plan with `Limiter::acquire_as`"
             ),
             ConfigErrorKind::UnprintableName => write!(
                 f,
