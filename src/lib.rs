@@ -66,7 +66,6 @@ pub mod key;
 pub mod limiter;
 mod middleware;
 mod observe;
-mod paths;
 pub mod policy;
 pub mod quota;
 #[cfg(feature = "redis")]

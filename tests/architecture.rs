@@ -8,7 +8,7 @@ use std::{
 };
 
 /// From the top. `docs/architecture.md` shows the same order.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 16] = [
     "sync",
     "clock",
     "quota",
@@ -17,7 +17,6 @@ const ORDER: [&str; 17] = [
     "bucket",
     "store",
     "sweeper",
-    "paths",
     "policy",
     "config",
     "decision",

@@ -1,7 +1,7 @@
 //! Contains [`Policy`]: a name, a key, a quota, and which requests it applies to.
 //!
-//! A policy contains the user's closures, and evaluates a request to what it
-//! asks of the policy. This file must not know of buckets, of other policies, or of the decision.
+//! A policy contains the user's closures, and evaluates a request to what it asks of the policy.
+//! This folder must not know of buckets, of other policies, or of the decision.
 //!
 //! ```
 //! use http::StatusCode;
@@ -24,14 +24,26 @@
 //!     .on_missing(Missing::Reject(StatusCode::FORBIDDEN));
 //! ```
 
-use std::{any::type_name, borrow::Cow, fmt, sync::Arc, time::Duration};
+mod advertise;
+mod ban;
+mod demand;
+mod gate;
+mod paths;
+mod response_head;
 
-use http::{Extensions, HeaderMap, HeaderValue, Method, Response, StatusCode};
+use std::{borrow::Cow, fmt, sync::Arc};
 
-pub use crate::{key::Missing, paths::PathError, store::AtCap};
-use crate::{
-    key::{self, Key, KeyExtractor, NetworkError, Networks, RequestHead},
+use http::{HeaderValue, Method, StatusCode};
+
+pub(crate) use self::demand::{Basis, Demand};
+pub use self::{advertise::Advertise, ban::Ban, paths::PathError, response_head::ResponseHead};
+use self::{
+    gate::{Applies, Gate, Requirement},
     paths::PathPatterns,
+};
+pub use crate::{key::Missing, store::AtCap};
+use crate::{
+    key::{Key, KeyExtractor, NetworkError, Networks, RequestHead},
     quota::Quota,
     store::Cap,
 };
@@ -71,54 +83,6 @@ enum CountedBy {
     Nothing,
 }
 
-/// Which requests a policy applies to, and what they must have.
-#[derive(Clone, Default)]
-struct Gate {
-    when: Option<Arc<When>>,
-    methods: Option<Arc<[Method]>>,
-    paths: Option<PathPatterns>,
-    except: Option<Networks>,
-    /// What an outer layer has to put into a request's extensions.
-    requirements: Vec<Requirement>,
-}
-
-impl Gate {
-    fn unmet(&self, head: RequestHead<'_>) -> Option<&Requirement> {
-        self.requirements.iter().find(|requirement| !(requirement.is_met)(head.extensions()))
-    }
-
-    #[inline(never)]
-    fn applies(&self, head: RequestHead<'_>, extractor: Option<&dyn KeyExtractor>) -> Applies {
-        let is_excepted = |networks: &Networks| {
-            let address = extractor.and_then(|extractor| extractor.client_address(head));
-            networks.contain(address.or_else(|| key::peer(head.extensions())))
-        };
-        match &self.when {
-            _ if self.methods.as_ref().is_some_and(|methods| !methods.contains(head.method())) => Applies::No,
-            _ if self.paths.as_ref().is_some_and(|paths| !paths.match_path(head.uri().path())) => Applies::No,
-            Some(applies) if !applies(head) => Applies::No,
-            _ if self.except.as_ref().is_some_and(is_excepted) => Applies::No,
-            _ if self.unmet(head).is_some() => Applies::LacksSomething,
-            _ => Applies::Yes,
-        }
-    }
-}
-
-/// Whether a policy applies to a request.
-enum Applies {
-    /// It would, if an outer layer had put there what the policy requires.
-    LacksSomething,
-    No,
-    Yes,
-}
-
-/// A type in a request's extensions.
-#[derive(Clone, Copy)]
-struct Requirement {
-    is_met: fn(&Extensions) -> bool,
-    type_name: &'static str,
-}
-
 #[derive(Clone, Copy)]
 enum Enforce {
     Always,
@@ -127,96 +91,9 @@ enum Enforce {
     Below(u64),
 }
 
-/// Blocks keys that are denied repeatedly, for increasing durations.
-///
-/// All clients that share a key are blocked together: those behind one address, or all requests
-/// without a key under [`Missing::Share`].
-///
-/// ```
-/// use std::time::Duration;
-/// use tower_quota::{Policy, Quota, key::PeerIp, policy::Ban};
-///
-/// // 20 denials at once: blocked for a minute, then for two, four, and so on up to a day.
-/// let ban = Ban::after(20, Duration::from_secs(60))
-///     .initial(Duration::from_secs(60))
-///     .max(Duration::from_secs(86_400));
-/// let policy = Policy::per(PeerIp, Quota::per_second(10)).ban(ban);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub struct Ban {
-    pub(crate) strikes: Quota,
-    pub(crate) initial: Duration,
-    pub(crate) max: Duration,
-}
-
-impl Ban {
-    /// Blocks a key at its denial number `denials`, if the denials come at once. The first block
-    /// lasts a minute and the longest an hour, unless set.
-    ///
-    /// Denials are counted by a bucket of their own, which forgets one in each `window / denials`.
-    /// So of slower denials more are needed, and denials that come no faster than they are
-    /// forgotten block nobody.
-    ///
-    /// For each policy, at most 65,536 keys are watched, and 1,024 of one network (IPv4 /16, IPv6
-    /// /40). Further keys are limited, and not blocked: add a policy by address before a policy by
-    /// a key that a client can invent.
-    ///
-    /// # Panics
-    ///
-    /// If `denials` is zero, or [`Quota::new`] fails for the two.
-    pub const fn after(denials: u32, window: Duration) -> Self {
-        let (initial, max) = (Duration::from_secs(60), Duration::from_secs(3_600));
-        Self { strikes: Quota::per(denials, window), initial, max }
-    }
-
-    /// Sets how long the first block lasts; a minute unless set. A block that follows at once lasts
-    /// twice as long as the one before. The longer the key was quiet in between, the shorter the
-    /// next block. After twice the length of a block without another one, the key starts anew.
-    pub const fn initial(self, initial: Duration) -> Self {
-        Self { initial, ..self }
-    }
-
-    /// Sets how long a block lasts at most; an hour unless set.
-    pub const fn max(self, max: Duration) -> Self {
-        Self { max, ..self }
-    }
-}
-
-/// What clients learn about a policy, beside the status.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize, serde::Serialize), serde(rename_all = "kebab-case"))]
-#[non_exhaustive]
-pub enum Advertise {
-    /// Its quota and what is left of it, on every response. On a denial its name, in the body as
-    /// well, and `Retry-After`.
-    #[default]
-    Everything,
-    /// The same, on denials only.
-    OnDenial,
-    /// How long to wait, without the policy's name and quota, which would tell an outsider the
-    /// capacity of the service.
-    RetryAfter,
-    /// Nothing but the denial. Use it for a limit on logins, which must not count down for an
-    /// attacker. A denial by such a policy has no `Retry-After`, even if another policy denies too,
-    /// because it would not be accurate.
-    Nothing,
-}
-
-impl Advertise {
-    pub(crate) fn names_the_policy(self) -> bool {
-        matches!(self, Self::Everything | Self::OnDenial)
-    }
-
-    pub(crate) fn names_the_wait(self) -> bool {
-        !matches!(self, Self::Nothing)
-    }
-}
-
 type QuotaBy = dyn Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync;
 type CostBy = dyn Fn(RequestHead<'_>) -> u32 + Send + Sync;
 type CountIf = dyn Fn(ResponseHead<'_>) -> bool + Send + Sync;
-type When = dyn Fn(RequestHead<'_>) -> bool + Send + Sync;
 
 impl Policy {
     /// Counts all requests together, to protect the service itself. The policy is named `global`,
@@ -390,9 +267,7 @@ impl Policy {
     ///     .quota_by(|head| Some(head.extensions().get::<Customer>()?.plan));
     /// ```
     pub fn require<T: Send + Sync + 'static>(mut self) -> Self {
-        let is_met = |extensions: &Extensions| extensions.get::<T>().is_some();
-        let requirement = Requirement { is_met, type_name: type_name::<T>() };
-        self.gate.get_or_insert_default().requirements.push(requirement);
+        self.gate.get_or_insert_default().requirements.push(Requirement::of::<T>());
         self
     }
 
@@ -727,63 +602,4 @@ impl fmt::Debug for Policy {
 
 fn default_cap() -> Cap {
     Cap::new(1_000_000, AtCap::default())
-}
-
-/// The quota that a bucket is decided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Basis {
-    pub(crate) quota: Quota,
-    /// Whether [`Policy::quota_by`] chose it, or a caller has named it. Otherwise it is the
-    /// policy's own.
-    pub(crate) planned: bool,
-}
-
-/// What one request asks of one policy.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Demand {
-    pub(crate) key: Key,
-    pub(crate) quota: Quota,
-    pub(crate) cells: u32,
-    /// Whether the quota was chosen for the request.
-    pub(crate) planned: bool,
-    pub(crate) shadow: bool,
-}
-
-impl Demand {
-    #[inline(always)]
-    pub(crate) fn basis(&self) -> Basis {
-        Basis { quota: self.quota, planned: self.planned }
-    }
-}
-
-/// A borrowed response without its body, for [`Policy::count_if`].
-#[derive(Clone, Copy, Debug)]
-pub struct ResponseHead<'a> {
-    status: StatusCode,
-    headers: &'a HeaderMap,
-    extensions: &'a Extensions,
-}
-
-impl<'a> ResponseHead<'a> {
-    pub(crate) fn of<B>(response: &'a Response<B>) -> Self {
-        Self { status: response.status(), headers: response.headers(), extensions: response.extensions() }
-    }
-
-    /// Returns the status.
-    #[must_use]
-    pub fn status(self) -> StatusCode {
-        self.status
-    }
-
-    /// Returns the header fields.
-    #[must_use]
-    pub fn headers(self) -> &'a HeaderMap {
-        self.headers
-    }
-
-    /// Returns what the service tells its layers.
-    #[must_use]
-    pub fn extensions(self) -> &'a Extensions {
-        self.extensions
-    }
 }
