@@ -7,7 +7,7 @@ use crate::quota::Quota;
 /// Blocks keys that are denied repeatedly, for increasing durations.
 ///
 /// All clients that share a key are blocked together: those behind one address, or all requests
-/// without a key under [`Missing::Share`].
+/// without a key under [`Missing::Share`](super::Missing::Share).
 ///
 /// ```
 /// use std::time::Duration;

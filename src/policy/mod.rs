@@ -123,8 +123,8 @@ impl Policy {
     }
 
     /// Counts the requests of each key separately. To count by a closure, wrap it in
-    /// [`key_fn`](crate::key::key_fn): `Policy::per(key_fn(|head| ...), quota)`. See [`key`] for
-    /// the extractors.
+    /// [`key_fn`](crate::key::key_fn): `Policy::per(key_fn(|head| ...), quota)`. See
+    /// [`key`](crate::key) for the extractors.
     ///
     /// The policy is named `per-` and the extractor's name, unless set: `per-ip`, `per-x-api-key`.
     pub fn per(key: impl KeyExtractor, quota: Quota) -> Self {
