@@ -221,6 +221,9 @@ impl TryFrom<PolicyConfig> for Policy {
             policy = policy.paths(&config.paths).map_err(|source| invalid(PolicyConfigErrorKind::Path(source)))?;
         }
         if let Some(cost) = config.cost {
+            if cost == 0 {
+                return Err(invalid(PolicyConfigErrorKind::Cost));
+            }
             policy = policy.cost_by(move |_| cost);
         }
         if let Some(BanConfig { denials, window_seconds, initial_seconds, max_seconds }) = config.ban {
@@ -310,6 +313,8 @@ pub enum PolicyConfigErrorKind {
     Trust(TrustError),
     /// The denials and the window of a ban are no quota.
     Ban(QuotaError),
+    /// Requests would cost nothing, and so be unlimited.
+    Cost,
     /// The name of a method is invalid, or not in capitals.
     Method(String),
     /// A pattern of [`PolicyConfig::paths`] is invalid.
@@ -334,6 +339,7 @@ impl fmt::Display for PolicyConfigError {
             PolicyConfigErrorKind::Trust(error) => error.fmt(f),
             PolicyConfigErrorKind::Except(error) => error.fmt(f),
             PolicyConfigErrorKind::Ban(error) => write!(f, "the ban: {error}"),
+            PolicyConfigErrorKind::Cost => f.write_str("cost is 0, which limits nothing: set it to at least 1"),
             PolicyConfigErrorKind::Method(name) => {
                 write!(f, "{name:?} is not a method: write it in capitals, as `POST`")
             }
@@ -346,7 +352,7 @@ impl error::Error for PolicyConfigError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match &self.kind {
             PolicyConfigErrorKind::Field { source, .. } => Some(source),
-            PolicyConfigErrorKind::Method(_) | PolicyConfigErrorKind::Share(_) => None,
+            PolicyConfigErrorKind::Cost | PolicyConfigErrorKind::Method(_) | PolicyConfigErrorKind::Share(_) => None,
             PolicyConfigErrorKind::Status { source, .. } => Some(source),
             PolicyConfigErrorKind::Trust(source) => Some(source),
             PolicyConfigErrorKind::Except(source) => Some(source),

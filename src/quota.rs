@@ -203,7 +203,7 @@ impl Quota {
         Ok(Self { burst, ..self })
     }
 
-    /// Returns the count of the rate, as written.
+    /// Returns the count of the rate, as written; one where it was [fractional](Self::fractional).
     #[must_use]
     pub const fn cells(self) -> u32 {
         self.cells
@@ -315,9 +315,10 @@ impl FromStr for Quota {
         let quota = match cells.split_once('.') {
             None => Self::new(count(cells)?, period)?,
             Some((whole, part)) => {
-                count(whole)
-                    .and(count(part))
-                    .map_err(|_| QuotaError::Syntax("a count has digits, and at most one point"))?;
+                let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+                if !is_number(whole) || !is_number(part) {
+                    return Err(QuotaError::Syntax("a count has digits, and at most one point between them"));
+                }
                 let cells =
                     cells.parse().map_err(|_| QuotaError::Syntax("a count has digits, and at most one point"))?;
                 Self::fractional(cells, period)?

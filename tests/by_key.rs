@@ -670,6 +670,25 @@ fn a_reset_ends_the_pause_for_those_who_waited_before_it() {
 }
 
 #[test]
+fn a_reset_where_nothing_is_used_leaves_the_receipts_of_others() {
+    let (limiter, _) = accounts(Quota::per_hour(5));
+    // Keys share generations: one in 256 has the same.
+    let admission = limiter.acquire("account", 0).unwrap();
+    assert!((1..5_000).all(|key| !limiter.reset("account", key).unwrap()));
+    admission.refund();
+    assert_eq!((remaining(&limiter, "account", 0), limiter.len()), (5, 1));
+}
+
+#[test]
+fn a_charge_behind_a_line_is_not_forgiven() {
+    let (limiter, _) = accounts(Quota::every(SECOND));
+    let line: Vec<_> = (0..5).map(|_| limiter.reserve("account", 7, MINUTE).unwrap()).collect();
+    assert_eq!(limiter.charge("account", 7, 3).unwrap().until_full(), 8 * SECOND);
+    assert_eq!(limiter.charge("account", 7, 1_000).unwrap().until_full(), MINUTE + SECOND, "as far as a line may grow");
+    drop(line);
+}
+
+#[test]
 fn patience_deepens_no_debt() {
     let (limiter, _) = accounts(Quota::every(SECOND).burst(5));
     drop(limiter.reserve("account", 7, Duration::MAX).unwrap());

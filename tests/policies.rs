@@ -202,6 +202,49 @@ fn a_policy_may_count_what_others_deny_and_nothing_that_it_denies_itself() {
 }
 
 #[test]
+fn the_wait_of_a_request_that_was_counted_is_true_and_a_block_of_ones_own_counts_nothing() {
+    let (limiter, clock) = limiter([
+        Policy::by_key(Quota::every(Duration::from_secs(5))).named("account"),
+        Policy::by_key(Quota::every(Duration::from_secs(180)).burst(2)).named("address").count_denied(),
+    ]);
+    let guess = || limiter.acquire_all(&[("account", &"ann", 1), ("address", &"a", 1)]);
+    let left = || limiter.peek("address", "a").unwrap().remaining();
+    guess().unwrap();
+    // The account lacks a cell for five seconds. The last cell of the address is taken all the same.
+    let error = guess().unwrap_err();
+    let denied = error.denied().unwrap();
+    assert_eq!((denied.policy(), denied.wait(), left()), ("account", Some(Duration::from_secs(180)), 0));
+    clock.advance(Duration::from_secs(180) - Duration::from_nanos(1));
+    assert!(guess().is_err());
+    clock.advance(Duration::from_nanos(1));
+    assert!(guess().is_ok());
+    // Its own block is no denial of another policy's.
+    clock.advance(Duration::from_secs(3_600));
+    limiter.block("address", "a", Duration::from_secs(60)).unwrap();
+    assert!((0..9).all(|_| guess().is_err()));
+    assert_eq!(left(), 2);
+}
+
+#[test]
+fn an_exception_is_not_for_those_whose_address_is_missing_or_forged() {
+    let tries = |policy: Policy, forwarded: Option<&str>| {
+        let (limiter, _) = limiter([policy]);
+        let mut request = from_ip(Ipv4Addr::new(10, 0, 0, 1));
+        if let Some(forwarded) = forwarded {
+            request.headers_mut().insert("x-forwarded-for", forwarded.parse().unwrap());
+        }
+        admitted(&limiter, &request, 3)
+    };
+    // The proxy is in the list by mistake: a request that it passes on without an address is rejected.
+    let hops = || Policy::per(ClientIp::hops(1), Quota::per_hour(1)).except(["10.0.0.0/8"]).unwrap();
+    assert_eq!((tries(hops(), None), tries(hops(), Some("junk"))), (0, 0));
+    assert_eq!(tries(hops(), Some("203.0.113.9")), 1);
+    // Whoever is counted by its connection is not excepted by what it writes.
+    let direct = Policy::per(PeerIp.or(ClientIp::hops(1)), Quota::per_hour(1)).except(["192.0.2.0/24"]).unwrap();
+    assert_eq!(tries(direct, Some("192.0.2.7")), 1);
+}
+
+#[test]
 fn health_checks_and_offices_are_excepted_by_the_address_that_counts() {
     let networks = ["10.1.0.0/16", "192.0.2.7", "2001:db8::/32"];
     let by_peer = Policy::per(PeerIp, Quota::per_hour(1)).except(networks).unwrap();

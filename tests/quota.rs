@@ -80,6 +80,7 @@ fn rates_need_not_be_whole() {
         ("0.5/s", 0.5, second, 2 * second, 1),
         ("2.5/s", 2.5, second, Duration::from_millis(400), 3),
         ("0.001/ms", 0.001, Duration::from_millis(1), second, 1),
+        ("0.6666666667/s", 0.666_666_666_7, second, Duration::from_millis(1_500), 1),
         ("1.0/m", 1.0, 60 * second, 60 * second, 1),
         ("0.3/s", 0.3, second, Duration::from_nanos(3_333_333_334), 1),
     ] {

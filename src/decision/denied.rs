@@ -124,6 +124,12 @@ impl Denied {
         Self { policies, cause: Cause::Outcomes, outcomes, summary, jitter: 0 }
     }
 
+    /// Makes the wait no shorter than this, where one helps: the request was counted by a policy
+    /// that has not denied it.
+    pub(crate) fn wait_at_least(&mut self, wait: Nanos) {
+        self.summary.wait = self.summary.wait.max(wait);
+    }
+
     /// Adds seconds to the wait. The wait only grows, so a retry after it still succeeds.
     pub(crate) fn add_jitter(&mut self, seconds: u64) {
         self.jitter = seconds;
@@ -206,7 +212,8 @@ impl Denied {
         self.standings().filter(|standing| standing.is_violated() && !standing.is_shadow())
     }
 
-    /// Returns how each policy that applied stands, in the limiter's order. Nothing was acquired.
+    /// Returns how each policy that applied stands, in the limiter's order. Nothing was acquired,
+    /// except under policies that [count denied requests](crate::Policy::count_denied).
     #[must_use]
     pub fn standings(&self) -> impl ExactSizeIterator<Item = Standing<'_>> {
         self.outcomes.iter().map(|outcome| outcome.standing(&self.policies))

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use ipnet::IpNet;
 
 use super::{
-    extractor::{KeyExtractor, Missing},
+    extractor::{ClientAddress, KeyExtractor, Missing},
     forwarded::{self, MAX_ENTRIES, X_FORWARDED_FOR},
     head::RequestHead,
     ip::{self, ClientNetwork, Prefixes},
@@ -293,8 +293,11 @@ impl KeyExtractor for ClientIp {
         "ip".into()
     }
 
-    fn client_address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
-        self.resolve_canonical(ip::peer(head.extensions()), head.headers())
+    fn client_address(&self, head: RequestHead<'_>) -> ClientAddress {
+        let peer = ip::peer(head.extensions());
+        let is_known = peer.is_some() || self.works_without_peer();
+        let address = if is_known { self.resolve_canonical(peer, head.headers()) } else { None };
+        address.map_or(ClientAddress::Unknown, ClientAddress::Known)
     }
 
     fn remedy(&self, head: RequestHead<'_>) -> &'static str {

@@ -91,10 +91,10 @@ pub trait KeyExtractor: Send + Sync + 'static {
         Or { first: self, second: other }
     }
 
-    /// Returns the address of the client, where this extractor knows it better than the connection
-    /// does: behind proxies, for instance. [`Policy::except`](crate::Policy::except) asks for it.
-    fn client_address(&self, _head: RequestHead<'_>) -> Option<IpAddr> {
-        None
+    /// Returns what this extractor knows of the client's address.
+    /// [`Policy::except`](crate::Policy::except) asks for it.
+    fn client_address(&self, _head: RequestHead<'_>) -> ClientAddress {
+        ClientAddress::OfConnection
     }
 
     /// Returns how many extractors this one tries one after another: one, unless it delegates to an
@@ -103,6 +103,18 @@ pub trait KeyExtractor: Send + Sync + 'static {
     fn choices(&self) -> u32 {
         1
     }
+}
+
+/// What an extractor knows of the client's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClientAddress {
+    /// This one.
+    Known(IpAddr),
+    /// That of the connection: the extractor looks at something else.
+    OfConnection,
+    /// The extractor looks for an address, and has not found one.
+    Unknown,
 }
 
 macro_rules! delegate_to_target {
@@ -124,7 +136,7 @@ macro_rules! delegate_to_target {
                 (**self).challenge(head)
             }
 
-            fn client_address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
+            fn client_address(&self, head: RequestHead<'_>) -> ClientAddress {
                 (**self).client_address(head)
             }
 
@@ -215,8 +227,13 @@ impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for Or<A, B> {
         self.second.challenge(head)
     }
 
-    fn client_address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
-        self.first.client_address(head).or_else(|| self.second.client_address(head))
+    fn client_address(&self, head: RequestHead<'_>) -> ClientAddress {
+        // The one that finds the key.
+        if self.first.extract(head).is_ok() {
+            self.first.client_address(head)
+        } else {
+            self.second.client_address(head)
+        }
     }
 }
 
@@ -245,8 +262,12 @@ macro_rules! every_combination {
                 None
             }
 
-            fn client_address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
-                None$(.or_else(|| self.$at.client_address(head)))+
+            fn client_address(&self, head: RequestHead<'_>) -> ClientAddress {
+                $(match self.$at.client_address(head) {
+                    ClientAddress::OfConnection => {}
+                    found => return found,
+                })+
+                ClientAddress::OfConnection
             }
         }
     };

@@ -54,7 +54,7 @@ pub(crate) use self::{client_ip::Networks, hasher::entropy, head::HeadParts, ip:
 pub use self::{
     client_ip::{ClientIp, NetworkError, TrustError, TrustErrorKind},
     extension::FromExtension,
-    extractor::{KeyExtractor, KeyFn, Missing, Or, key_fn},
+    extractor::{ClientAddress, KeyExtractor, KeyFn, Missing, Or, key_fn},
     hasher::KeyHasher,
     head::RequestHead,
     header::{Bearer, Header},

@@ -195,13 +195,15 @@ impl LocalBuckets {
         receipts: Option<&mut Receipts>,
         patience: Nanos,
     ) -> Result<Grant, Denied> {
-        if let Some(blocked) =
+        if let Some(mut blocked) =
             set.blocked(demands, self.decided_by, |policy, demand| self.without_acquiring(set, policy, *demand))
         {
+            blocked.wait_at_least(self.count_blocked(set, demands));
             return Err(blocked);
         }
         let mut outcomes = PolicyOutcomes::new();
         let mut strikes = SmallVec::<[_; 4]>::new();
+        let mut counted_wait = None;
         // Counted after every lock is released; empty without the feature `metrics`.
         let mut counted = SmallVec::<[Counted; 4]>::new();
         let (result, mut without_place) = {
@@ -223,6 +225,7 @@ impl LocalBuckets {
                 }
                 (Ok(_), None) => {}
                 (Err(now), _) => {
+                    counted_wait = attempts.iter().map(|attempt| attempt.wait_once_counted(now)).max();
                     outcomes.extend(attempts.iter().map(|attempt| attempt.outcome(now, false)));
                     strikes.extend(attempts.iter().filter_map(Attempt::strike));
                 }
@@ -241,13 +244,17 @@ impl LocalBuckets {
             set.count_overflow(policy);
             self.each[policy].request_sweep();
         }
-        result.map_err(|now| set.denied(outcomes, &strikes, &strikes, now, self.decided_by, |_, _, _| {}))
+        result.map_err(|now| {
+            let mut denied = set.denied(outcomes, &strikes, &strikes, now, self.decided_by, |_, _, _| {});
+            denied.wait_at_least(counted_wait.unwrap_or_default());
+            denied
+        })
     }
 
     /// How one policy answers a request that is denied in any case: from the bucket that the key
     /// would use, after the clamp is written, as in any denial.
     fn without_acquiring(&self, set: &PolicySet, policy: usize, demand: Demand) -> PolicyOutcome {
-        let mut attempt = Attempt::lock(policy, demand, &self.each[policy], set);
+        let mut attempt = Attempt::lock(policy, demand, &self.each[policy], set).that_counts_nothing();
         loop {
             attempt.read();
             let now = set.now();
@@ -256,6 +263,26 @@ impl LocalBuckets {
                 return attempt.outcome(now, false);
             }
         }
+    }
+
+    /// Counts a request that a block has denied, under the policies that count what others deny.
+    /// Returns how long the same request waits for them from now on.
+    fn count_blocked(&self, set: &PolicySet, demands: &[(usize, Demand)]) -> Nanos {
+        let counts = |(policy, demand): &&(usize, Demand)| {
+            set.policies()[*policy].counts_denied() && !demand.shadow && !set.is_blocked(*policy, demand.key)
+        };
+        let waits = demands.iter().filter(counts).map(|(policy, demand)| {
+            let mut attempt = Attempt::lock(*policy, *demand, &self.each[*policy], set);
+            loop {
+                attempt.read();
+                let now = set.now();
+                attempt.evaluate(now, Nanos::ZERO);
+                if attempt.write(false) {
+                    return attempt.wait_once_counted(now);
+                }
+            }
+        });
+        waits.max().unwrap_or_default()
     }
 }
 

@@ -278,6 +278,22 @@ impl<'a> Attempt<'a> {
         self.counts_denied && self.evaluation.is_granted()
     }
 
+    /// The same attempt, of which a denial counts nothing.
+    pub(super) fn that_counts_nothing(self) -> Self {
+        Self { counts_denied: false, ..self }
+    }
+
+    /// How long the same request waits for this policy, where it was counted although another
+    /// policy has denied it.
+    pub(super) fn wait_once_counted(&self, now: Timestamp) -> Nanos {
+        if !self.counts_as_denied() {
+            return Nanos::ZERO;
+        }
+        let Demand { quota, cells, .. } = self.demand;
+        let again = self.evaluation.after.evaluate(now, quota, cells, self.buckets.horizon());
+        if again.wait == Evaluation::NEVER { Nanos::ZERO } else { again.wait }
+    }
+
     /// The receipt of an allowed request.
     #[inline(always)]
     pub(super) fn receipt(&self, now: Timestamp) -> Receipt {

@@ -72,6 +72,14 @@ impl LocalBuckets {
         self.each[policy].pause(key, time, set.clock(), swept_as.as_ref())
     }
 
+    /// Ends the pause of a key under a policy.
+    #[cfg(feature = "redis")]
+    pub(crate) fn end_pause(&self, set: &PolicySet, policy: usize, key: Key) {
+        if let Some(pauses) = self.each[policy].pauses() {
+            pauses.end(key, set.now());
+        }
+    }
+
     /// The pauses of a key under a policy.
     pub(crate) fn pause_of(&self, policy: usize, key: Key) -> Pause {
         self.each[policy].pause_of(key)
@@ -180,9 +188,11 @@ impl PolicyBuckets {
         }
     }
 
-    /// How far a charge may take a bucket ahead, whose burst takes so long to come back.
-    fn deepest_debt(&self, burst: Nanos) -> Nanos {
-        furthest(burst, Nanos::new(self.debt.load(Ordering::Relaxed)))
+    /// How far a charge may take a bucket ahead that has this backlog, and whose burst takes so
+    /// long to come back. Behind a line of those who wait, as far as the line may grow.
+    fn deepest_debt(&self, burst: Nanos, backlog: Nanos) -> Nanos {
+        let debt = Nanos::new(self.debt.load(Ordering::Relaxed));
+        furthest(burst, if backlog > burst { self.slack() } else { debt })
     }
 
     /// Prepares for decisions by this quota. The horizon never shrinks, because what was used under
@@ -441,7 +451,7 @@ impl PolicyBuckets {
             let [cost, burst] = [cells, quota.burst_size()].map(|cells| after_cell.saturating_mul(cells.into()));
             // The cells may take longer than those of any quota with this burst, and are not cut.
             self.allow_burst(burst);
-            let after = bucket.charge(now, cost, self.deepest_debt(burst));
+            let after = bucket.charge(now, cost, self.deepest_debt(burst, bucket.backlog(now)));
             let backlog = after.converted(now, after_cell, quota.cell_nanos()).backlog(now);
             let backlog = pause.shown(backlog, quota, read_at);
             // A full bucket needs no place.
@@ -466,10 +476,12 @@ impl PolicyBuckets {
             let now = clock.now();
             let (mut was_paused, mut was_used) = (false, false);
             bucket.change_closed(|found| {
-                // A later request has the new generation and a bucket that is not reset again.
-                self.advance_generation(key);
                 was_used = !found.is_idle(now);
                 was_paused = end_pause(now);
+                if was_used {
+                    // A later request has the new generation and a bucket that is not reset again.
+                    self.advance_generation(key);
+                }
                 // Not as it was before the first request: a thread that has read that would
                 // exchange it.
                 was_used.then(|| Bucket::with_backlog(now, Nanos::ZERO))
@@ -484,9 +496,10 @@ impl PolicyBuckets {
             return was_paused;
         }
         let (found, _) = guard.read(UNASKED);
-        self.advance_generation(key);
         let was_used = !found.is_idle(now);
         if was_used {
+            // Not for others' sake, who share the generation, where there is nothing to reset.
+            self.advance_generation(key);
             guard.write(found, Bucket::default(), None);
         }
         was_paused | was_used

@@ -312,6 +312,12 @@ impl PolicySet {
         Denied::missing_key(Arc::clone(&self.policies), index, status, policy.challenge(head))
     }
 
+    /// Whether a key is blocked now, as far as that is in memory.
+    pub(super) fn is_blocked(&self, index: usize, key: Key) -> bool {
+        let until = self.penalties(index).and_then(|penalties| penalties.blocked_until(key));
+        until.is_some_and(|until| until > self.now())
+    }
+
     /// The denial of a request one of whose keys is blocked. `outcome` says how a policy would
     /// answer without the block.
     ///

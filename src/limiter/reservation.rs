@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::{Nanos, Timestamp},
-    decision::{Receipt, Receipts},
+    decision::{Receipt, ReceiptOrigin, Receipts},
 };
 
 /// The longest time that a reservation waits: a day.
@@ -159,7 +159,12 @@ impl<L: Settle> ReservedCells<L> {
     /// had the cells at once.
     fn as_acquired(&self) -> (Timestamp, Receipts) {
         let [receipt] = &*self.receipts else { return (self.grant.at, Receipts::of(&self.receipts)) };
-        let moved_by = self.limiter.pause_of(receipt).since(receipt.paused);
+        let moved_by = if receipt.origin == ReceiptOrigin::Overflow {
+            // A slot that keys share does not move with the pause of one.
+            Nanos::ZERO
+        } else {
+            self.limiter.pause_of(receipt).since(receipt.paused)
+        };
         let receipt = Receipt {
             // The bucket has moved with the pauses since.
             after: receipt.after.later(Timestamp::ORIGIN, moved_by),

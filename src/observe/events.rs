@@ -2,6 +2,8 @@
 
 #![cfg_attr(not(feature = "tracing"), allow(unused_variables, reason = "nothing is reported"))]
 
+#[cfg(not(feature = "tracing"))]
+use std::io::Write as _;
 use std::{
     fmt, io,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -22,7 +24,7 @@ impl Throttle {
     /// Lets one event through for ever.
     #[cfg(not(feature = "tracing"))]
     fn opens_once(&self) -> bool {
-        self.minute.swap(u64::MAX, Ordering::Relaxed) != u64::MAX
+        self.minute.load(Ordering::Relaxed) != u64::MAX && self.minute.swap(u64::MAX, Ordering::Relaxed) != u64::MAX
     }
 
     #[cfg_attr(not(any(feature = "redis", feature = "tracing")), allow(dead_code, reason = "there is no event"))]
@@ -75,7 +77,9 @@ pub(crate) fn missing_key<R: fmt::Display>(
     #[cfg(not(feature = "tracing"))]
     if status >= 500 && throttle.opens_once() {
         let remedy = remedy();
-        eprintln!(
+        // A standard error that is closed is no reason to fail.
+        let _ = writeln!(
+            io::stderr(),
             "tower-quota: requests have no key for the policy {policy:?}, and are rejected with {status}: {remedy} \
              (written once; with the feature `tracing` this is an event)"
         );
@@ -91,7 +95,8 @@ pub(crate) fn not_asked(error: &dyn fmt::Display) {
     {
         static WRITTEN: AtomicBool = AtomicBool::new(false);
         if !WRITTEN.swap(true, Ordering::Relaxed) {
-            eprintln!("tower-quota: a handler answers 500, because cells cannot be acquired: {error} (written once)");
+            let text = "a handler answers 500, because cells cannot be acquired";
+            let _ = writeln!(io::stderr(), "tower-quota: {text}: {error} (written once)");
         }
     }
 }

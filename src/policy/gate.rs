@@ -7,7 +7,7 @@ use std::{any::type_name, sync::Arc};
 use http::{Extensions, Method};
 
 use super::paths::PathPatterns;
-use crate::key::{self, KeyExtractor, Networks, RequestHead};
+use crate::key::{self, ClientAddress, KeyExtractor, Networks, RequestHead};
 
 pub(super) type When = dyn Fn(RequestHead<'_>) -> bool + Send + Sync;
 
@@ -30,8 +30,13 @@ impl Gate {
     #[inline(never)]
     pub(super) fn applies(&self, head: RequestHead<'_>, extractor: Option<&dyn KeyExtractor>) -> Applies {
         let is_excepted = |networks: &Networks| {
-            let address = extractor.and_then(|extractor| extractor.client_address(head));
-            networks.contain(address.or_else(|| key::peer(head.extensions())))
+            let found = extractor.map_or(ClientAddress::OfConnection, |extractor| extractor.client_address(head));
+            match found {
+                ClientAddress::Known(address) => networks.contain(Some(address)),
+                ClientAddress::OfConnection => networks.contain(key::peer(head.extensions())),
+                // Nobody is excepted for an address that is missing.
+                ClientAddress::Unknown => false,
+            }
         };
         match &self.when {
             _ if self.methods.as_ref().is_some_and(|methods| !methods.contains(head.method())) => Applies::No,

@@ -175,7 +175,8 @@ impl Policy {
         self
     }
 
-    /// Applies the policy only to requests with one of these methods.
+    /// Applies the policy only to requests with one of these methods, and to none if there are
+    /// none. Where GET stands, list HEAD, too: routers serve it by the same handler.
     ///
     /// ```
     /// use http::Method;
@@ -188,9 +189,9 @@ impl Policy {
         self
     }
 
-    /// Applies the policy only to requests whose path matches one of these patterns: `/login` is
-    /// that path, in `/users/*` the star stands for one segment, and `/api/**` is that path and all
-    /// below it.
+    /// Applies the policy only to requests whose path matches one of these patterns, and to none if
+    /// there are none: `/login` is that path, in `/users/*` the star stands for one segment, and
+    /// `/api/**` is that path and all below it.
     ///
     /// The path is compared as the client has written it, as routers do. Which part of it the layer
     /// sees is said at [`when`](Self::when).
@@ -208,8 +209,8 @@ impl Policy {
     /// word `unix:` excepts connections without an address.
     ///
     /// The address is the one that the policy's key finds ([`ClientIp`](crate::key::ClientIp)
-    /// behind proxies), and otherwise that of the connection. So behind a proxy, a policy that
-    /// counts by something else excepts all clients or none.
+    /// behind proxies), and otherwise that of the connection. Do not list the proxies themselves.
+    /// So behind a proxy, a policy that counts by something else excepts all clients or none.
     ///
     /// ```
     /// use tower_quota::{Policy, Quota, key::PeerIp};

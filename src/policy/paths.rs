@@ -44,7 +44,7 @@ impl PathPattern {
         };
         let segment = |segment: &str| match segment {
             "*" => Ok(Segment::Any),
-            text if text.contains(['*', '?', '#']) => Err(invalid()),
+            text if text.contains(['*', '?', '#', '{', '}']) => Err(invalid()),
             text => Ok(Segment::Text(text.to_owned())),
         };
         let segments = rest.split('/').map(segment).collect::<Result<_, _>>()?;
@@ -65,7 +65,7 @@ impl PathPattern {
 }
 
 /// A pattern of paths is invalid: it does not begin with `/`, or has a `*` that is not a whole
-/// segment, or a `**` that is not the last one, or a query.
+/// segment, or a `**` that is not the last one, or a query, or a brace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathError {
     pattern: String,
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_is_no_pattern_is_refused_with_the_reason() {
-        for wrong in ["", "login", "*", "/a*", "/**/a", "/a**", "/a/b*c", "/a?b=c", "/a#b"] {
+        for wrong in ["/users/{id}", "", "login", "*", "/a*", "/**/a", "/a**", "/a/b*c", "/a?b=c", "/a#b"] {
             let error = PathPatterns::parse([wrong]).unwrap_err();
             assert!(error.to_string().contains(&format!("{wrong:?}")), "{error}");
         }

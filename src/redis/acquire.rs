@@ -154,7 +154,9 @@ impl RedisLimiter {
         for Asked { policy, demand, principal, .. } in asked {
             let pause = lower_bounds.pause_of(*policy, *principal);
             let left = pause.until.since(set.now());
-            if !left.is_zero() {
+            if left.is_zero() {
+                fallback.end_pause(set, *policy, demand.key);
+            } else {
                 fallback.pause(set, *policy, demand.key, left);
             }
         }

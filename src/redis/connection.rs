@@ -219,11 +219,14 @@ impl Connection {
         let call = |verb: &str, script: &str| {
             let mut command = script_call(verb, script, parts.iter().map(|part| &part.key));
             command.arg(at.seconds).arg(at.nanos);
-            for SettlementPart { refund, generation, quota, planned, arrival, charge, slack, paused, .. } in parts {
+            for SettlementPart { refund, generation, quota, planned, arrival, charge, slack, paused, waits, .. } in
+                parts
+            {
                 command.arg(refund.get()).arg(*generation).arg(quota.cell_nanos().get()).arg(quota.burst_size());
                 command.arg(arrival.map(|arrival| arrival.as_nanos().to_string()).unwrap_or_default());
                 command.arg(*charge).arg(slack.get());
                 command.arg(if *planned { plan_text(*quota) } else { String::new() }).arg(paused.get());
+                command.arg(waits.get());
             }
             command
         };

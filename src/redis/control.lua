@@ -1,7 +1,7 @@
 -- Does one thing to one bucket, for an operator, and announces it. KEYS: the bucket. ARGV: what,
 -- the channel, the announcement, then for a block or a ban its nanoseconds; for a pause these, and
 -- the policy; for a charge the cells, the time of a cell and the burst of the policy's own quota,
--- and how long requests may wait.
+-- how long debts may be beyond the burst, and how long requests may wait.
 --
 -- Returns when (seconds and nanoseconds), whether the bucket was used, blocked or paused before,
 -- the backlog, the time of a cell that it is in, how long the key is blocked, the quota that was
@@ -59,7 +59,9 @@ elseif what == 'charge' then
     end
     local to = tonumber(bucket.cell)
     local full = tonumber(burst) * to
-    backlog = max(backlog, min(backlog + cells * to, full + max(full, tonumber(ARGV[7]))))
+    -- Behind a line of those who wait, as far as the line may grow.
+    local slack = tonumber(ARGV[backlog > full and 8 or 7])
+    backlog = max(backlog, min(backlog + cells * to, full + max(full, slack)))
     bucket.backlog = backlog
     if backlog > 0 then write(KEYS[1], bucket) end
 end

@@ -468,8 +468,8 @@ impl RedisLimiter {
             }
             Action::Charge(cells) => {
                 let own = set.quota(index);
-                let numbers =
-                    [u64::from(cells), own.cell_nanos().get(), own.burst_size().into(), self.debt_slack(index).get()];
+                let [debt, line] = [self.debt_slack(index), self.slack(index)].map(Nanos::get);
+                let numbers = [u64::from(cells), own.cell_nanos().get(), own.burst_size().into(), debt, line];
                 arguments.extend(numbers.map(|number| number.to_string()));
             }
             Action::Peek | Action::Reset => {}

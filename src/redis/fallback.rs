@@ -92,6 +92,11 @@ impl FallbackBuckets {
         self.buckets.pause(set, policy, key, left);
     }
 
+    /// Ends the pause of a key that has ended in Redis.
+    pub(super) fn end_pause(&self, set: &PolicySet, policy: usize, key: Key) {
+        self.buckets.end_pause(set, policy, key);
+    }
+
     pub(super) fn pause_of(&self, receipt: &Receipt) -> Pause {
         self.buckets.pause_of(receipt.outcome.policy, receipt.key)
     }

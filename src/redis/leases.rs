@@ -180,6 +180,7 @@ fn refund_of(lease: &Lease, demands: &RedisDemands) -> Option<Settlement> {
         arrival: None,
         charge: 0,
         slack: Nanos::ZERO,
+        waits: Nanos::ZERO,
         paused: all.pause.total,
     });
     Some(Settlement { at: reply.at, parts: parts.collect() })

@@ -330,6 +330,11 @@ impl LowerBounds {
         self.each[policy].pauses.get().map(|pauses| pauses.of(principal.key())).unwrap_or_default()
     }
 
+    #[cfg(test)]
+    pub(super) fn knows_pauses(&self, policy: usize) -> bool {
+        self.each[policy].pauses.get().is_some()
+    }
+
     /// Records how long a principal is paused, from now on.
     pub(super) fn record_pause(&self, set: &PolicySet, policy: usize, principal: Principal, pause: PauseState) {
         let swept_as = set.swept_as(&set.policies()[policy]);
@@ -344,7 +349,8 @@ impl LowerBounds {
         let Asked { policy, principal, epoch, .. } = *asked;
         let known = self.pause_of(policy, principal);
         // Redis forgets a total only when nobody waits any more.
-        let is_news = known.total != pause.total || known.until < at.saturating_add(pause.left);
+        let is_longer = !pause.left.is_zero() && known.until < at.saturating_add(pause.left);
+        let is_news = known.total != pause.total || is_longer;
         let is_over = pause.left.is_zero() && known.until > at;
         if self.epochs.of(principal) == epoch && (is_news || is_over) {
             self.record_pause(set, policy, principal, pause);

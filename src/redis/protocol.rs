@@ -316,8 +316,10 @@ pub(super) struct SettlementPart {
     pub(super) arrival: Option<Timestamp>,
     /// Cells to charge.
     pub(super) charge: u32,
-    /// How long requests may wait.
+    /// How long debts may be beyond the burst.
     pub(super) slack: Nanos,
+    /// How long requests may wait.
+    pub(super) waits: Nanos,
     /// The length of the key's pauses until the cells were acquired.
     pub(super) paused: Nanos,
 }
@@ -373,6 +375,7 @@ impl Settlement {
                 arrival: (!demand.patience.is_zero()).then_some(arrival),
                 charge: 0,
                 slack: Nanos::ZERO,
+                waits: Nanos::ZERO,
                 paused: bucket.pause.total,
             })
         });

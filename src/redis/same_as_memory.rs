@@ -433,3 +433,17 @@ async fn a_cluster_does_what_memory_does() {
         ahead = both.ahead;
     }
 }
+
+/// Otherwise each key that is decided on would take the place of one that is paused.
+#[tokio::test]
+async fn nothing_is_remembered_of_pauses_where_no_key_is_paused() {
+    let server = Server::with_clock(Engine::Valkey, &[]);
+    let mut both = Both::new(&server, 7, &[], Duration::ZERO, 0).await;
+    for user in 0..9 {
+        both.ask(TestRequest { user, cost: 1, plan: None, shared: true }, Nanos::ZERO).await;
+    }
+    let bounds = &both.there.parts.lower_bounds;
+    assert!((0..both.there.policies().len()).all(|policy| !bounds.knows_pauses(policy)));
+    both.there.pause("user", 7_u64, Duration::from_secs(60)).await.unwrap();
+    assert!(both.there.parts.lower_bounds.knows_pauses(0));
+}

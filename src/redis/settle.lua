@@ -2,12 +2,13 @@
 -- than the quota), and charges cells whether or not they are there. KEYS: one for each bucket.
 -- ARGV: when the cells were acquired (seconds and nanoseconds), then for each bucket the
 -- nanoseconds to refund, the generation, the time of a cell, the burst, the arrival time after the
--- cells were acquired where requests wait in line (or nothing), the cells to charge, how long
--- requests may wait, the count and the period of a quota that was chosen for the key (or nothing),
--- and how long all pauses were until then. Returns when (seconds and nanoseconds).
+-- cells were acquired where requests wait in line (or nothing), the cells to charge, how long debts
+-- may be beyond the burst, the count and the period of a quota that was chosen for the key (or
+-- nothing), how long all pauses were until then, and how long requests may wait. Returns when
+-- (seconds and nanoseconds).
 local since = (s - tonumber(ARGV[1])) * 1000000000 + (us * 1000 - tonumber(ARGV[2]))
 for i = 1, #KEYS do
-    local n, bucket = 9 * i - 6, read(KEYS[i])
+    local n, bucket = 10 * i - 7, read(KEYS[i])
     local added, cell, burst, arrival = tonumber(ARGV[n]), ARGV[n + 2], tonumber(ARGV[n + 3]), ARGV[n + 4]
     local cells, before = tonumber(ARGV[n + 5]), bucket.backlog
     local is_valid = bucket.generation == tonumber(ARGV[n + 1]) and bucket.from == tonumber(cell)
@@ -28,7 +29,9 @@ for i = 1, #KEYS do
             bucket.cell, bucket.burst, bucket.plan = cell, ARGV[n + 3], ARGV[n + 7] ~= '' and ARGV[n + 7] or nil
         end
         local full = burst * tonumber(bucket.cell)
-        local furthest = full + max(full, tonumber(ARGV[n + 6]))
+        -- Behind a line of those who wait, as far as the line may grow.
+        local slack = tonumber(ARGV[bucket.backlog > full and n + 9 or n + 6])
+        local furthest = full + max(full, slack)
         bucket.backlog = max(bucket.backlog, min(furthest, bucket.backlog + cells * tonumber(bucket.cell)))
     end
     if bucket.backlog ~= before or bucket.moved then write(KEYS[i], bucket) end

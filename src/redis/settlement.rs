@@ -32,6 +32,7 @@ impl RedisLimiter {
             arrival: (!self.slack(policy).is_zero()).then(|| Timestamp::from_nanos(receipt.after.to_bits())),
             charge,
             slack: self.debt_slack(policy),
+            waits: self.slack(policy),
             paused: receipt.paused,
         };
         Some(Settlement { at: ServerTime::of(at), parts: smallvec![part] })
