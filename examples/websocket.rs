@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Any client serves. A connection sends three messages at once, and all connections of an account together five. What is
-//! above that is answered with the time to wait, and who goes on all the same is disconnected after ten of these.
+//! above that is answered with the time to wait, and a client that ignores ten of these answers is disconnected.
 //! Handshakes are limited by address. `PORT` changes the default.
 
 use std::{

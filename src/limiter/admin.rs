@@ -142,15 +142,16 @@ impl Limiter {
         Ok(left.map(Into::into))
     }
 
-    /// Pauses `key` under the policy of this name: for this time nobody is granted a cell, and none
-    /// comes back. So a partner's `Retry-After` is obeyed by all who call it.
+    /// Pauses `key` under the policy of this name: until the pause ends, the limiter grants no
+    /// cell of the key, and its bucket does not refill. Use it to obey a partner's `Retry-After` in
+    /// every task that calls the partner.
     ///
-    /// A pause is never shortened, and lasts at most a day. [`reset`](Self::reset) ends it; only
-    /// who has reserved cells in the meantime waits as long as before. Requests and
-    /// [reservations](Self::reserve) that wait already wait so much longer, and stay in line:
-    /// nobody is released in a crowd at its end. In the meantime a denial says when the pause ends,
-    /// and the standing of the key is that of an empty bucket. Denials of a paused key count
-    /// towards no [ban](Policy::ban).
+    /// A second pause lengthens the first and never shortens it. A pause lasts at most a day.
+    /// [`reset`](Self::reset) ends it; a reservation made during the pause still keeps its time.
+    /// Requests and [reservations](Self::reserve) that already wait are delayed by the pause and
+    /// keep their order, so they do not all start at its end. A denial during a pause says when the
+    /// pause ends, and counts towards no [ban](Policy::ban). The standing of a paused key is that
+    /// of an empty bucket.
     ///
     /// At most 65,536 keys are paused under one policy, and 1,024 of one network (IPv4 /16, IPv6
     /// /40).

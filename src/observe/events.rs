@@ -58,9 +58,9 @@ pub(crate) fn denied<'a, R: fmt::Debug>(
     }
 }
 
-/// Reports a request without a key. A status of the server's own (5xx) means that no client can be
-/// identified: that is an error, logged at most once a minute under any load, and without `tracing`
-/// written to the standard error once, because nobody is served until it is mended.
+/// Reports a request without a key. A status of the server's own (5xx) means that every client is
+/// refused. The event is then an error, logged at most once a minute. Without `tracing` the message
+/// is written to the standard error once.
 pub(crate) fn missing_key<R: fmt::Display>(
     policy: &str,
     status: u16,
