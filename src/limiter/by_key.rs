@@ -125,8 +125,9 @@ impl Limiter {
     /// The caller sleeps with a timer of its own: see [`Reservation`]. Callers of one key are
     /// served in the order in which they came. At most a day.
     ///
-    /// From the first reservation on, a refund counts as one of somebody in line while its key is
-    /// in debt: only the last one is refunded.
+    /// After the first reservation of a policy, a refund for a key in debt returns its cells only
+    /// if they were the last ones acquired or reserved for the key. Those who wait already have
+    /// their times.
     ///
     /// ```
     /// use std::time::Duration;
