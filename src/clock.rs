@@ -394,6 +394,12 @@ pub(crate) fn unix_seconds() -> u64 {
     unix_time().as_secs()
 }
 
+/// The wall clock, for what is reported at most once in a while. No decision uses it.
+#[cfg(feature = "tracing")]
+pub(crate) fn wall_time() -> Timestamp {
+    Timestamp::ORIGIN.saturating_add(Nanos::from(unix_time()))
+}
+
 /// Zero where the wall clock stands before 1970.
 fn unix_time() -> Duration {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]

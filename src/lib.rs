@@ -48,12 +48,17 @@
 //!
 //! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default response in
 //!   axum's body; denials as responses of handlers.
+//! - `hyper`: the default response where the body is hyper's `Incoming`, in a proxy or in a client.
+//!   Part of `axum` and `tonic`.
 //! - `metrics`: counts decisions, keys and sweeps through the `metrics` crate; no key is ever a
 //!   label.
 //! - `redis`: one limit for many processes, see `redis`. Needs tokio, and Rust 1.88.
 //! - `serde`: quotas and policies from configuration, see [`Quota`] and `config`.
 //! - `tonic`: reads the peer of tonic's TCP connections; the default response in tonic's body;
 //!   denials as a `tonic::Status`.
+//! - `tower-http`: the default response in the bodies of tower-http 0.6, where the limit is outside
+//!   of
+//!   its compression, tracing, timeouts, body limits or files.
 //! - `tracing`: events for denials, missing keys, and policies near their maximum number of keys.
 
 mod bucket;
@@ -79,7 +84,7 @@ pub use self::{
     decision::{Decision, Denied},
     key::Key,
     limiter::Limiter,
-    middleware::{delay, future, layer::RateLimitLayer, service::RateLimit},
+    middleware::{delay, future, layer::RateLimitLayer, reload, service::RateLimit},
     policy::Policy,
     quota::Quota,
     response::headers,

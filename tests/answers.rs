@@ -23,6 +23,7 @@ use tower_quota::{
     clock::ManualClock,
     headers::{Draft, Reset},
     key::{Header, RequestHead, key_fn},
+    limiter::ConfigErrorKind,
     policy::{Advertise, AtCap, Ban, Missing},
     response::{Respond, Standard},
 };
@@ -69,20 +70,53 @@ fn list(text: &str) -> List {
     Parser::new(text).parse().unwrap_or_else(|error| panic!("{text:?}: {error}"))
 }
 
-/// Name and parameters of each item of a list.
+/// Name and parameters of each item of a list. All of them are numbers, but for the unit.
 fn items(text: &str) -> Vec<(String, Vec<(String, i64)>)> {
     let item = |entry: &ListEntry| {
         let ListEntry::Item(Item { bare_item: BareItem::String(name), params }) = entry else {
             panic!("{entry:?} is no string")
         };
         let integer = |value: &BareItem| i64::from(value.as_integer().expect("an integer"));
-        (name.as_str().to_owned(), params.iter().map(|(key, value)| (key.to_string(), integer(value))).collect())
+        let numbers = params.iter().filter(|(key, value)| key.as_str() != "qu" || value.as_string().is_none());
+        (name.as_str().to_owned(), numbers.map(|(key, value)| (key.to_string(), integer(value))).collect())
     };
     list(text).iter().map(item).collect()
 }
 
 fn param(item: &(String, Vec<(String, i64)>), key: &str) -> Option<i64> {
     item.1.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
+}
+
+/// Clients take a cell for a request, unless `qu` says what it is.
+#[test]
+fn c_rl4_a_cell_that_is_no_request_has_a_unit() {
+    let tokens = || everyone(FIVE).named("tokens").cost_by(|_| 2);
+    for (policy, expected) in [
+        (everyone(FIVE), r#""per-ip";q=5;w=10"#),
+        (tokens(), r#""tokens";q=5;qu="cells";w=10"#),
+        (tokens().unit("tokens"), r#""tokens";q=5;qu="tokens";w=10"#),
+        (everyone(FIVE).unit(r#"a "b" \c"#), r#""per-ip";q=5;qu="a \"b\" \\c";w=10"#),
+    ] {
+        let (layer, _clock) = on_manual_clock([policy]);
+        let allowed = ask(&layer);
+        let policies = field(&allowed, "ratelimit-policy").unwrap();
+        assert_eq!(policies, expected);
+        assert_eq!(list(&policies).len(), 1, "as an independent parser reads it");
+        // The other field counts what the first one names.
+        assert!(!field(&allowed, "ratelimit").unwrap().contains("qu"));
+        // A draft that knows no units.
+        let (layer, _clock) = on_manual_clock([tokens().unit("tokens")]);
+        assert_eq!(field(&ask(&layer.draft(Draft::V7)), "ratelimit-policy").unwrap(), "5;w=10");
+    }
+    // A denial, also with a quota of the request's own.
+    let (layer, _clock) = on_manual_clock([tokens().unit("tokens").quota_by(|_| Some(Quota::per_second(1)))]);
+    let denied = ask(&layer);
+    assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(field(&denied, "ratelimit-policy").unwrap(), r#""tokens";q=1;qu="tokens";w=1"#);
+    for wrong in ["", "caf\u{e9}", &"x".repeat(65)] {
+        let error = Limiter::builder().policy(tokens().unit(wrong)).build().unwrap_err();
+        assert_eq!(error.kind(), ConfigErrorKind::Unit, "{error}");
+    }
 }
 
 #[test]
@@ -838,7 +872,7 @@ impl Respond<String> for HandedOn {
     type Body = String;
 
     fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<String> {
-        Standard::default().respond(denied, head)
+        Respond::<String>::respond(&Standard::default(), denied, head)
     }
 }
 

@@ -48,6 +48,28 @@ fn a_layer_that_is_missing_is_one_loud_line_that_names_what_it_puts_there() {
     assert!(text.contains("ERROR") && text.contains("::Plan`") && text.contains("outside of the rate limit"), "{text}");
 }
 
+/// Each day has keys of its own, and under a slow quota those of all days stay: seen on the first day, and not when the map
+/// is full.
+#[test]
+fn dates_in_keys_of_slow_quotas_are_one_line_that_names_the_policies() {
+    let (now, days) = (jiff::Timestamp::now(), |days: u64| std::time::Duration::from_secs(86_400 * days));
+    let said = |quota: Quota, key: &'static str| {
+        let today = now.strftime("%Y-%m-%d").to_string();
+        events::Lines::default().collect(|| {
+            let by_day = Policy::per(key_fn(move |_| Some(format!("{key}{today}"))), quota).named("by-day");
+            let (limiter, _clock) = support::limiter([by_day, Policy::per(Header::new("k"), ONE)]);
+            for n in 0..100 {
+                let _ = limiter.decide(&with_header("k", n.to_string()));
+            }
+        })
+    };
+    let slow = said(Quota::per(1_000, days(30)), "ann:");
+    assert_eq!(slow.lines().count(), 1, "{slow}");
+    assert!(slow.contains("WARN") && slow.contains("by-day") && slow.contains("leave the date out"), "{slow}");
+    assert_eq!(said(Quota::per_hour(1_000), "ann:"), "", "they are gone before the next day");
+    assert_eq!(said(Quota::per(1_000, days(30)), "ann:1"), "", "a number, and no date");
+}
+
 #[test]
 fn rsp02_a_flood_of_denials_logs_one_line_a_minute_and_each_denial_at_debug() {
     let flood = |seconds: u64| {

@@ -183,19 +183,35 @@ fn plans() {
     let free = |times| statuses(example.address, "/", &[("x-api-key", "free-1")], times);
     assert_eq!(free(7), [200, 200, 200, 200, 200, 429, 429]);
     assert_eq!(statuses(example.address, "/", &[("x-api-key", "pro-1")], 20), [200; 20]);
-    // A mistake changes nothing.
-    fs::write(&file, text.replace("5/m", "5/parsec")).unwrap();
+    // A mistake changes nothing, and the message names the line.
+    let mut reload = |text: &str| {
+        fs::write(&file, text).unwrap();
+        example.signal("HUP");
+        example.line()
+    };
+    let said = reload(&text.replace("5/m", "5/parsec"));
+    assert!(said.starts_with("limits stay as they are:") && said.contains("5/parsec"), "{said}");
+    let line = 1 + text.lines().position(|line| line.contains("5/m")).unwrap();
+    assert!(said.contains(&format!("line {line},")), "{said}");
+    let said = reload(&text.replace("name = \"per-ip\"", "name = \"global\""));
+    assert!(said.contains("two policies are named"), "{said}");
+    let upgraded = text.replace("free = \"5/m\"", "free = \"100/m\"");
+    let rule = "[[policies]]\nname = \"exports\"\nkey = { header = \"x-api-key\" }\nquota = \"1/h\"\npaths = [\"/export/**\"]\n";
+    assert_eq!(reload(&upgraded), "limits were read again");
+    let free = Connection::open(example.address).send("GET", "/", &[("x-api-key", "free-1")]);
+    assert_eq!((free.status, free.field("ratelimit-policy")), (200, Some("\"plan\";q=100;w=60")));
+    assert!(free.field("ratelimit").unwrap().starts_with("\"plan\";r=94;"), "{free:?}");
+    // A rule is added, and goes again.
+    let exports = |address, times| statuses(address, "/export/all", &[("x-api-key", "pro-1")], times);
+    assert_eq!(exports(example.address, 3), [200; 3]);
+    fs::write(&file, format!("{upgraded}\n{rule}")).unwrap();
     example.signal("HUP");
-    let said = example.line();
-    assert!(said.starts_with("quotas stay as they are:") && said.contains("5/parsec"), "{said}");
-    let free = |times| statuses(example.address, "/", &[("x-api-key", "free-1")], times);
-    assert_eq!(free(1), [429]);
-    // A plan of 1 in 2 hours: what was drawn is owed still, cut to two bursts of it.
-    fs::write(&file, text.replace("free = \"5/m\"", "free = \"1/2h\"")).unwrap();
+    assert_eq!(example.line(), "limits were read again");
+    assert_eq!(exports(example.address, 3), [200, 429, 429]);
+    fs::write(&file, upgraded).unwrap();
     example.signal("HUP");
-    assert_eq!(example.line(), "quotas were read again");
-    let denial = Connection::open(example.address).send("GET", "/", &[("x-api-key", "free-1")]);
-    assert_eq!((denial.status, denial.field("ratelimit-policy")), (429, Some("\"plan\";q=1;w=7200")));
+    assert_eq!(example.line(), "limits were read again");
+    assert_eq!(exports(example.address, 3), [200; 3]);
     fs::remove_file(file).unwrap();
 }
 

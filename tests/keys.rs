@@ -17,7 +17,7 @@ use tower_quota::{
     decision::Reason,
     key::{
         Bearer, FromExtension, Header, HttpMethod, IntoKey, KeyExtractor, KeyHasher, Missing, PeerAddr, PeerIp,
-        RequestHead, fallback, key_fn,
+        RequestHead, fallback, key_fn, key_ref,
     },
 };
 
@@ -32,6 +32,45 @@ fn share<A, B>(key: impl KeyExtractor, first: &Request<A>, second: &Request<B>) 
 
 fn any_limiter() -> Limiter {
     limiter([Policy::global(ONE)]).0
+}
+
+/// Closures that return a part of the request, and functions that were written for requests.
+#[test]
+fn a_closure_may_borrow_from_the_request() {
+    let [a, b, none] = [with_header("k", "a"), with_header("k", "b"), Request::new(())];
+    let text = || key_ref(|head: RequestHead<'_>| head.headers().get("k")?.to_str().ok());
+    let bytes = key_ref(|head| head.headers().get("k").map(http::HeaderValue::as_bytes));
+    assert!(share(text(), &a, &a) && !share(text(), &a, &b));
+    assert!(share(bytes, &a, &a));
+    // The same key as every other way to make one of the value.
+    let (limiter, _clock) = limiter([Policy::per(text(), ONE).named("p")]);
+    assert!(admits(&limiter, &a));
+    assert_eq!(limiter.peek("p", "a").unwrap().remaining(), 0);
+    assert_eq!(limiter.decide(&none).denied().unwrap().status(), StatusCode::BAD_REQUEST);
+    // A part of the extensions, one of several parts, and a fallback.
+    let mut named = Request::new(());
+    named.extensions_mut().insert("ann".to_owned());
+    let user = || key_ref(|head| head.extensions().get::<String>());
+    assert!(share(user(), &named, &named) && share((user(), HttpMethod), &named, &named));
+    assert!(share(KeyExtractor::or(user(), text()), &a, &a));
+}
+
+#[test]
+fn a_function_of_a_request_makes_a_key() {
+    fn tenant<B>(request: &Request<B>) -> Option<String> {
+        let user: u64 = *request.extensions().get()?;
+        let key = request.headers().get("k")?.to_str().ok()?;
+        Some(format!("{} {:?} {} {key} {user}", request.method(), request.version(), request.uri()))
+    }
+    let request = |path: &str, user: u64| {
+        let mut request = with_header("k", "a");
+        *request.uri_mut() = path.parse().unwrap();
+        request.extensions_mut().insert(user);
+        request
+    };
+    let key = || key_fn(|head| tenant(&head.to_request()));
+    assert!(share(key(), &request("/a", 1), &request("/a", 1)));
+    assert!(!share(key(), &request("/a", 1), &request("/b", 1)) && !share(key(), &request("/a", 1), &request("/a", 2)));
 }
 
 #[test]

@@ -204,6 +204,8 @@ fn svc04_a_future_dropped_at_any_point_keeps_its_cells_acquired_and_locks_nothin
 struct Own(Bytes);
 
 impl DenialBody for Own {
+    type Body = Self;
+
     fn from_bytes(bytes: Bytes) -> Self {
         Self(bytes)
     }

@@ -16,8 +16,13 @@ struct Stranger {
 }
 
 impl Stranger {
-    /// `features` of this crate, and the body of `main.rs`.
+    /// `features` of this crate, and the text of `main.rs`.
     fn new(name: &str, features: &[&str], main: &str) -> Self {
+        Self::with(name, features, "", main)
+    }
+
+    /// The same, with a further line of dependencies.
+    fn with(name: &str, features: &[&str], dependency: &str, main: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = root.join("target/strangers").join(name);
         fs::create_dir_all(folder.join("src")).unwrap();
@@ -26,7 +31,7 @@ impl Stranger {
              axum = {{ version = \"0.8\", default-features = false, features = [\"http1\", \"tokio\"] }}\n\
              tokio = {{ version = \"1\", features = [\"macros\", \"rt\"] }}\n\
              tower = {{ version = \"0.5\", features = [\"util\"] }}\n\
-             tower-quota = {{ path = {:?}, features = {features:?} }}\n",
+             tower-quota = {{ path = {:?}, features = {features:?} }}\n{dependency}\n",
             root.display().to_string()
         );
         fs::write(folder.join("Cargo.toml"), manifest).unwrap();
@@ -73,6 +78,52 @@ fn the_compiler_names_the_feature_first_where_axum_is_not_enabled() {
     "#;
     let errors = errors(&Stranger::new("without_axum", &[], main).cargo("check"));
     assert!(errors[0].contains(": enable the feature `axum` of `tower-quota`"), "{errors:?}");
+}
+
+/// A limit outside of compression, whose body is not axum's.
+const COMPRESSED: &str = r#"
+    use axum::{Router, routing::get};
+    use tower::ServiceBuilder;
+    use tower_http::compression::CompressionLayer;
+    use tower_quota::{Quota, RateLimitLayer};
+
+    fn main() {
+        let limited = ServiceBuilder::new()
+            .layer(RateLimitLayer::per_ip(Quota::per_second(10)))
+            .layer(CompressionLayer::new());
+        let _app: Router = Router::new().route("/", get(|| async { "Hello!" })).layer(limited);
+    }
+"#;
+
+#[test]
+fn the_compiler_names_the_feature_for_a_body_of_tower_http_and_with_it_the_stack_compiles() {
+    let tower_http = "tower-http = { version = \"0.6\", default-features = false, features = [\"compression-gzip\"] }";
+    let errors = errors(&Stranger::with("without_tower_http", &["axum"], tower_http, COMPRESSED).cargo("check"));
+    assert!(errors[0].contains(": enable the feature `tower-http` of `tower-quota`"), "{errors:?}");
+    let output = Stranger::with("with_tower_http", &["axum", "tower-http"], tower_http, COMPRESSED).cargo("check");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+/// The plan that a request has is not among those of the file: that is said, once, although `tracing` is off.
+#[test]
+fn a_plan_that_is_not_known_is_named_on_the_standard_error() {
+    let main = r#"
+        use tower_quota::{Limiter, Policy, Quota};
+
+        fn main() {
+            let policy = Policy::global(Quota::per_second(10)).plans([("pro", Quota::per_second(20))]);
+            let limiter = Limiter::new(policy.plan_by(|head| head.headers().get("plan")?.to_str().ok()));
+            for plan in ["pro", "enterprise", "enterprise"] {
+                let request = axum::http::Request::builder().header("plan", plan).body(()).unwrap();
+                println!("{}", limiter.decide(&request).is_allowed());
+            }
+        }
+    "#;
+    let output = Stranger::new("unknown_plan", &[], main).cargo("run");
+    let errors = text(&output.stderr);
+    assert_eq!(text(&output.stdout), "true\ntrue\ntrue\n", "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert!(errors.contains(r#"the plan "enterprise", which the policy "global" does not know"#), "{errors}");
 }
 
 /// It compiles, and serves nobody: that is said, once, although `tracing` is off.

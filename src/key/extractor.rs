@@ -1,11 +1,11 @@
 //! Contains [`KeyExtractor`], which finds a request's key, and the ways to make one extractor of
-//! others: [`key_fn`], [`or`](KeyExtractor::or), pairs and triples.
+//! others: [`or`](KeyExtractor::or), pairs and triples.
 
-use std::{borrow::Cow, fmt, net::IpAddr};
+use std::{borrow::Cow, net::IpAddr};
 
 use http::{HeaderValue, StatusCode};
 
-use super::{head::RequestHead, into_key::IntoKey, into_key::fallback, key::Key};
+use super::{head::RequestHead, into_key::fallback, key::Key};
 
 /// What happens to a request that has no key for a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +23,9 @@ pub enum Missing {
 /// Finds the key that a policy counts by.
 ///
 /// The extractors of this module implement it, and pairs, triples, `Box`es and `Arc`s of
-/// extractors, and closures wrapped in [`key_fn`]. An extractor sees the request's head, never its
-/// body. It runs while nothing is locked. It may panic: the panic reaches the caller, and the
-/// limiter stays as it was.
+/// extractors, and closures wrapped in [`key_fn`](super::key_fn) or [`key_ref`](super::key_ref). An
+/// extractor sees the request's head, never its body. It runs while nothing is locked. It may
+/// panic: the panic reaches the caller, and the limiter stays as it was.
 ///
 /// ```
 /// use http::StatusCode;
@@ -149,53 +149,6 @@ macro_rules! delegate_to_target {
 
 // For extractors that are chosen at run time.
 delegate_to_target!(Box<K>, std::sync::Arc<K>);
-
-/// Counts by what `extract` returns: a [`Key`] made with [`RequestHead::key`], or any value that
-/// [makes one](IntoKey). A request for which it returns `None` is rejected with 400.
-///
-/// ```
-/// use tower_quota::{Policy, Quota, key::key_fn};
-///
-/// #[derive(Clone)]
-/// struct UserId(u64);
-///
-/// let policy = Policy::per(
-///     key_fn(|head| head.extensions().get::<UserId>().map(|user| user.0)),
-///     Quota::per_second(5),
-/// );
-/// ```
-pub fn key_fn<F, K>(extract: F) -> KeyFn<F>
-where
-    F: Fn(RequestHead<'_>) -> Option<K> + Send + Sync + 'static,
-    K: IntoKey,
-{
-    KeyFn { extract }
-}
-
-/// The extractor that [`key_fn`] makes of a closure.
-#[derive(Clone, Copy)]
-pub struct KeyFn<F> {
-    extract: F,
-}
-
-impl<F, K> KeyExtractor for KeyFn<F>
-where
-    F: Fn(RequestHead<'_>) -> Option<K> + Send + Sync + 'static,
-    K: IntoKey,
-{
-    fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
-        match (self.extract)(head) {
-            Some(value) => Ok(head.key(value)),
-            None => Err(Missing::Reject(StatusCode::BAD_REQUEST)),
-        }
-    }
-}
-
-impl<F> fmt::Debug for KeyFn<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyFn").finish_non_exhaustive()
-    }
-}
 
 /// The first of two extractors that finds a key. Made by [`KeyExtractor::or`].
 #[derive(Clone, Copy, Debug)]

@@ -12,6 +12,8 @@ use std::{
 use siphasher::sip128::SipHasher24;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+#[cfg(feature = "tracing")]
+use super::dates::DateWatch;
 use super::key::{Key, Kind, Network};
 #[cfg(feature = "redis")]
 use crate::quota::Quota;
@@ -23,6 +25,9 @@ use crate::quota::Quota;
 #[derive(Clone)]
 pub struct KeyHasher {
     keyed: SipHasher13,
+    /// Where keys stay for long.
+    #[cfg(feature = "tracing")]
+    dates: Option<DateWatch>,
 }
 
 /// Shows nothing, because the content is a secret.
@@ -34,14 +39,28 @@ impl fmt::Debug for KeyHasher {
 
 impl KeyHasher {
     pub(crate) fn random() -> Self {
-        Self { keyed: SipHasher13::new_with_keys(entropy(), entropy()) }
+        Self::of(SipHasher13::new_with_keys(entropy(), entropy()))
+    }
+
+    fn of(keyed: SipHasher13) -> Self {
+        Self {
+            keyed,
+            #[cfg(feature = "tracing")]
+            dates: None,
+        }
+    }
+
+    /// Reports texts with dates, for the policies of these names.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn watching_dates(self, policies: String) -> Self {
+        Self { dates: Some(DateWatch::new(policies)), ..self }
     }
 
     /// A hasher under the secret of a deployment, of any length.
     #[cfg(feature = "redis")]
     pub(crate) fn with_secret(secret: &[u8]) -> Self {
         let hash = SipHasher24::new().hash(secret);
-        Self { keyed: SipHasher13::new_with_keys(hash.h1, hash.h2) }
+        Self::of(SipHasher13::new_with_keys(hash.h1, hash.h2))
     }
 
     /// The key of what is known of `key` under one quota.
@@ -65,7 +84,21 @@ impl KeyHasher {
     }
 
     pub(super) fn bytes(&self, bytes: &[u8]) -> Key {
+        #[cfg(feature = "tracing")]
+        if self.dates.is_some() {
+            self.examine(bytes);
+        }
         Key::exact(Kind::Bytes, self.digest(Kind::Bytes, |hasher| hasher.write(bytes)))
+    }
+
+    // Out of the way of keys that are gone soon.
+    #[cfg(feature = "tracing")]
+    #[cold]
+    #[inline(never)]
+    fn examine(&self, text: &[u8]) {
+        if let Some(dates) = &self.dates {
+            dates.examine(text);
+        }
     }
 
     /// Contains the coarse network of the first part that has one, so that combinations with an

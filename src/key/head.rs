@@ -84,6 +84,31 @@ impl<'a> RequestHead<'a> {
         self.parts.extensions
     }
 
+    /// Returns a copy as a request without a body, for functions that take a `&Request<_>`. It
+    /// copies all header fields and extensions, which takes longer than a decision: where you can,
+    /// change the function to take a `RequestHead`, whose methods have the same names.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_quota::{Policy, Quota, key::key_fn};
+    ///
+    /// fn tenant<B>(request: &Request<B>) -> Option<String> {
+    ///     Some(request.headers().get("x-tenant")?.to_str().ok()?.to_owned())
+    /// }
+    ///
+    /// let policy = Policy::per(key_fn(|head| tenant(&head.to_request())), Quota::per_second(10));
+    /// ```
+    #[must_use]
+    pub fn to_request(self) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = self.method().clone();
+        *request.uri_mut() = self.uri().clone();
+        *request.version_mut() = self.version();
+        *request.headers_mut() = self.headers().clone();
+        *request.extensions_mut() = self.extensions().clone();
+        request
+    }
+
     /// Makes the key of a value, borrowed or owned, under this limiter's secret.
     #[must_use]
     #[inline(always)]

@@ -191,19 +191,35 @@ impl From<SocketAddr> for PeerAddr {
 #[inline(always)]
 pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
     // An IP address from the start, because a copy of a socket address is larger.
-    let address = extensions.get::<PeerAddr>().map(|address| address.0.ip());
+    let address = match extensions.get::<PeerAddr>() {
+        Some(address) => address.0.ip(),
+        None => served_peer(extensions)?,
+    };
+    Some(address.to_canonical())
+}
+
+/// What a server provides.
+#[inline(always)]
+fn served_peer(extensions: &Extensions) -> Option<IpAddr> {
     #[cfg(feature = "axum")]
-    let address = address.or_else(|| {
+    {
         use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
-        let served = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-        served.or_else(|| extensions.get::<MockConnectInfo<SocketAddr>>().map(|info| info.0.ip()))
-    });
+        if let Some(info) = extensions.get::<ConnectInfo<SocketAddr>>() {
+            return Some(info.0.ip());
+        }
+        if let Some(info) = extensions.get::<MockConnectInfo<SocketAddr>>() {
+            return Some(info.0.ip());
+        }
+    }
     #[cfg(feature = "tonic")]
-    let address =
-        address.or_else(|| Some(extensions.get::<tonic::transport::server::TcpConnectInfo>()?.remote_addr()?.ip()));
+    {
+        use tonic::transport::server::TcpConnectInfo;
+        if let Some(address) = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr) {
+            return Some(address.ip());
+        }
+    }
     // Last, because it may be another address than the peer's.
-    let address = address.or_else(|| extensions.get::<SocketAddr>().map(SocketAddr::ip));
-    address.map(|address| address.to_canonical())
+    extensions.get::<SocketAddr>().map(SocketAddr::ip)
 }
 
 /// A connection whose other end is unknown.

@@ -12,21 +12,25 @@
 //! | [`FromExtension`] | a value that an outer layer put into the request's extensions | rejected with 500 |
 //! | [`HttpMethod`] | the request's method | – |
 //! | `RouteTemplate` (feature `axum`) | the route's template | rejected with 404 |
-//! | [`key_fn`] | what a closure returns | rejected with 400 |
+//! | [`key_fn`], [`key_ref`] | what a closure returns, a value or a part of the request | rejected with 400 |
 //! | a pair or triple of these | every combination | treated as by the first one that is missing |
 //! | [`a.or(b)`](KeyExtractor::or) | `a`, or `b` where there is no `a` | treated as by `b` |
 //!
 //! A missing key is never a silent bypass, and never one bucket for all clients. Where you want
 //! either, say so with [`Policy::on_missing`](crate::Policy::on_missing).
 //!
+//! Leave dates out of keys. A key with a date is a new key every day, and under a quota that takes
+//! days to come back (`Quota::per(1_000, 30 days)`) the keys of all these days stay in the map,
+//! until it is full and new clients share buckets. With the feature `tracing` an event reports it.
+//!
 //! ```
-//! use tower_quota::{Policy, Quota, key::{Header, KeyExtractor as _, HttpMethod, PeerIp, key_fn}};
+//! use tower_quota::{Policy, Quota, key::{Header, KeyExtractor as _, HttpMethod, PeerIp, key_ref}};
 //!
 //! let per_user = Policy::per(Header::new("x-api-key").or(PeerIp), Quota::per_second(10));
 //! let per_method = Policy::per((PeerIp, HttpMethod), Quota::per_second(5)).named("per-ip-method");
 //! // A key made from borrowed data: it is hashed in place, and nothing is copied or stored.
 //! let per_tenant = Policy::per(
-//!     key_fn(|head| Some(head.key(head.headers().get("x-tenant")?.as_bytes()))),
+//!     key_ref(|head| head.headers().get("x-tenant").map(http::HeaderValue::as_bytes)),
 //!     Quota::per_minute(600),
 //! );
 //! ```
@@ -36,6 +40,9 @@
 mod or_method;
 
 mod client_ip;
+mod closure;
+#[cfg(feature = "tracing")]
+mod dates;
 mod extension;
 mod extractor;
 mod forwarded;
@@ -53,8 +60,9 @@ pub use self::route::RouteTemplate;
 pub(crate) use self::{client_ip::Networks, hasher::entropy, head::HeadParts, ip::peer};
 pub use self::{
     client_ip::{ClientIp, NetworkError, TrustError, TrustErrorKind},
+    closure::{KeyFn, KeyRef, key_fn, key_ref},
     extension::FromExtension,
-    extractor::{ClientAddress, KeyExtractor, KeyFn, Missing, Or, key_fn},
+    extractor::{ClientAddress, KeyExtractor, Missing, Or},
     hasher::KeyHasher,
     head::RequestHead,
     header::{Bearer, Header},

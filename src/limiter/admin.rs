@@ -290,7 +290,7 @@ impl Limiter {
     /// Returns how many keys have a bucket, over all keyed policies.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.parts.buckets.each.iter().filter_map(PolicyBuckets::keyed).map(|keyed| keyed.store().len()).sum()
+        self.parts.buckets.each.iter().filter_map(|buckets| buckets.keyed()).map(|keyed| keyed.store().len()).sum()
     }
 
     /// Whether no key has a bucket.

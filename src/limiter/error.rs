@@ -37,6 +37,8 @@ impl ConfigError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigErrorKind {
+    /// A policy that stays has another maximum number of keys.
+    ChangedCap,
     /// Two policies have one name.
     DuplicateName,
     /// The name of a policy is empty.
@@ -53,6 +55,12 @@ pub enum ConfigErrorKind {
     NoPolicyForRequests,
     /// Something is set that needs a request, on a policy that sees none.
     NoRequest,
+    /// A policy has plans, and nothing says which one a request has.
+    NoPlanBy,
+    /// Policies that stay are in another order.
+    Reordered,
+    /// The unit of a policy is empty, longer than 64 bytes, or not printable ASCII.
+    Unit,
     /// The name of a policy is not printable ASCII.
     UnprintableName,
 }
@@ -61,6 +69,16 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let policy = &self.policy;
         match self.kind {
+            ConfigErrorKind::ChangedCap => write!(
+                f,
+                "the policy {policy:?} has keys, and cannot change `max_keys`, `max_keys_per_network` or `at_cap` while \
+                 it is in use: rename it to begin anew, or restart"
+            ),
+            ConfigErrorKind::Reordered => write!(
+                f,
+                "the policy {policy:?} stands before another one that it stood after: leave the policies that stay in \
+                 their order, or restart"
+            ),
             ConfigErrorKind::DuplicateName => {
                 write!(f, "two policies are named {policy:?}: rename one with `Policy::named`")
             }
@@ -88,6 +106,15 @@ impl fmt::Display for ConfigError {
                 f,
                 "the policy {policy:?} counts by a key that callers name, and sees no request: leave out `when`, \
                  `methods`, `paths`, `except`, `quota_by`, `cost_by`, `count_if`, `on_missing` and `require`, and name a plan with `Limiter::acquire_as`"
+            ),
+            ConfigErrorKind::NoPlanBy => write!(
+                f,
+                "the policy {policy:?} has plans, and nothing says which one a request has: call `Policy::plan_by`"
+            ),
+            ConfigErrorKind::Unit => write!(
+                f,
+                "the unit of the policy {policy:?} is not 1 to {MAX_NAME} bytes of printable ASCII, \
+                 which header fields need: choose another one with `Policy::unit`"
             ),
             ConfigErrorKind::UnprintableName => write!(
                 f,

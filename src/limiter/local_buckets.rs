@@ -31,7 +31,7 @@ use crate::{
 /// The buckets of a limiter's policies in memory.
 pub(crate) struct LocalBuckets {
     /// One for each policy, in the limiter's order.
-    pub(super) each: Box<[PolicyBuckets]>,
+    pub(super) each: Box<[Arc<PolicyBuckets>]>,
     /// The label of their decisions.
     pub(super) decided_by: DecidedBy,
 }
@@ -39,20 +39,25 @@ pub(crate) struct LocalBuckets {
 impl LocalBuckets {
     /// Names what it sweeps by the policies, with `suffix`.
     pub(crate) fn new(set: &PolicySet, decided_by: DecidedBy, suffix: &str) -> Self {
-        let lone = set.policies().iter().filter(|policy| policy.is_global()).count() == 1;
-        let each = set.policies().iter().map(|policy| {
-            if policy.is_global() {
-                return PolicyBuckets::global(policy.quota(), lone && !policy.has_plans());
-            }
-            let buckets = KeyedBuckets::new(policy.cap(), set.clock().clone());
-            let sweeping = set.swept_as(policy).map(|name| {
-                let name = if suffix.is_empty() { name } else { format!("{name}{suffix}").into() };
-                start_sweeping(name, &buckets, policy)
-            });
-            let generations = Box::new([(); GENERATIONS].map(|()| AtomicU64::new(0)));
-            PolicyBuckets::new(policy.quota(), Storage::Keyed { buckets, sweeping, generations })
-        });
+        let each = set.policies().iter().map(|policy| Arc::new(PolicyBuckets::of(set, policy, suffix)));
         Self { each: each.collect(), decided_by }
+    }
+
+    /// The buckets of a set whose policies continue former ones: `origins` are their numbers.
+    pub(super) fn successor(&self, former: &PolicySet, set: &PolicySet, origins: &[Option<usize>]) -> Self {
+        let each = set.policies().iter().zip(origins).map(|(policy, origin)| {
+            let Some(origin) = *origin else { return Arc::new(PolicyBuckets::of(set, policy, "")) };
+            let buckets = &self.each[origin];
+            buckets.allow_quota(policy.quota());
+            match &buckets.storage {
+                // One number is not enough any more for all that has to be locked or remembered.
+                Storage::Atomic { bucket, .. } if !set.has_atomic(policy) => {
+                    Arc::new(buckets.locked(bucket, former.quota(origin), former.now()))
+                }
+                _ => Arc::clone(buckets),
+            }
+        });
+        Self { each: each.collect(), decided_by: self.decided_by }
     }
 
     /// Lets requests of a policy wait for as long, now and later.
@@ -110,7 +115,7 @@ pub(crate) enum Slack {
 pub(super) struct PolicyBuckets {
     storage: Storage,
     /// Made with the first pause of a key.
-    pauses: OnceLock<Pauses>,
+    pauses: OnceLock<Arc<Pauses>>,
     /// How long requests may wait.
     slack: AtomicU64,
     /// How long debts may be beyond the burst.
@@ -150,6 +155,39 @@ const UNASKED: Basis = Basis { quota: Quota::per_second(1), planned: false };
 const GENERATIONS: usize = if cfg!(tower_quota_loom) { 2 } else { 256 };
 
 impl PolicyBuckets {
+    /// Names what it sweeps by the policy, with `suffix`.
+    fn of(set: &PolicySet, policy: &Policy, suffix: &str) -> Self {
+        if policy.is_global() {
+            return Self::global(policy.quota(), set.has_atomic(policy));
+        }
+        let buckets = KeyedBuckets::new(policy.cap(), set.clock().clone());
+        let sweeping = set.swept_as(policy).map(|name| {
+            let name = if suffix.is_empty() { name } else { format!("{name}{suffix}").into() };
+            start_sweeping(name, &buckets, policy)
+        });
+        let generations = Box::new([(); GENERATIONS].map(|()| AtomicU64::new(0)));
+        Self::new(policy.quota(), Storage::Keyed { buckets, sweeping, generations })
+    }
+
+    /// The same with the bucket behind a lock, which was last decided by `quota`.
+    fn locked(&self, bucket: &AtomicBucket, quota: Quota, now: Timestamp) -> Self {
+        let locked = Self::global(quota, false);
+        let (found, cell) = bucket.read();
+        if let Storage::Locked { bucket, .. } = &locked.storage {
+            // The quota may have changed since the last decision.
+            lock(bucket).0 = found.converted(now, cell, quota.cell_nanos());
+        }
+        if let Some(pauses) = self.pauses.get() {
+            let _ = locked.pauses.set(Arc::clone(pauses));
+        }
+        for (to, from) in
+            [(&locked.slack, &self.slack), (&locked.debt, &self.debt), (&locked.longest_burst, &self.longest_burst)]
+        {
+            to.fetch_max(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        locked
+    }
+
     /// `atomic` says whether there is no other global policy, and one quota for all requests.
     fn global(quota: Quota, atomic: bool) -> Self {
         let generation = AtomicU64::new(0);
@@ -216,7 +254,7 @@ impl PolicyBuckets {
     }
 
     pub(super) fn pauses(&self) -> Option<&Pauses> {
-        self.pauses.get()
+        self.pauses.get().map(|pauses| &**pauses)
     }
 
     pub(super) fn pause_of(&self, key: Key) -> Pause {
@@ -239,7 +277,7 @@ impl PolicyBuckets {
     /// Pauses `key` for `time` from now on. False where there is no place for another key. The
     /// bucket moves by as much, so that whoever waits for its cells stays in line.
     pub(super) fn pause(&self, key: Key, time: Nanos, clock: &Clock, swept_as: Option<&Arc<str>>) -> bool {
-        let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as));
+        let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as).into());
         let mut has_place = false;
         // The bucket afterwards, if the pause is longer than before.
         let mut pause = |bucket: Bucket, now: Timestamp| {

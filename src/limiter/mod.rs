@@ -2,7 +2,7 @@
 //!
 //! This folder contains the decision (`acquire`), what every limiter has wherever its buckets are
 //! (`policy_set`), the buckets in memory (`local_buckets`), decisions without a request (`by_key`),
-//! and the control of a limiter (`admin`).
+//! the control of a limiter (`admin`), and the change of its policies (`reload`).
 //! It must not know of services, of responses, or of a bucket's arithmetic.
 //!
 //! ```
@@ -42,6 +42,7 @@ mod pauses;
 mod penalties;
 mod policy_set;
 mod quota_table;
+mod reload;
 mod remembered;
 mod reservation;
 mod top_denied;

@@ -45,6 +45,16 @@ const CAP: Cap = Cap { max_keys: 65_536, per_network: Some(1_024), beyond: AtCap
 impl Penalties {
     /// Swept under the name `swept_as`, if it is given.
     pub(super) fn new(rule: Option<Ban>, clock: &Clock, swept_as: Option<&Arc<str>>) -> Self {
+        Self::after(None, rule, clock, swept_as)
+    }
+
+    /// The same under another rule: whoever is blocked stays so. Where there is no rule any more,
+    /// bans end.
+    pub(super) fn with_rule(&self, rule: Option<Ban>, clock: &Clock, swept_as: Option<&Arc<str>>) -> Self {
+        Self::after(Some(self), rule, clock, swept_as)
+    }
+
+    fn after(former: Option<&Self>, rule: Option<Ban>, clock: &Clock, swept_as: Option<&Arc<str>>) -> Self {
         let mut sweepings = Vec::new();
         // Named apart from the policy's own keys, for the report of a store near its cap.
         let mut sweep = |what, store: Weak<dyn Sweepable>, period| {
@@ -52,16 +62,23 @@ impl Penalties {
             sweepings.extend(name.map(|name| Sweeping::start(name, store, period)));
         };
         let minute = Duration::from_secs(60);
-        let mut ends = |what| {
-            let store = Arc::new(Store::<Timestamp>::new(CAP, clock.clone()));
+        let mut ends = |what, former: Option<&Arc<Store<Timestamp>>>| {
+            let store = former.map_or_else(|| Arc::new(Store::<Timestamp>::new(CAP, clock.clone())), Arc::clone);
             let weak: Weak<Store<Timestamp>> = Arc::downgrade(&store);
             sweep(what, weak, minute);
             store
         };
-        let blocks = ends("blocks");
-        let bans = rule.map(|rule| (rule, ends("bans"), ends("ban severity")));
+        let blocks = ends("blocks", former.map(|former| &former.blocks));
+        let former = former.and_then(|former| former.bans.as_ref());
+        let bans = rule.map(|rule| {
+            let blocks = ends("bans", former.map(|former| &former.blocks));
+            (rule, blocks, ends("ban severity", former.map(|former| &former.severity)))
+        });
         let bans = bans.map(|(rule, blocks, severity)| {
-            let strikes = Arc::new(Store::<Bucket>::new(CAP, clock.clone()));
+            // Strikes are counted by the rule, and anew by another one.
+            let same = former.filter(|former| former.rule.strikes == rule.strikes);
+            let strikes = same
+                .map_or_else(|| Arc::new(Store::<Bucket>::new(CAP, clock.clone())), |same| Arc::clone(&same.strikes));
             let weak: Weak<Store> = Arc::downgrade(&strikes);
             sweep("strikes", weak, sweeper::period(rule.strikes.time_to_fill()));
             Bans { rule, blocks, strikes, severity }

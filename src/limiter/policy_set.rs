@@ -5,6 +5,8 @@
 //! blocked, and a denial is counted and reported in one way. This file must not know where buckets
 //! are, nor how they are locked.
 
+#[cfg(feature = "tracing")]
+use std::time::Duration;
 use std::{
     fmt,
     sync::{Arc, OnceLock},
@@ -49,13 +51,14 @@ pub(crate) struct PolicySet {
     denials: Throttle,
     top_denied: Option<TopDenied>,
     sweep: Sweep,
+    allow_empty: bool,
 }
 
 /// What changes of a policy while the limiter runs.
 pub(super) struct LivePolicy {
     quota: LiveQuota,
     /// Made with the limiter for a policy with a ban, and with the first block for another.
-    penalties: OnceLock<Penalties>,
+    penalties: OnceLock<Arc<Penalties>>,
 }
 
 impl LivePolicy {
@@ -67,7 +70,7 @@ impl LivePolicy {
     /// `None` as long as no key was ever blocked, for a policy without a ban.
     #[inline(always)]
     pub(super) fn penalties(&self) -> Option<&Penalties> {
-        self.penalties.get()
+        self.penalties.get().map(|penalties| &**penalties)
     }
 }
 
@@ -94,6 +97,9 @@ impl PolicySet {
         check(&policies)?;
         let (mut policies, global): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| !policy.is_global());
         policies.extend(global);
+        let hasher = hasher.unwrap_or_else(KeyHasher::random);
+        #[cfg(feature = "tracing")]
+        let hasher = watching_dates(hasher, &policies);
         let default = if clock.is_system() { Sweep::Background } else { Sweep::Manual };
         let live = policies
             .iter()
@@ -103,16 +109,54 @@ impl PolicySet {
             meters: Meters::new(policies.len()),
             policies: policies.into(),
             clock,
-            hasher: hasher.unwrap_or_else(KeyHasher::random),
+            hasher,
             missing_keys: Throttle::default(),
             denials: Throttle::default(),
             top_denied: (top_denied > 0).then(|| TopDenied::new(top_denied)),
             sweep: sweep.unwrap_or(default),
+            allow_empty,
         };
         for (index, _) in set.policies.iter().enumerate().filter(|(_, policy)| policy.ban_rule().is_some()) {
             set.penalties_or_new(index);
         }
         Ok(set)
+    }
+
+    /// A set of other policies on the same clock, with the same secret. Also returns for each
+    /// policy the number of the one of this set that it continues, whose blocks it has then.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy, or one is invalid; when policies that stay are in another order:
+    /// two decisions could lock their buckets each before the other; when one that stays has
+    /// another cap.
+    pub(super) fn successor(&self, policies: Vec<Policy>) -> Result<(Self, Vec<Option<usize>>), ConfigError> {
+        let mut next = Self::new(
+            policies,
+            PolicySetOptions {
+                clock: self.clock.clone(),
+                hasher: Some(self.hasher.clone()),
+                sweep: Some(self.sweep),
+                top_denied: 0,
+                allow_empty: self.allow_empty,
+            },
+        )?;
+        let origins = origins(&self.policies, &next.policies)?;
+        for (index, origin) in origins.iter().enumerate() {
+            let Some(former) = origin.and_then(|origin| self.live[origin].penalties.get()) else { continue };
+            let (policy, former_rule) =
+                (&next.policies[index], origin.and_then(|origin| self.policies[origin].ban_rule()));
+            let penalties = if policy.ban_rule() == former_rule {
+                Arc::clone(former)
+            } else {
+                former.with_rule(policy.ban_rule(), &self.clock, next.swept_as(policy).as_ref()).into()
+            };
+            next.live[index].penalties = OnceLock::from(penalties);
+        }
+        next.top_denied = self.top_denied.as_ref().map(|top_denied| {
+            top_denied.renumbered(|former| origins.iter().position(|origin| *origin == Some(former)))
+        });
+        Ok((next, origins))
     }
 
     /// Checks that a layer has something to limit.
@@ -156,6 +200,12 @@ impl PolicySet {
         }
     }
 
+    /// Whether the bucket of a global policy is one number: there is no other global policy, and
+    /// one quota for all requests.
+    pub(super) fn has_atomic(&self, policy: &Policy) -> bool {
+        self.policies.iter().filter(|policy| policy.is_global()).count() == 1 && !policy.has_plans()
+    }
+
     /// The policy at this index.
     #[inline(always)]
     pub(super) fn policy(&self, index: usize) -> (&Policy, &LivePolicy) {
@@ -193,7 +243,7 @@ impl PolicySet {
         let policy = &self.policies[index];
         self.live[index]
             .penalties
-            .get_or_init(|| Penalties::new(policy.ban_rule(), &self.clock, self.swept_as(policy).as_ref()))
+            .get_or_init(|| Penalties::new(policy.ban_rule(), &self.clock, self.swept_as(policy).as_ref()).into())
     }
 
     /// Whether clients learn always how they stand under this policy.
@@ -466,6 +516,16 @@ pub(crate) fn is_near_limit(backlog: Nanos, quota: Quota) -> bool {
     backlog.get() / 4 > quota.burst_nanos().get() / 5
 }
 
+/// Buckets that take a day or longer to come back stay beside those of the next day, if a key has a
+/// date in it.
+#[cfg(feature = "tracing")]
+fn watching_dates(hasher: KeyHasher, policies: &[Policy]) -> KeyHasher {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let stays = |policy: &&Policy| !policy.is_global() && policy.quota().time_to_fill() >= DAY;
+    let names: Vec<_> = policies.iter().filter(stays).map(Policy::name).collect();
+    if names.is_empty() { hasher } else { hasher.watching_dates(names.join(", ")) }
+}
+
 fn check(policies: &[Policy]) -> Result<(), ConfigError> {
     for (index, policy) in policies.iter().enumerate() {
         let name = policy.name();
@@ -482,6 +542,14 @@ fn check(policies: &[Policy]) -> Result<(), ConfigError> {
         if name.len() > MAX_NAME {
             return invalid(ConfigErrorKind::LongName);
         }
+        let is_unit =
+            |unit: &str| (1..=MAX_NAME).contains(&unit.len()) && unit.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        if policy.cell_unit().is_some_and(|unit| !is_unit(unit)) {
+            return invalid(ConfigErrorKind::Unit);
+        }
+        if policy.lacks_plan_by() {
+            return invalid(ConfigErrorKind::NoPlanBy);
+        }
         if policy.is_by_key() && policy.needs_requests() {
             return invalid(ConfigErrorKind::NoRequest);
         }
@@ -496,4 +564,23 @@ fn check(policies: &[Policy]) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// For each policy the former one that it continues: the one of the same name, if both are global
+/// or neither is.
+fn origins(former: &[Policy], policies: &[Policy]) -> Result<Vec<Option<usize>>, ConfigError> {
+    let mut last: Option<usize> = None;
+    let origin = |policy: &Policy| {
+        let same = |former: &Policy| former.name() == policy.name() && former.is_global() == policy.is_global();
+        let Some(origin) = former.iter().position(same) else { return Ok(None) };
+        if last.is_some_and(|last| origin < last) {
+            return Err(ConfigError::new(policy.name(), ConfigErrorKind::Reordered));
+        }
+        if !policy.is_global() && policy.cap() != former[origin].cap() {
+            return Err(ConfigError::new(policy.name(), ConfigErrorKind::ChangedCap));
+        }
+        last = Some(origin);
+        Ok(last)
+    };
+    policies.iter().map(origin).collect()
 }

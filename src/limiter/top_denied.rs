@@ -30,6 +30,14 @@ impl TopDenied {
         Self { places, keys: Mutex::new(Vec::with_capacity(places)) }
     }
 
+    /// The same keys, with the numbers that their policies have now. Those of policies that are
+    /// gone are left out.
+    pub(super) fn renumbered(&self, number: impl Fn(usize) -> Option<usize>) -> Self {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = keys.iter().filter_map(|tracked| Some(TrackedKey { policy: number(tracked.policy)?, ..*tracked }));
+        Self { places: self.places, keys: Mutex::new(keys.collect()) }
+    }
+
     pub(super) fn count(&self, policy: usize, key: Key) {
         // Not counted while another thread counts: in a flood a sample is as good, and no thread
         // waits.

@@ -50,7 +50,8 @@ use tower_service::Service;
 use super::{
     deferred::{Admitted, DeferredFuture, PendingRequest},
     future::ResponseFuture,
-    state::LayerState,
+    reload::ReloadableLayer,
+    state::{LayerState, Stateful},
 };
 use crate::{
     clock::{Nanos, Timestamp},
@@ -83,6 +84,28 @@ impl<L: Handle, R, T> DelayLayer<L, R, T> {
         let state = Arc::new(state.with_denied());
         let queue = Queue { timer, max_delay: max.into(), max_waiters: 1_024, waiters: AtomicUsize::new(0) };
         Self { state, respond, queue: Arc::new(queue) }
+    }
+
+    /// Returns a layer whose limiter can be replaced while it serves. See
+    /// [`RateLimitLayer::reloadable`](crate::RateLimitLayer::reloadable).
+    pub fn reloadable(self) -> ReloadableLayer<Self, L> {
+        ReloadableLayer::new(Arc::clone(&self.state), self)
+    }
+}
+
+impl<L: Handle, R, T> Stateful<L> for DelayLayer<L, R, T> {
+    fn state_mut(&mut self) -> &mut Arc<LayerState<L>> {
+        &mut self.state
+    }
+
+    fn prepare(&self, limiter: &L) {
+        limiter.allow_waits(self.queue.max_delay.into());
+    }
+}
+
+impl<S, L: Handle, R, T> Stateful<L> for Delay<S, L, R, T> {
+    fn state_mut(&mut self) -> &mut Arc<LayerState<L>> {
+        &mut self.layer.state
     }
 }
 

@@ -5,7 +5,12 @@ use std::{sync::Arc, time::Duration};
 use http::Response;
 use tower_layer::Layer;
 
-use super::{delay::DelayLayer, service::RateLimit, state::LayerState};
+use super::{
+    delay::DelayLayer,
+    reload::ReloadableLayer,
+    service::RateLimit,
+    state::{LayerState, Stateful},
+};
 use crate::{
     decision::Denied,
     key::{PeerIp, RequestHead},
@@ -76,7 +81,8 @@ impl<L: Handle> RateLimitLayer<L> {
     }
 
     /// Makes the default response work with any body of bytes, by a wrapper around the body. It is
-    /// not needed where the body is a [`DenialBody`](crate::response::DenialBody).
+    /// not needed where the body is a [`DenialBody`](crate::response::DenialBody), as those of
+    /// axum, tonic, hyper and tower-http are.
     pub fn any_body(self) -> RateLimitLayer<L, AnyBody> {
         RateLimitLayer { state: self.state, respond: AnyBody { standard: self.respond } }
     }
@@ -174,6 +180,12 @@ impl<L: Handle, R> RateLimitLayer<L, R> {
         &self.state.limiter
     }
 
+    /// Returns a layer whose limiter can be replaced while it serves: for a configuration that is
+    /// read again. Set the other options before.
+    pub fn reloadable(self) -> ReloadableLayer<Self, L> {
+        ReloadableLayer::new(Arc::clone(&self.state), self)
+    }
+
     fn with_style(self, change: impl FnOnce(FieldStyle) -> FieldStyle) -> Self {
         Self { state: Arc::new(self.state.with_style(change)), ..self }
     }
@@ -194,6 +206,12 @@ impl<L: Handle, R> RateLimitLayer<L, R> {
         F: Future<Output = ()>,
     {
         DelayLayer::new(&self.state, self.respond, max, timer)
+    }
+}
+
+impl<L, R> Stateful<L> for RateLimitLayer<L, R> {
+    fn state_mut(&mut self) -> &mut Arc<LayerState<L>> {
+        &mut self.state
     }
 }
 

@@ -6,5 +6,6 @@ pub(crate) mod deferred;
 pub mod delay;
 pub mod future;
 pub(crate) mod layer;
+pub mod reload;
 pub(crate) mod service;
 pub(crate) mod state;

@@ -9,7 +9,10 @@ use std::{
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{future::ResponseFuture, state::LayerState};
+use super::{
+    future::ResponseFuture,
+    state::{LayerState, Stateful},
+};
 use crate::{
     decision::Receipts,
     limiter::Limiter,
@@ -58,6 +61,12 @@ impl<S, L, R> RateLimit<S, L, R> {
     /// Returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
+    }
+}
+
+impl<S, L, R> Stateful<L> for RateLimit<S, L, R> {
+    fn state_mut(&mut self) -> &mut Arc<LayerState<L>> {
+        &mut self.state
     }
 }
 

@@ -21,6 +21,14 @@ use crate::{
     },
 };
 
+/// What has the state of a layer: layers and their services.
+pub(crate) trait Stateful<L> {
+    fn state_mut(&mut self) -> &mut Arc<LayerState<L>>;
+
+    /// Prepares a limiter for what the layer needs of it.
+    fn prepare(&self, _limiter: &L) {}
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct LayerState<L> {
     pub(crate) limiter: L,
@@ -39,6 +47,14 @@ impl<L: Handle> LayerState<L> {
         let fields = Arc::new(DenialFields::new(policies, FieldStyle::default()));
         let counts_by_response = policies.iter().any(Policy::counts_by_response);
         Self { limiter, fields, admissions: false, counts_by_response, attaches_denied: false }
+    }
+
+    /// The same options over another limiter.
+    pub(crate) fn with_limiter(&self, limiter: L) -> Self {
+        let Self { fields, admissions, attaches_denied, .. } = self;
+        let (admissions, attaches_denied) = (*admissions, *attaches_denied);
+        let style = fields.writer().style();
+        Self { admissions, attaches_denied, ..Self::new(limiter).with_style(|_| style) }
     }
 
     pub(crate) fn with_style(&self, change: impl FnOnce(FieldStyle) -> FieldStyle) -> Self {

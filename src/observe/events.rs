@@ -9,6 +9,8 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+#[cfg(feature = "tracing")]
+use crate::clock;
 use crate::clock::{Nanos, Timestamp};
 #[cfg(feature = "redis")]
 use crate::quota::Quota;
@@ -86,6 +88,28 @@ pub(crate) fn missing_key<R: fmt::Display>(
     }
 }
 
+/// Reports a plan that a request has and the policy has not, so that the request has the policy's
+/// own quota: at most once a minute by the wall clock, without `tracing` once.
+pub(crate) fn unknown_plan(policy: &str, plan: &str, throttle: &Throttle) {
+    #[cfg(feature = "tracing")]
+    if throttle.opens(clock::wall_time()) {
+        tracing::error!(
+            policy,
+            plan,
+            remedy = "add the plan with `Policy::plans`, or to the configuration",
+            "requests have a plan that the policy does not know; they have the policy's own quota (logged once per minute)"
+        );
+    }
+    #[cfg(not(feature = "tracing"))]
+    if throttle.opens_once() {
+        let _ = writeln!(
+            io::stderr(),
+            "tower-quota: requests have the plan {plan:?}, which the policy {policy:?} does not know: add it with \
+             `Policy::plans`. They have the policy's own quota (written once; with the feature `tracing` this is an event)"
+        );
+    }
+}
+
 /// Reports a call by key that asks what no policy can answer, which a handler has returned.
 #[cfg(any(feature = "axum", feature = "tonic"))]
 pub(crate) fn not_asked(error: &dyn fmt::Display) {
@@ -104,6 +128,17 @@ pub(crate) fn not_asked(error: &dyn fmt::Display) {
 pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {
     #[cfg(feature = "tracing")]
     tracing::warn!(policy, keys, max_keys, "the policy stores over 80 % of its maximum number of keys");
+}
+
+/// Reported once for a limiter.
+#[cfg(feature = "tracing")]
+pub(crate) fn dates_in_keys(policies: &str) {
+    tracing::warn!(
+        policies,
+        remedy = "leave the date out of the key",
+        "keys contain dates: each is a new key every day, and stays for as long as its quota takes to come back, \
+         until the map is full"
+    );
 }
 
 /// Reported at most once for each sweep.

@@ -29,6 +29,7 @@ mod ban;
 mod demand;
 mod gate;
 mod paths;
+mod plans;
 mod response_head;
 
 use std::{borrow::Cow, fmt, sync::Arc};
@@ -40,6 +41,7 @@ pub use self::{advertise::Advertise, ban::Ban, paths::PathError, response_head::
 use self::{
     gate::{Applies, Gate, Requirement},
     paths::PathPatterns,
+    plans::{Chooser, Plans},
 };
 pub use crate::{key::Missing, store::AtCap};
 use crate::{
@@ -60,8 +62,11 @@ pub struct Policy {
     escaped_name: Arc<str>,
     counted_by: CountedBy,
     quota: Quota,
-    quota_by: Option<Arc<QuotaBy>>,
+    chooser: Option<Arc<Chooser>>,
+    plans: Option<Arc<Plans>>,
     cost_by: Option<Arc<CostBy>>,
+    /// Escaped as the name.
+    unit: Option<Arc<str>>,
     /// Boxed, so that a policy without one has a single thing to look at.
     gate: Option<Box<Gate>>,
     missing: Option<Missing>,
@@ -91,7 +96,6 @@ enum Enforce {
     Below(u64),
 }
 
-type QuotaBy = dyn Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync;
 type CostBy = dyn Fn(RequestHead<'_>) -> u32 + Send + Sync;
 type CountIf = dyn Fn(ResponseHead<'_>) -> bool + Send + Sync;
 
@@ -137,8 +141,10 @@ impl Policy {
             name,
             counted_by,
             quota,
-            quota_by: None,
+            chooser: None,
+            plans: None,
             cost_by: None,
+            unit: None,
             gate: None,
             missing: None,
             cap: default_cap(),
@@ -249,7 +255,38 @@ impl Policy {
     /// The choice must not depend on anything that a client can vary from request to request. That
     /// belongs into the key.
     pub fn quota_by(mut self, choose: impl Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync + 'static) -> Self {
-        self.quota_by = Some(Arc::new(choose));
+        self.chooser = Some(Arc::new(Chooser::Quota(Box::new(choose))));
+        self
+    }
+
+    /// Sets the quotas of plans, by their names, from configuration for instance.
+    /// [`plan_by`](Self::plan_by) says which plan a request has. Where nothing says it, building
+    /// the limiter fails, unless the policy is [by key](Self::by_key): there a caller passes
+    /// [`plan`](Self::plan) to [`Limiter::acquire_as`](crate::Limiter::acquire_as).
+    pub fn plans<N: AsRef<str>>(mut self, plans: impl IntoIterator<Item = (N, Quota)>) -> Self {
+        self.plans = Some(Arc::new(Plans::new(plans)));
+        self
+    }
+
+    /// Chooses the quota of each request by the name of its plan, among [`plans`](Self::plans).
+    /// `None` is as in [`quota_by`](Self::quota_by), which this replaces.
+    ///
+    /// A plan that is not among them has the policy's own quota. That is an error of configuration,
+    /// and reported by an event. Without `tracing` the first one is written to the standard error.
+    ///
+    /// ```
+    /// use tower_quota::{Policy, Quota, key::Header};
+    ///
+    /// #[derive(Clone)]
+    /// struct Plan(String);
+    ///
+    /// let policy = Policy::per(Header::new("x-api-key"), Quota::per_minute(60))
+    ///     .plans([("pro", Quota::per_second(100)), ("team", Quota::per_second(1_000))])
+    ///     .plan_by(|head| head.extensions().get::<Plan>().map(|plan| plan.0.as_str()));
+    /// ```
+    pub fn plan_by(mut self, plan: impl Fn(RequestHead<'_>) -> Option<&str> + Send + Sync + 'static) -> Self {
+        self.chooser = Some(Arc::new(Chooser::Plan(Box::new(plan))));
+        self.plans.get_or_insert_default();
         self
     }
 
@@ -282,6 +319,24 @@ impl Policy {
     /// without `Retry-After`.
     pub fn cost_by(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.cost_by = Some(Arc::new(cost));
+        self
+    }
+
+    /// Names what a cell is, where it is not a request: `tokens`, `content-bytes`. It is the `qu`
+    /// of the `RateLimit-Policy` field (draft-ietf-httpapi-ratelimit-headers-11 §3.1.2). Clients
+    /// that find none take a cell for a request. Unless set, it is omitted, and it is `cells` where
+    /// requests [have costs](Self::cost_by).
+    ///
+    /// A unit is printable ASCII of at most 64 bytes. With any other, building the limiter fails.
+    ///
+    /// ```
+    /// use tower_quota::{Policy, Quota, key::Header};
+    ///
+    /// // RateLimit-Policy: "per-x-api-key";q=10000;qu="tokens";w=60
+    /// let policy = Policy::per(Header::new("x-api-key"), Quota::per_minute(10_000)).cost_by(|_| 500).unit("tokens");
+    /// ```
+    pub fn unit(mut self, unit: impl AsRef<str>) -> Self {
+        self.unit = Some(escaped(&unit.as_ref().into()));
         self
     }
 
@@ -430,6 +485,12 @@ impl Policy {
         self.quota
     }
 
+    /// Returns the quota of the plan of this name, if there is one: see [`plans`](Self::plans).
+    #[must_use]
+    pub fn plan(&self, name: &str) -> Option<Quota> {
+        self.plans.as_ref().and_then(|plans| plans.get(name))
+    }
+
     /// Whether the policy counts all requests together.
     #[must_use]
     pub fn is_global(&self) -> bool {
@@ -444,8 +505,8 @@ impl Policy {
 
     /// Whether something is set that only requests have.
     pub(crate) fn needs_requests(&self) -> bool {
-        let Self { gate, quota_by, cost_by, count_if, missing, .. } = self;
-        gate.is_some() || quota_by.is_some() || cost_by.is_some() || count_if.is_some() || missing.is_some()
+        let Self { gate, chooser, cost_by, count_if, missing, .. } = self;
+        gate.is_some() || chooser.is_some() || cost_by.is_some() || count_if.is_some() || missing.is_some()
     }
 
     /// The key by which the policy counts a caller that names `key`. A global policy has one.
@@ -463,6 +524,11 @@ impl Policy {
 
     pub(crate) fn escaped_name(&self) -> &str {
         &self.escaped_name
+    }
+
+    /// What a cell is, if it is not a request.
+    pub(crate) fn cell_unit(&self) -> Option<&str> {
+        self.unit.as_deref().or(self.cost_by.as_ref().map(|_| "cells"))
     }
 
     pub(crate) fn missing(&self) -> Option<Missing> {
@@ -489,7 +555,14 @@ impl Policy {
 
     /// Whether requests may have quotas of their own.
     pub(crate) fn has_plans(&self) -> bool {
-        self.quota_by.is_some()
+        self.chooser.is_some()
+    }
+
+    /// Whether there are plans for requests, and nothing says which one a request has.
+    pub(crate) fn lacks_plan_by(&self) -> bool {
+        self.plans.as_ref().is_some_and(|plans| !plans.is_empty())
+            && !matches!(self.chooser.as_deref(), Some(Chooser::Plan(_)))
+            && !self.is_by_key()
     }
 
     pub(crate) fn cap(&self) -> Cap {
@@ -558,8 +631,14 @@ impl Policy {
                 Missing::Skip => return Ok(None),
             },
         };
-        let plan = self.quota_by.as_ref().and_then(|choose| choose(head));
-        let (quota, planned) = (plan.unwrap_or_else(base), plan.is_some());
+        let mut planned = None;
+        if let Some(chooser) = &self.chooser {
+            planned = chooser.choose(&self.name, self.plans.as_deref(), head);
+        }
+        let (quota, planned) = match planned {
+            Some(plan) => (plan, true),
+            None => (base(), false),
+        };
         let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
         Ok(Some(Demand { key, quota, cells, planned, shadow: self.is_shadow(key) }))
     }

@@ -1,5 +1,7 @@
-//! Contains [`DenialBody`], the bodies that the default response can be written into, and
-//! [`ResponseBody`], the wrapper for all others.
+//! Contains [`DenialBody`], which says into what body the default response is written, and
+//! [`ResponseBody`], the wrapper for bodies that cannot be made of bytes.
+//!
+//! This file must not know whose bodies there are: see `bodies.rs`.
 
 use std::{
     pin::Pin,
@@ -8,33 +10,70 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{
-    BodyExt as _, Empty, Full,
-    combinators::{BoxBody, UnsyncBoxBody},
-};
+use http_body_util::Full;
 use pin_project_lite::pin_project;
 
-/// A body that the default response can be written into.
+/// A body that the default response can be written into: that of a service inside of the rate
+/// limit.
+///
+/// | body | response | feature |
+/// |---|---|---|
+/// | axum's, tonic's | in the same body | `axum`, `tonic` |
+/// | `Full<Bytes>`, `Bytes`, `String`, `Vec<u8>`, and the boxed bodies of `http-body-util` | in the same body | |
+/// | the adapters of `http-body-util` (`MapErr`, `Limited`, `StreamBody` …), `Pin<Box<_>>` | in a [`ResponseBody`] | |
+/// | `Incoming` of hyper | in a [`ResponseBody`] | `hyper`, which `axum` and `tonic` include |
+/// | those of compression, tracing, timeouts, body limits and files in tower-http 0.6 | in a [`ResponseBody`] | `tower-http` |
+///
+/// Any other body is served by [`any_body`](crate::RateLimitLayer::any_body), or by an
+/// implementation of this trait:
+///
+/// ```
+/// use bytes::Bytes;
+/// use tower_quota::response::DenialBody;
+///
+/// struct MyBody(Bytes);
+///
+/// impl DenialBody for MyBody {
+///     type Body = Self;
+///
+///     fn from_bytes(bytes: Bytes) -> Self {
+///         Self(bytes)
+///     }
+/// }
+/// ```
 #[cfg_attr(
     not(feature = "axum"),
     diagnostic::on_unimplemented(
-        message = "enable the feature `axum` of `tower-quota` if this is axum's body (`tonic` for tonic's): \
-                   the default response cannot be written into `{Self}`",
+        message = "enable the feature `axum` of `tower-quota` if this is axum's body (`tonic` for tonic's, \
+                   `tower-http` for those of tower-http): the default response cannot be written into `{Self}`",
         note = "cargo add tower-quota --features axum",
-        note = "for another body implement `DenialBody`, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+        note = "for any other body call `.any_body()` or `.respond_with(|denied| ...)` on the layer"
     )
 )]
 #[cfg_attr(
-    feature = "axum",
+    all(feature = "axum", not(feature = "tower-http")),
     diagnostic::on_unimplemented(
-        message = "the default response cannot be written into the body `{Self}`",
-        note = "for tonic's body enable the feature `tonic` of `tower-quota`",
-        note = "for another body implement `DenialBody`, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+        message = "enable the feature `tower-http` of `tower-quota` if this is a body of tower-http (`tonic` for \
+                   tonic's): the default response cannot be written into `{Self}`",
+        note = "cargo add tower-quota --features tower-http",
+        note = "for any other body call `.any_body()` or `.respond_with(|denied| ...)` on the layer"
     )
 )]
-pub trait DenialBody {
+#[cfg_attr(
+    all(feature = "axum", feature = "tower-http"),
+    diagnostic::on_unimplemented(
+        message = "the default response cannot be written into the body `{Self}`: call `.any_body()` on the layer, \
+                   or `.respond_with(|denied| ...)`",
+        note = "for tonic's body enable the feature `tonic` of `tower-quota`"
+    )
+)]
+pub trait DenialBody: Sized {
+    /// The body of all responses of the limited service: `Self`, or a wrapper such as
+    /// [`ResponseBody<Self>`](ResponseBody).
+    type Body: From<Self>;
+
     /// Returns a body that consists of these bytes.
-    fn from_bytes(bytes: Bytes) -> Self;
+    fn from_bytes(bytes: Bytes) -> Self::Body;
 }
 
 pin_project! {
@@ -67,9 +106,17 @@ impl<B> From<B> for ResponseBody<B> {
     }
 }
 
-impl<B> DenialBody for ResponseBody<B> {
-    fn from_bytes(bytes: Bytes) -> Self {
+impl<B> ResponseBody<B> {
+    pub(crate) fn denied(bytes: Bytes) -> Self {
         Self { body: EitherBody::Denied { body: Full::new(bytes) } }
+    }
+}
+
+impl<B> DenialBody for ResponseBody<B> {
+    type Body = Self;
+
+    fn from_bytes(bytes: Bytes) -> Self {
+        Self::denied(bytes)
     }
 }
 
@@ -96,68 +143,5 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
             EitherBody::Denied { body } => body.size_hint(),
             EitherBody::Served { body } => body.size_hint(),
         }
-    }
-}
-
-impl DenialBody for Bytes {
-    fn from_bytes(bytes: Bytes) -> Self {
-        bytes
-    }
-}
-
-impl DenialBody for Full<Bytes> {
-    fn from_bytes(bytes: Bytes) -> Self {
-        Self::new(bytes)
-    }
-}
-
-impl DenialBody for String {
-    fn from_bytes(bytes: Bytes) -> Self {
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-impl DenialBody for Vec<u8> {
-    fn from_bytes(bytes: Bytes) -> Self {
-        bytes.into()
-    }
-}
-
-/// The response has its status and fields only.
-impl DenialBody for Empty<Bytes> {
-    fn from_bytes(_bytes: Bytes) -> Self {
-        Self::new()
-    }
-}
-
-/// The response has its status and fields only.
-impl DenialBody for () {
-    fn from_bytes(_bytes: Bytes) -> Self {}
-}
-
-impl<E> DenialBody for BoxBody<Bytes, E> {
-    fn from_bytes(bytes: Bytes) -> Self {
-        Full::new(bytes).map_err(|never| match never {}).boxed()
-    }
-}
-
-impl<E> DenialBody for UnsyncBoxBody<Bytes, E> {
-    fn from_bytes(bytes: Bytes) -> Self {
-        Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-    }
-}
-
-#[cfg(feature = "axum")]
-impl DenialBody for axum::body::Body {
-    fn from_bytes(bytes: Bytes) -> Self {
-        bytes.into()
-    }
-}
-
-#[cfg(feature = "tonic")]
-impl DenialBody for tonic::body::Body {
-    fn from_bytes(bytes: Bytes) -> Self {
-        // In the trailers-only form the head ends the stream. An empty body says so at once.
-        if bytes.is_empty() { Self::empty() } else { Self::new(Full::new(bytes)) }
     }
 }

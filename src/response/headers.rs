@@ -15,11 +15,12 @@
 //! | parameter | meaning | computed as |
 //! |---|---|---|
 //! | `q`, `w` | `q` cells in `w` seconds | `w = max(1, ⌈B·P/R⌉)`, `q = max(B, ⌊w/T⌋)` for `R` cells in `P` seconds, a burst of `B` and the [cell period](Quota::cell_period) `T` |
+//! | `qu` | what a cell is, where it is not a request | [`Policy::unit`](crate::Policy::unit) |
 //! | `r` | cells that would be granted now | [`Standing::remaining`] |
 //! | `t` | seconds until one more cell; omitted when the bucket is full | [`Standing::next_cell`], rounded up, at least 1 |
 //!
-//! Clients read cells as requests. Where a request [costs](crate::Policy::cost_by) more than one
-//! cell, document it for your clients.
+//! Clients read cells as requests, unless `qu` says what they are: see
+//! [`Policy::unit`](crate::Policy::unit).
 //!
 //! Each policy says whether and when it is advertised: see [`Advertise`]. A denial lists the
 //! policies that denied, and `Retry-After` is never earlier than their `t`. Items from the inner
@@ -109,6 +110,8 @@ pub(crate) struct FieldWriter {
 struct PolicyItem {
     /// A string of structured fields, with its quotes.
     name: Box<str>,
+    /// `;qu="tokens"`, or nothing.
+    unit: Box<str>,
     quota: Quota,
     advertise: Advertise,
     /// Whether the policy applies where a caller names a key, and to no request.
@@ -125,11 +128,12 @@ impl FieldWriter {
     pub(crate) fn new(policies: &[Policy], style: FieldStyle) -> Self {
         let items = policies.iter().map(|policy| {
             let name = format!("\"{}\"", policy.escaped_name()).into();
-            PolicyItem { name, quota: policy.quota(), advertise: policy.advertised(), by_key: policy.is_by_key() }
+            let unit = policy.cell_unit().map(|unit| format!(";qu=\"{unit}\"")).unwrap_or_default().into();
+            PolicyItem { name, unit, quota: policy.quota(), advertise: policy.advertised(), by_key: policy.is_by_key() }
         });
         let items: Box<[PolicyItem]> = items.collect();
         // For each item its name, and three parameters with a separator and at most 20 digits each.
-        let longest = items.iter().map(|item| item.name.len() + 96).sum();
+        let longest = items.iter().map(|item| item.name.len() + item.unit.len() + 96).sum();
         let mut writer = Self {
             style,
             items,
@@ -284,7 +288,7 @@ impl FieldWriter {
     fn render_policies(&self, quotas: impl Iterator<Item = (usize, Quota)>, listed: Listed) -> Option<HeaderValue> {
         line::field(self.longest, |line| {
             for (index, quota) in quotas {
-                let PolicyItem { name, advertise, .. } = &self.items[index];
+                let PolicyItem { name, unit, advertise, .. } = &self.items[index];
                 if !listed(*advertise) {
                     continue;
                 }
@@ -298,6 +302,9 @@ impl FieldWriter {
                     Draft::V7 => {}
                 }
                 line.number(q);
+                if self.style.draft == Draft::V11 {
+                    line.put(unit);
+                }
                 line.put(";w=");
                 line.number(seconds);
             }

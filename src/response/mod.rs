@@ -24,9 +24,10 @@
 //!   the whole response, and [`respond_to`](crate::RateLimitLayer::respond_to), whose closure also
 //!   gets the request.
 //! - [`Respond`] for a type of your own, with [`responder`](crate::RateLimitLayer::responder).
-//! - [`DenialBody`] for a body type of your own: the default response in that body.
+//! - [`DenialBody`] for a body type of your own: the default response in that body. It is there for
+//!   the bodies of axum, tonic, hyper, tower-http and `http-body-util`, some under a feature.
 //! - [`RateLimitLayer::any_body`](crate::RateLimitLayer::any_body): the default response for a
-//!   service whose body cannot be made of bytes, by a wrapper around both bodies.
+//!   service with any other body, by a wrapper around both bodies.
 //!
 //! Where there is no layer, a handler returns what
 //! [`Limiter::acquire`](crate::Limiter::acquire) says: with the feature `axum` the denial is a
@@ -44,6 +45,7 @@
 //! # }
 //! ```
 
+mod bodies;
 mod body;
 mod grpc;
 #[cfg(feature = "axum")]

@@ -21,8 +21,8 @@ use crate::{decision::Denied, key::RequestHead, policy::Policy};
 /// [`respond_to`](crate::RateLimitLayer::respond_to).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot respond for a service whose body is `{B}`",
-    note = "for axum's body enable the feature `axum` of `tower-quota`, for tonic's the feature `tonic`",
-    note = "for another body implement `DenialBody`, or use `.any_body()` or `.respond_with(|denied| ...)` on the layer"
+    note = "enable the feature of `tower-quota` for this body: `axum`, `tonic`, `tower-http` or `hyper`",
+    note = "for any other body call `.any_body()` or `.respond_with(|denied| ...)` on the layer"
 )]
 pub trait Respond<B> {
     /// The body of the limited service's responses, to allowed and to denied requests.
@@ -75,48 +75,60 @@ impl DenialFields {
     }
 }
 
-/// The default response, in the body of the inner service.
+/// The default response, in the body of the inner service, or in the one that its [`DenialBody`]
+/// names.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Standard {
     pub(crate) plain: bool,
 }
 
-impl<B: DenialBody> Respond<B> for Standard {
-    type Body = B;
-
-    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<B> {
+impl Standard {
+    fn response<B>(self, denied: &Denied, head: RequestHead<'_>, from_bytes: impl FnOnce(Bytes) -> B) -> Response<B> {
         if let Some(protocol) = Protocol::of_call(head) {
-            return grpc::trailers_only(protocol, denied).map(B::from_bytes);
+            return grpc::trailers_only(protocol, denied).map(from_bytes);
         }
         let Content { content_type, body } = if self.plain { problem::plain(denied) } else { problem::json(denied) };
-        response(denied, head, HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]), body)
+        response(denied, head, HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]), body).map(from_bytes)
     }
 
     /// Clones fields and bodies that are rendered already, instead of completing a response.
-    fn respond_complete(&self, denied: &Denied, head: RequestHead<'_>, fields: &DenialFields) -> Response<B> {
+    fn response_complete<B>(
+        self,
+        denied: &Denied,
+        head: RequestHead<'_>,
+        fields: &DenialFields,
+        from_bytes: impl FnOnce(Bytes) -> B,
+    ) -> Response<B> {
         if let Some(protocol) = Protocol::of_call(head) {
             let mut response = grpc::trailers_only(protocol, denied);
             fields.complete(denied, response.headers_mut());
-            return response.map(B::from_bytes);
+            return response.map(from_bytes);
         }
         let Content { content_type, body } = if self.plain { problem::plain(denied) } else { fields.json(denied) };
-        response(denied, head, fields.writer.denial(denied, content_type), body)
+        response(denied, head, fields.writer.denial(denied, content_type), body).map(from_bytes)
     }
 }
 
-fn response<B: DenialBody>(
-    denied: &Denied,
-    head: RequestHead<'_>,
-    mut fields: HeaderMap,
-    mut body: Bytes,
-) -> Response<B> {
+impl<B: DenialBody> Respond<B> for Standard {
+    type Body = B::Body;
+
+    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<B::Body> {
+        self.response(denied, head, B::from_bytes)
+    }
+
+    fn respond_complete(&self, denied: &Denied, head: RequestHead<'_>, fields: &DenialFields) -> Response<B::Body> {
+        self.response_complete(denied, head, fields, B::from_bytes)
+    }
+}
+
+fn response(denied: &Denied, head: RequestHead<'_>, mut fields: HeaderMap, mut body: Bytes) -> Response<Bytes> {
     // A response to HEAD has the length only (RFC 9110 §9.3.2). Not every server removes the body:
     // over HTTP/2 hyper sends it, and clients reset the stream.
     if head.method() == Method::HEAD {
         fields.insert(header::CONTENT_LENGTH, body.len().into());
         body.clear();
     }
-    let mut response = Response::new(B::from_bytes(body));
+    let mut response = Response::new(body);
     *response.status_mut() = denied.status();
     *response.headers_mut() = fields;
     response
@@ -132,7 +144,7 @@ impl<B> Respond<B> for AnyBody {
     type Body = ResponseBody<B>;
 
     fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<ResponseBody<B>> {
-        self.standard.respond(denied, head)
+        self.standard.response(denied, head, ResponseBody::denied)
     }
 
     fn respond_complete(
@@ -141,7 +153,7 @@ impl<B> Respond<B> for AnyBody {
         head: RequestHead<'_>,
         fields: &DenialFields,
     ) -> Response<ResponseBody<B>> {
-        self.standard.respond_complete(denied, head, fields)
+        self.standard.response_complete(denied, head, fields, ResponseBody::denied)
     }
 }
 

@@ -1,0 +1,112 @@
+//! Contains why a policy in a file is invalid.
+
+use std::{error, fmt};
+
+use http::header::InvalidHeaderName;
+
+use crate::{
+    key::{NetworkError, TrustError},
+    policy::PathError,
+    quota::QuotaError,
+};
+
+/// Why a configured policy is invalid.
+#[derive(Debug)]
+pub struct PolicyConfigError {
+    policy: String,
+    kind: PolicyConfigErrorKind,
+}
+
+impl PolicyConfigError {
+    pub(super) fn new(policy: String, kind: PolicyConfigErrorKind) -> Self {
+        Self { policy, kind }
+    }
+
+    /// Returns the policy's name, or its key where it has no name.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+
+    /// Returns what is wrong.
+    #[must_use]
+    pub fn kind(&self) -> &PolicyConfigErrorKind {
+        &self.kind
+    }
+}
+
+/// What is wrong with a configured policy.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum PolicyConfigErrorKind {
+    /// The name of a header field is invalid.
+    #[non_exhaustive]
+    Field {
+        /// The name.
+        name: String,
+        /// Why it is invalid.
+        source: InvalidHeaderName,
+    },
+    /// The key cannot be made, for this reason.
+    Key(&'static str),
+    /// The share of `enforce-for` is not from 0.0 to 1.0.
+    Share(f64),
+    /// The status of `on-missing` is not an error (400 to 599).
+    Status(u16),
+    /// The list of trusted proxies is invalid.
+    Trust(TrustError),
+    /// The denials and the window of a ban are no quota.
+    Ban(QuotaError),
+    /// Requests would cost nothing, and so be unlimited.
+    Cost,
+    /// The name of a method is invalid, or not in capitals.
+    Method(String),
+    /// A pattern of [`paths`](super::PolicyConfig::paths) is invalid.
+    Path(PathError),
+    /// A network of [`except`](super::PolicyConfig::except) is invalid.
+    Except(NetworkError),
+}
+
+impl fmt::Display for PolicyConfigErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Field { name, .. } => {
+                write!(f, "{name:?} is not the name of a header field: use letters, digits and hyphens")
+            }
+            Self::Key(reason) => write!(f, "the key: {reason}"),
+            Self::Share(share) => write!(f, "enforce-for is {share}: set it from 0.0 to 1.0"),
+            Self::Status(code) => {
+                write!(f, "on-missing rejects with {code}, which is not an error: use a status from 400 to 599")
+            }
+            Self::Trust(error) => error.fmt(f),
+            Self::Except(error) => error.fmt(f),
+            Self::Ban(error) => write!(f, "the ban: {error}"),
+            Self::Cost => f.write_str("cost is 0, which limits nothing: set it to at least 1"),
+            Self::Method(name) => write!(f, "{name:?} is not a method: write it in capitals, as `POST`"),
+            Self::Path(error) => error.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for PolicyConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the policy {:?}: {}", self.policy, self.kind)
+    }
+}
+
+impl error::Error for PolicyConfigError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match &self.kind {
+            PolicyConfigErrorKind::Field { source, .. } => Some(source),
+            PolicyConfigErrorKind::Cost
+            | PolicyConfigErrorKind::Key(_)
+            | PolicyConfigErrorKind::Method(_)
+            | PolicyConfigErrorKind::Share(_)
+            | PolicyConfigErrorKind::Status(_) => None,
+            PolicyConfigErrorKind::Trust(source) => Some(source),
+            PolicyConfigErrorKind::Except(source) => Some(source),
+            PolicyConfigErrorKind::Ban(source) => Some(source),
+            PolicyConfigErrorKind::Path(source) => Some(source),
+        }
+    }
+}

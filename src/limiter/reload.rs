@@ -1,0 +1,44 @@
+//! Contains the change of a limiter's policies: those that stay keep their buckets.
+//!
+//! This file must not know of layers, nor of files.
+
+use super::{Limiter, error::ConfigError};
+use crate::policy::Policy;
+
+impl Limiter {
+    /// Returns a limiter with other policies, for a configuration that has changed. Policies that
+    /// stay have their buckets, blocks, bans and pauses in common with this limiter: those of the
+    /// same name, if both are global or neither is. Their quotas, closures and options are the new
+    /// ones. Added policies begin with full buckets, and those that are left out are gone.
+    ///
+    /// This limiter stays as it is, and layers that have it still use it. To change a layer, see
+    /// [`RateLimitLayer::reloadable`](crate::RateLimitLayer::reloadable).
+    ///
+    /// Where a second global policy is added, or the first one gets plans, its bucket is copied,
+    /// and what this limiter still grants at the time is not counted there.
+    ///
+    /// ```
+    /// use tower_quota::{Limiter, Policy, Quota};
+    ///
+    /// let limiter = Limiter::new(Policy::by_key(Quota::per_hour(5)).named("account"));
+    /// limiter.acquire("account", "ann").unwrap();
+    /// let limiter = limiter.with_policies([
+    ///     Policy::by_key(Quota::per_hour(3)).named("account"),
+    ///     Policy::by_key(Quota::per_hour(20)).named("address"),
+    /// ])?;
+    /// assert_eq!(limiter.peek("account", "ann").unwrap().remaining(), 2);
+    /// # Ok::<(), tower_quota::limiter::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When [`Builder::build`](super::Builder::build) fails for the policies; when policies that
+    /// stay are in another order; when one of them has another
+    /// [`max_keys`](Policy::max_keys), [`max_keys_per_network`](Policy::max_keys_per_network) or
+    /// [`at_cap`](Policy::at_cap).
+    pub fn with_policies(&self, policies: impl IntoIterator<Item = Policy>) -> Result<Self, ConfigError> {
+        let (set, origins) = self.set().successor(policies.into_iter().collect())?;
+        let buckets = self.parts.buckets.successor(self.set(), &set, &origins);
+        Ok(Self::of(set, buckets))
+    }
+}

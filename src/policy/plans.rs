@@ -1,0 +1,64 @@
+//! Contains how the quota of a request is chosen: by a closure that returns it, or by the name of a
+//! plan, whose quota stands beside the policy's own.
+//!
+//! This file must not know of keys or buckets.
+
+use std::collections::HashMap;
+
+use crate::{
+    key::RequestHead,
+    observe::events::{self, Throttle},
+    quota::Quota,
+};
+
+type QuotaBy = dyn Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync;
+type PlanBy = dyn Fn(RequestHead<'_>) -> Option<&str> + Send + Sync;
+
+/// How the quota of a request is chosen.
+pub(super) enum Chooser {
+    Quota(Box<QuotaBy>),
+    Plan(Box<PlanBy>),
+}
+
+impl Chooser {
+    /// The quota of a request, whose plan is one of `plans` of the policy of this name.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn choose(&self, policy: &str, plans: Option<&Plans>, head: RequestHead<'_>) -> Option<Quota> {
+        match self {
+            Self::Quota(choose) => choose(head),
+            Self::Plan(plan) => plans?.find(policy, plan(head)?),
+        }
+    }
+}
+
+/// The quotas of plans, by their names.
+#[derive(Debug, Default)]
+pub(super) struct Plans {
+    quotas: HashMap<Box<str>, Quota>,
+    unknown: Throttle,
+}
+
+impl Plans {
+    pub(super) fn new<N: AsRef<str>>(quotas: impl IntoIterator<Item = (N, Quota)>) -> Self {
+        let quotas = quotas.into_iter().map(|(name, quota)| (name.as_ref().into(), quota)).collect();
+        Self { quotas, unknown: Throttle::default() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.quotas.is_empty()
+    }
+
+    pub(super) fn get(&self, plan: &str) -> Option<Quota> {
+        self.quotas.get(plan).copied()
+    }
+
+    /// The quota of the plan that a request has. Reports a plan that nobody has set.
+    pub(super) fn find(&self, policy: &str, plan: &str) -> Option<Quota> {
+        let found = self.get(plan);
+        if found.is_none() {
+            events::unknown_plan(policy, plan, &self.unknown);
+        }
+        found
+    }
+}
