@@ -91,6 +91,29 @@ async fn several_processes_share_one_bucket_and_admit_exactly_the_quota() {
     }
 }
 
+/// A file has changed: the layer gets a limiter with other policies, and buckets are in Redis by the names of theirs.
+#[tokio::test]
+async fn a_layer_takes_another_limiter_over_the_same_redis_and_policies_that_stay_keep_their_buckets() {
+    let server = Server::start(Engine::Redis);
+    let limiter =
+        async |policies: Vec<Policy>| connected(builder(&server.url(), OnFailure::Closed).policies(policies)).await;
+    let layer = RateLimitLayer::new(limiter(vec![by_header(FIVE)]).await).reloadable();
+    let service = layer.layer(service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(String::new()))));
+    let ask = async || service.clone().oneshot(with_header("k", "a")).await.unwrap();
+    assert_eq!(ask().await.headers()["ratelimit"], "\"per-k\";r=4;t=720");
+    let added = by_header(Quota::per_hour(1)).named("added");
+    layer.replace(limiter(vec![by_header(Quota::per_hour(10)), added]).await).unwrap();
+    let served = ask().await;
+    assert_eq!(
+        (served.status(), &served.headers()["ratelimit"]),
+        (StatusCode::OK, &"\"per-k\";r=8;t=360, \"added\";r=0;t=3600".parse().unwrap())
+    );
+    assert_eq!(ask().await.status(), StatusCode::TOO_MANY_REQUESTS);
+    layer.replace(limiter(vec![by_header(FIVE)]).await).unwrap();
+    assert_eq!(ask().await.headers()["ratelimit"], "\"per-k\";r=2;t=720");
+    assert_eq!(layer.limiter().peek("per-k", "a").await.unwrap().remaining(), 2);
+}
+
 #[tokio::test]
 async fn a_denial_reports_how_the_bucket_stands_and_when_to_retry() {
     let server = Server::start(Engine::Redis);

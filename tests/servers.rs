@@ -267,6 +267,23 @@ fn in_a_nested_router_the_original_path_is_there_beside_what_is_left_of_it() {
     assert_eq!(limited(|head| head.uri().path() == "/api/v1/uploads"), [200, 200]);
 }
 
+/// A file names paths as clients send them, whatever router the layer is in.
+#[test]
+fn in_a_nested_router_a_pattern_matches_either_path() {
+    for (pattern, expected) in [
+        ("/uploads", [200, 429]),
+        ("/api/v1/uploads", [200, 429]),
+        ("/api/**", [200, 429]),
+        ("/v1/uploads", [200, 200]),
+        ("/api", [200, 200]),
+    ] {
+        let uploads = Policy::global(Quota::per_hour(1)).paths([pattern]).unwrap();
+        let inner = Router::new().route("/uploads", get(async || ())).layer(RateLimitLayer::new(uploads));
+        let server = serve_axum(Router::new().nest("/api/v1", inner));
+        assert_eq!(statuses(server.address, "/api/v1/uploads?a=b", &[], 2), expected, "{pattern}");
+    }
+}
+
 /// An address that the application shares with its handlers is not the peer's.
 #[test]
 fn an_address_that_means_something_else_changes_no_client() {

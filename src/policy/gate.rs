@@ -40,13 +40,23 @@ impl Gate {
         };
         match &self.when {
             _ if self.methods.as_ref().is_some_and(|methods| !methods.contains(head.method())) => Applies::No,
-            _ if self.paths.as_ref().is_some_and(|paths| !paths.match_path(head.uri().path())) => Applies::No,
+            _ if self.paths.as_ref().is_some_and(|paths| !match_target(paths, head)) => Applies::No,
             Some(applies) if !applies(head) => Applies::No,
             _ if self.except.as_ref().is_some_and(is_excepted) => Applies::No,
             _ if self.unmet(head).is_some() => Applies::LacksSomething,
             _ => Applies::Yes,
         }
     }
+}
+
+/// Whether the path that the layer sees matches, or the one that the client sent: a pattern that is
+/// written as the one and compared with the other would limit nothing.
+fn match_target(paths: &PathPatterns, head: RequestHead<'_>) -> bool {
+    #[cfg(feature = "axum")]
+    if paths.match_path(head.original_uri().path()) {
+        return true;
+    }
+    paths.match_path(head.uri().path())
 }
 
 /// Whether a policy applies to a request.

@@ -199,11 +199,13 @@ impl Policy {
     /// there are none: `/login` is that path, in `/users/*` the star stands for one segment, and
     /// `/api/**` is that path and all below it.
     ///
-    /// The path is compared as the client has written it, as axum's router does. Which part of it
-    /// the layer sees is said at [`when`](Self::when). A service behind the layer that decodes or
-    /// normalizes paths, such as another server behind a proxy, may serve `/%6Cogin` or `//login`
-    /// as `/login`, and this policy does not count them. Normalize the path before the layer, or
-    /// limit such requests by a policy without `paths`.
+    /// The path is compared as the client has written it, as axum's router does. In a router that
+    /// is nested under `/api`, `/uploads` matches, which the layer sees, and with the feature
+    /// `axum` also `/api/uploads`, which the client sent.
+    ///
+    /// A service behind the layer that decodes or normalizes paths, such as another server behind a
+    /// proxy, may serve `/%6Cogin` or `//login` as `/login`, and this policy does not count them.
+    /// Normalize the path before the layer, or limit such requests by a policy without `paths`.
     ///
     /// # Errors
     ///
