@@ -103,9 +103,9 @@ async fn a_layer_takes_another_limiter_over_the_same_redis_and_policies_that_sta
     assert_eq!(ask().await.headers()["ratelimit"], "\"per-k\";r=4;t=720");
     let added = by_header(Quota::per_hour(1)).named("added");
     layer.replace(limiter(vec![by_header(Quota::per_hour(10)), added]).await).unwrap();
-    let served = ask().await;
+    let allowed = ask().await;
     assert_eq!(
-        (served.status(), &served.headers()["ratelimit"]),
+        (allowed.status(), &allowed.headers()["ratelimit"]),
         (StatusCode::OK, &"\"per-k\";r=8;t=360, \"added\";r=0;t=3600".parse().unwrap())
     );
     assert_eq!(ask().await.status(), StatusCode::TOO_MANY_REQUESTS);

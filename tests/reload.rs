@@ -92,6 +92,26 @@ fn blocks_bans_and_pauses_stay_and_a_ban_ends_with_its_rule() {
     }
 }
 
+/// Also the first block of a policy, and by the limiter of before: an operator's tool may have it.
+#[test]
+fn a_block_counts_for_both_limiters_whichever_sets_it() {
+    for rule in [None, Some(Ban::after(9, MINUTE))] {
+        let policy = |rule: Option<Ban>| rule.map_or(by_header("p", FIVE), |rule| by_header("p", FIVE).ban(rule));
+        for later in [None, Some(Ban::after(9, MINUTE))] {
+            let (former, _clock) = limiter([policy(rule)]);
+            let next = former.with_policies([policy(later)]).unwrap();
+            // Buckets exist, so that decisions take the short way.
+            assert!(["a", "b", "c"].iter().all(|key| admits(&former, &with_header("k", key))));
+            former.block("p", "a", MINUTE).unwrap();
+            next.block("p", "b", MINUTE).unwrap();
+            for limiter in [&former, &next] {
+                let admitted = ["a", "b", "c"].map(|key| admits(limiter, &with_header("k", key)));
+                assert_eq!(admitted, [false, false, true], "{rule:?} {later:?}");
+            }
+        }
+    }
+}
+
 /// A global policy that has one number for its bucket gets a second one beside it, or plans.
 #[test]
 fn the_bucket_of_a_global_policy_is_copied_where_one_number_is_not_enough() {

@@ -21,7 +21,7 @@ use smallvec::SmallVec;
 use super::{
     attempt::{Attempt, Counted},
     local_buckets::{FastPath, LocalBuckets, PolicyBuckets},
-    policy_set::{Demands, LivePolicy, PolicySet, is_near_limit},
+    policy_set::{Demands, PolicySet, is_near_limit},
 };
 use crate::{
     clock::{Nanos, Timestamp},
@@ -103,7 +103,7 @@ impl LocalBuckets {
             Ok(None) => return FastOutcome::DoesNotApply,
             Err(status) => return FastOutcome::MissingKey(status),
         };
-        match self.fast_path_of(set, (0, policy, live, buckets), &demand, patience) {
+        match self.fast_path_of(set, (0, policy, buckets), &demand, patience) {
             Some(found) if found.evaluation.is_granted() => FastOutcome::Granted(demand, found),
             Some(found) => FastOutcome::Denied(demand, found),
             None => FastOutcome::Evaluated(demand),
@@ -115,11 +115,11 @@ impl LocalBuckets {
     fn fast_path_of(
         &self,
         set: &PolicySet,
-        (index, policy, live, buckets): (usize, &Policy, &LivePolicy, &PolicyBuckets),
+        (index, policy, buckets): (usize, &Policy, &PolicyBuckets),
         demand: &Demand,
         patience: Nanos,
     ) -> Option<FastPath> {
-        let usual = !demand.shadow && patience.is_zero() && live.penalties().is_none() && !buckets.knows_pauses();
+        let usual = !demand.shadow && patience.is_zero() && buckets.has_cells_only();
         let found = if usual { buckets.fast_path(demand, set.clock()) } else { None }?;
         if found.evaluation.is_granted() {
             let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.quota);
@@ -136,8 +136,8 @@ impl LocalBuckets {
         set: &PolicySet,
         (index, demand): (usize, Demand),
     ) -> Option<Result<(Timestamp, Receipt), Denied>> {
-        let (policy, live) = set.policy(index);
-        let found = self.fast_path_of(set, (index, policy, live, &self.each[index]), &demand, Nanos::ZERO)?;
+        let policy = set.policy(index);
+        let found = self.fast_path_of(set, (index, policy, &self.each[index]), &demand, Nanos::ZERO)?;
         Some(if found.evaluation.is_granted() {
             Ok((found.now, receipt(index, &demand, &found)))
         } else {

@@ -119,9 +119,10 @@ impl Limiter {
     ///
     /// When there is no policy of this name, or no place for another key.
     pub fn block(&self, policy: &str, key: impl IntoKey, time: Duration) -> Result<(), BlockError> {
-        let (index, policy, _) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
+        let (index, policy, buckets) = self.find(policy).map_err(BlockError::UnknownPolicy)?;
         let now = self.set().now();
         let penalties = self.set().penalties_or_new(index);
+        buckets.know_penalties();
         if penalties.block(policy.key(self.key(key)), now.saturating_add(time.into()), now) {
             Ok(())
         } else {

@@ -24,7 +24,7 @@ use crate::{
     sweeper::{self, Sweeping},
     sync::{
         Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -40,7 +40,7 @@ impl LocalBuckets {
     /// Names what it sweeps by the policies, with `suffix`.
     pub(crate) fn new(set: &PolicySet, decided_by: DecidedBy, suffix: &str) -> Self {
         let each = set.policies().iter().map(|policy| Arc::new(PolicyBuckets::of(set, policy, suffix)));
-        Self { each: each.collect(), decided_by }
+        Self { each: each.collect(), decided_by }.that_know_penalties(set)
     }
 
     /// The buckets of a set whose policies continue former ones: `origins` are their numbers.
@@ -57,7 +57,16 @@ impl LocalBuckets {
                 _ => Arc::clone(buckets),
             }
         });
-        Self { each: each.collect(), decided_by: self.decided_by }
+        Self { each: each.collect(), decided_by: self.decided_by }.that_know_penalties(set)
+    }
+
+    fn that_know_penalties(self, set: &PolicySet) -> Self {
+        for (index, buckets) in self.each.iter().enumerate() {
+            if set.penalties(index).is_some() {
+                buckets.know_penalties();
+            }
+        }
+        self
     }
 
     /// Lets requests of a policy wait for as long, now and later.
@@ -114,6 +123,8 @@ pub(crate) enum Slack {
 /// The buckets of one policy.
 pub(super) struct PolicyBuckets {
     storage: Storage,
+    /// Whether a key may be blocked or paused, so that a decision has to look for more than cells.
+    knows_exceptions: AtomicBool,
     /// Made with the first pause of a key.
     pauses: OnceLock<Arc<Pauses>>,
     /// How long requests may wait.
@@ -179,6 +190,7 @@ impl PolicyBuckets {
         }
         if let Some(pauses) = self.pauses.get() {
             let _ = locked.pauses.set(Arc::clone(pauses));
+            locked.knows_exceptions.store(true, Ordering::Release);
         }
         for (to, from) in
             [(&locked.slack, &self.slack), (&locked.debt, &self.debt), (&locked.longest_burst, &self.longest_burst)]
@@ -202,7 +214,14 @@ impl PolicyBuckets {
 
     fn new(quota: Quota, storage: Storage) -> Self {
         let longest_burst = AtomicU64::new(quota.burst_nanos().get());
-        Self { storage, pauses: OnceLock::new(), slack: AtomicU64::new(0), debt: AtomicU64::new(0), longest_burst }
+        Self {
+            storage,
+            knows_exceptions: AtomicBool::new(false),
+            pauses: OnceLock::new(),
+            slack: AtomicU64::new(0),
+            debt: AtomicU64::new(0),
+            longest_burst,
+        }
     }
 
     #[inline(always)]
@@ -247,6 +266,17 @@ impl PolicyBuckets {
         }
     }
 
+    /// Whether no key was ever blocked or paused, and none is ever banned.
+    #[inline(always)]
+    pub(super) fn has_cells_only(&self) -> bool {
+        !self.knows_exceptions.load(Ordering::Acquire)
+    }
+
+    /// From now on keys may be blocked.
+    pub(super) fn know_penalties(&self) {
+        self.knows_exceptions.store(true, Ordering::Release);
+    }
+
     /// Whether a key was ever paused.
     #[inline(always)]
     pub(super) fn knows_pauses(&self) -> bool {
@@ -278,6 +308,7 @@ impl PolicyBuckets {
     /// bucket moves by as much, so that whoever waits for its cells stays in line.
     pub(super) fn pause(&self, key: Key, time: Nanos, clock: &Clock, swept_as: Option<&Arc<str>>) -> bool {
         let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as).into());
+        self.knows_exceptions.store(true, Ordering::Release);
         let mut has_place = false;
         // The bucket afterwards, if the pause is longer than before.
         let mut pause = |bucket: Bucket, now: Timestamp| {

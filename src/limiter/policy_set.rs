@@ -57,8 +57,9 @@ pub(crate) struct PolicySet {
 /// What changes of a policy while the limiter runs.
 pub(super) struct LivePolicy {
     quota: LiveQuota,
-    /// Made with the limiter for a policy with a ban, and with the first block for another.
-    penalties: OnceLock<Arc<Penalties>>,
+    /// Made with the limiter for a policy with a ban, and with the first block for another. Shared
+    /// with the policies that continue this one, or are continued by it, by the same rule.
+    penalties: Arc<OnceLock<Penalties>>,
 }
 
 impl LivePolicy {
@@ -70,7 +71,7 @@ impl LivePolicy {
     /// `None` as long as no key was ever blocked, for a policy without a ban.
     #[inline(always)]
     pub(super) fn penalties(&self) -> Option<&Penalties> {
-        self.penalties.get().map(|penalties| &**penalties)
+        self.penalties.get()
     }
 }
 
@@ -103,7 +104,7 @@ impl PolicySet {
         let default = if clock.is_system() { Sweep::Background } else { Sweep::Manual };
         let live = policies
             .iter()
-            .map(|policy| LivePolicy { quota: LiveQuota::new(policy.quota()), penalties: OnceLock::new() });
+            .map(|policy| LivePolicy { quota: LiveQuota::new(policy.quota()), penalties: Arc::default() });
         let set = Self {
             live: live.collect(),
             meters: Meters::new(policies.len()),
@@ -143,15 +144,16 @@ impl PolicySet {
         )?;
         let origins = origins(&self.policies, &next.policies)?;
         for (index, origin) in origins.iter().enumerate() {
-            let Some(former) = origin.and_then(|origin| self.live[origin].penalties.get()) else { continue };
-            let (policy, former_rule) =
-                (&next.policies[index], origin.and_then(|origin| self.policies[origin].ban_rule()));
-            let penalties = if policy.ban_rule() == former_rule {
-                Arc::clone(former)
+            let Some(origin) = *origin else { continue };
+            let policy = &next.policies[index];
+            next.live[index].penalties = if policy.ban_rule() == self.policies[origin].ban_rule() {
+                Arc::clone(&self.live[origin].penalties)
             } else {
-                former.with_rule(policy.ban_rule(), &self.clock, next.swept_as(policy).as_ref()).into()
+                // Made now, so that later blocks are for both.
+                let former = self.penalties_or_new(origin);
+                let penalties = former.with_rule(policy.ban_rule(), &self.clock, next.swept_as(policy).as_ref());
+                Arc::new(OnceLock::from(penalties))
             };
-            next.live[index].penalties = OnceLock::from(penalties);
         }
         next.top_denied = self.top_denied.as_ref().map(|top_denied| {
             top_denied.renumbered(|former| origins.iter().position(|origin| *origin == Some(former)))
@@ -208,8 +210,8 @@ impl PolicySet {
 
     /// The policy at this index.
     #[inline(always)]
-    pub(super) fn policy(&self, index: usize) -> (&Policy, &LivePolicy) {
-        (&self.policies[index], &self.live[index])
+    pub(super) fn policy(&self, index: usize) -> &Policy {
+        &self.policies[index]
     }
 
     /// The parts of a request that policies see.
@@ -243,7 +245,7 @@ impl PolicySet {
         let policy = &self.policies[index];
         self.live[index]
             .penalties
-            .get_or_init(|| Penalties::new(policy.ban_rule(), &self.clock, self.swept_as(policy).as_ref()).into())
+            .get_or_init(|| Penalties::new(policy.ban_rule(), &self.clock, self.swept_as(policy).as_ref()))
     }
 
     /// Whether clients learn always how they stand under this policy.
