@@ -9,7 +9,7 @@
 //! use tower_quota::{Quota, RateLimitLayer};
 //!
 //! # #[cfg(feature = "axum")] {
-//! // 10 requests a second for each client, 20 at once.
+//! // For each client 10 requests a second, and 20 at once: up to 30 in the first second.
 //! let app: Router = Router::new()
 //!     .route("/", get(|| async { "Hello!" }))
 //!     .layer(RateLimitLayer::per_ip(Quota::per_second(10).burst(20)));
@@ -27,7 +27,9 @@
 //! | apply them to a service | [`RateLimitLayer`], [`RateLimit`] |
 //! | change the response to denied requests | [`response`], [`Denied`] |
 //! | choose what clients learn | [`headers`], [`policy::Advertise`] |
+//! | read policies from a file, and again while it serves | `config`, [`reload`] |
 //! | test with a clock that you move | [`guide::testing`], [`clock`] |
+//! | find out why it does not compile, or does not limit | [`guide::troubleshooting`] |
 //! | learn how it works, and its invariants | `docs/architecture.md` |
 //!
 //! # Guarantees

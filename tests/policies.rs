@@ -576,6 +576,8 @@ mod configuration {
         for (wrong, says) in [
             ("methods = ['post']", "in capitals"),
             ("methods = ['']", "not a method"),
+            ("methods = []", "leave it out"),
+            ("paths = []", "leave it out"),
             ("paths = ['login']", "\"login\""),
             ("ban = { denials = 0, window-seconds = 60 }", "the ban"),
         ] {

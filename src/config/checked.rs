@@ -31,6 +31,11 @@ where
     read(deserializer, |part: &Option<T>| part.map(make).transpose())
 }
 
+/// A list that is left out means everything, and one that says nothing could mean either.
+fn not_empty(part: &'static str, list: &[String]) -> Result<(), PolicyConfigErrorKind> {
+    if list.is_empty() { Err(PolicyConfigErrorKind::EmptyList(part)) } else { Ok(()) }
+}
+
 fn any() -> Policy {
     Policy::global(Quota::per_second(1))
 }
@@ -44,11 +49,17 @@ pub(super) fn enforce_for<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 }
 
 pub(super) fn methods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    read(deserializer, |names: &Vec<String>| parts::methods(names))
+    read(deserializer, |names: &Vec<String>| {
+        not_empty("methods", names)?;
+        parts::methods(names)
+    })
 }
 
 pub(super) fn paths<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    read(deserializer, |paths: &Vec<String>| any().paths(paths).map_err(PolicyConfigErrorKind::Path))
+    read(deserializer, |paths: &Vec<String>| {
+        not_empty("paths", paths)?;
+        any().paths(paths).map_err(PolicyConfigErrorKind::Path)
+    })
 }
 
 pub(super) fn except<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {

@@ -39,6 +39,8 @@ impl PolicyConfigError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum PolicyConfigErrorKind {
+    /// A list of this name is empty, in a file.
+    EmptyList(&'static str),
     /// The name of a header field is invalid.
     #[non_exhaustive]
     Field {
@@ -70,6 +72,12 @@ pub enum PolicyConfigErrorKind {
 impl fmt::Display for PolicyConfigErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::EmptyList(part) => {
+                write!(
+                    f,
+                    "{part} is empty, so the policy would apply to nothing: leave it out to apply it to all requests"
+                )
+            }
             Self::Field { name, .. } => {
                 write!(f, "{name:?} is not the name of a header field: use letters, digits and hyphens")
             }
@@ -99,6 +107,7 @@ impl error::Error for PolicyConfigError {
         match &self.kind {
             PolicyConfigErrorKind::Field { source, .. } => Some(source),
             PolicyConfigErrorKind::Cost
+            | PolicyConfigErrorKind::EmptyList(_)
             | PolicyConfigErrorKind::Key(_)
             | PolicyConfigErrorKind::Method(_)
             | PolicyConfigErrorKind::Share(_)
