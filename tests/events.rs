@@ -52,11 +52,21 @@ fn a_layer_that_is_missing_is_one_loud_line_that_names_what_it_puts_there() {
 /// is full.
 #[test]
 fn dates_in_keys_of_slow_quotas_are_one_line_that_names_the_policies() {
+    fn dated(head: tower_quota::key::RequestHead<'_>, key: &str, today: &str) -> Option<String> {
+        let user = head.headers().get("k")?.to_str().ok()?;
+        Some(match key {
+            // One key, and accounts that were made on different days.
+            "constant" => format!("key_{today}"),
+            "accounts" => format!("{}-{:02}-{user}", &today[..7], 1 + user.parse::<u32>().ok()? % 28),
+            key => format!("{user}{key}{today}"),
+        })
+    }
+
     let (now, days) = (jiff::Timestamp::now(), |days: u64| std::time::Duration::from_secs(86_400 * days));
     let said = |quota: Quota, key: &'static str| {
         let today = now.strftime("%Y-%m-%d").to_string();
         events::Lines::default().collect(|| {
-            let by_day = Policy::per(key_fn(move |_| Some(format!("{key}{today}"))), quota).named("by-day");
+            let by_day = Policy::per(key_fn(move |head| dated(head, key, &today)), quota).named("by-day");
             let (limiter, _clock) = support::limiter([by_day, Policy::per(Header::new("k"), ONE)]);
             for n in 0..100 {
                 let _ = limiter.decide(&with_header("k", n.to_string()));
@@ -67,7 +77,9 @@ fn dates_in_keys_of_slow_quotas_are_one_line_that_names_the_policies() {
     assert_eq!(slow.lines().count(), 1, "{slow}");
     assert!(slow.contains("WARN") && slow.contains("by-day") && slow.contains("leave the date out"), "{slow}");
     assert_eq!(said(Quota::per_hour(1_000), "ann:"), "", "they are gone before the next day");
-    assert_eq!(said(Quota::per(1_000, days(30)), "ann:1"), "", "a number, and no date");
+    for other in [":1", "constant", "accounts"] {
+        assert_eq!(said(Quota::per(1_000, days(30)), other), "", "{other}");
+    }
 }
 
 #[test]

@@ -580,9 +580,17 @@ mod configuration {
             ("paths = []", "leave it out"),
             ("paths = ['login']", "\"login\""),
             ("ban = { denials = 0, window-seconds = 60 }", "the ban"),
+            ("ban = { denials = 2, window-seconds = 60, initial-seconds = 0 }", "at least 1"),
+            ("ban = { denials = 2, window-seconds = 60, max-seconds = 10 }", "no less than"),
+            ("cost = 5", "above the burst"),
         ] {
             let error = read(wrong).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
+        }
+        // What a policy without keys would ignore.
+        for ignored in ["on-missing = 'share'", "max-keys = 7", "max-keys-per-network = 7", "at-cap = 'deny'"] {
+            let error = toml::from_str::<Policy>(&format!("key = 'global'\nquota = '4/h'\n{ignored}")).unwrap_err();
+            assert!(error.to_string().contains("leave it out"), "{error}");
         }
         // The same of a configuration that code has made.
         let mut made = config("name = 'p'\nkey = 'global'\nquota = '1/s'");
@@ -592,7 +600,7 @@ mod configuration {
         assert!(toml::from_str::<PolicyConfig>("key = 'global'\nquota = '1/s'\nmethod = ['POST']").is_err());
         // What was read is written, and read again.
         let full =
-            config("key = 'global'\nquota = '1/s'\nmethods = ['GET']\npaths = ['/']\ncost = 3\ncount-denied = true");
+            config("key = 'global'\nquota = '3/s'\nmethods = ['GET']\npaths = ['/']\ncost = 3\ncount-denied = true");
         assert_eq!(serde_json::from_str::<PolicyConfig>(&serde_json::to_string(&full).unwrap()).unwrap(), full);
     }
 
@@ -620,6 +628,7 @@ mod configuration {
         assert_eq!(admitted(&limiter, &request(Some("team")), 9), 4);
         // Nobody has set it: the policy's own quota, and an event.
         assert!(!admits(&limiter, &request(Some("enterprise"))));
+        assert_eq!(admitted(&limiter, &request(Some("team")), 9), 0);
         assert_eq!(limiter.policies()[0].plan("pro"), Some(Quota::per_hour(5)));
         assert_eq!(limiter.policies()[0].plan("enterprise"), None);
         // The file has changed.

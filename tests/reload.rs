@@ -18,7 +18,7 @@ use tower_quota::{
     clock::ManualClock,
     decision::Reason,
     headers::Reset,
-    key::{Header, key_fn},
+    key::{Header, RequestHead, key_fn},
     limiter::{Admission, ConfigErrorKind, Sweep},
     policy::{AtCap, Ban},
 };
@@ -112,36 +112,98 @@ fn a_block_counts_for_both_limiters_whichever_sets_it() {
     }
 }
 
-/// A global policy that has one number for its bucket gets a second one beside it, or plans.
+/// The bucket of a global policy that was the only one is an atomic number, and stays one.
 #[test]
-fn the_bucket_of_a_global_policy_is_copied_where_one_number_is_not_enough() {
-    let second = Policy::global(Quota::per_hour(50)).named("second");
-    let planned = Policy::global(FIVE).quota_by(|_| Some(Quota::per_hour(10)));
-    for (policies, left) in [(vec![Policy::global(FIVE), second], 2), (vec![planned], 7)] {
+fn a_global_policy_that_gets_others_beside_it_keeps_its_bucket_for_both_limiters() {
+    let second = || Policy::global(Quota::per_hour(50)).named("second");
+    let reloads = [
+        vec![Policy::global(FIVE), second()],
+        vec![second(), Policy::global(FIVE)],
+        vec![Policy::global(FIVE).quota_by(|_| None)],
+    ];
+    for policies in reloads {
         let (limiter, clock) = limiter([Policy::global(FIVE)]);
         clock.advance(Duration::from_secs(1_000_000));
-        assert_eq!(admitted(&limiter, &Request::new(()), 3), 3);
-        limiter.pause("global", 0_u8, MINUTE).unwrap();
+        let admission = limiter.acquire_n("global", 0_u8, 3).unwrap();
         let next = limiter.with_policies(policies).unwrap();
-        assert!(!admits(&next, &Request::new(())), "the pause stays");
+        assert_eq!((remaining(&limiter, "global"), remaining(&next, "global")), (2, 2));
+        // What was acquired before is refunded, charged and paused after it.
+        admission.settle("global", 1).unwrap();
+        assert_eq!(remaining(&next, "global"), 4);
+        next.charge("global", 0_u8, 1).unwrap();
+        limiter.pause("global", 0_u8, MINUTE).unwrap();
+        assert!(!admits(&next, &Request::new(())) && !admits(&limiter, &Request::new(())));
         clock.advance(MINUTE);
-        assert_eq!(admitted(&next, &Request::new(()), 9), left);
+        assert!(admits(&limiter, &Request::new(())));
+        assert_eq!(admitted(&next, &Request::new(()), 9), 2);
+        assert!(!admits(&limiter, &Request::new(())));
+        if next.policies().len() > 1 {
+            assert_eq!(remaining(&next, "second"), 48, "a denied request takes nothing");
+        }
         // And back: nothing is forgotten.
         let back = next.with_policies([Policy::global(FIVE)]).unwrap();
         assert!(!admits(&back, &Request::new(())));
+        back.set_quota("global", Quota::per_hour(100)).unwrap();
+        assert_eq!(remaining(&back, "global"), 95);
     }
 }
 
-/// The quota was set, and no decision has met it yet.
+/// Whoever was on it is counted by what there is now.
 #[test]
-fn a_bucket_is_copied_with_its_count_after_its_quota_was_set() {
-    let (limiter, clock) = limiter([Policy::global(FIVE)]);
-    clock.advance(Duration::from_secs(1_000_000));
-    assert_eq!(admitted(&limiter, &Request::new(()), 3), 3);
-    limiter.set_quota("global", Quota::per_second(5)).unwrap();
-    let second = Policy::global(Quota::per_hour(50)).named("second");
-    let next = limiter.with_policies([Policy::global(Quota::per_second(5)), second]).unwrap();
-    assert_eq!(remaining(&next, "global"), 2);
+fn a_plan_that_is_gone_ends_while_its_keys_are_busy() {
+    fn plan(head: RequestHead<'_>) -> Option<&str> {
+        head.headers().get("plan")?.to_str().ok()
+    }
+
+    let pro = || {
+        let mut request = with_header("k", "a");
+        request.headers_mut().insert("plan", "pro".parse().unwrap());
+        request
+    };
+    let with_plans = |plans: &[(&str, Quota)]| by_header("p", FIVE).plans(plans.iter().copied()).plan_by(plan);
+    let former = || with_plans(&[("pro", Quota::per_hour(1_000))]);
+    for (policy, limit) in [
+        (by_header("p", FIVE), 5),
+        // It is deleted, and requests still have it.
+        (with_plans(&[("team", Quota::per_hour(2_000))]), 5),
+        // It is smaller, and stays.
+        (with_plans(&[("pro", Quota::per_hour(10))]), 10),
+        (former(), 1_000),
+    ] {
+        let (limiter, _clock) = limiter([former()]);
+        assert_eq!(admitted(&limiter, &pro(), 4), 4);
+        let next = limiter.with_policies([policy]).unwrap();
+        assert_eq!(admitted(&next, &pro(), 2_000), limit - 4, "{limit}");
+        // Who names no plan has the one that the key had, if there still is one.
+        let (limiter, _clock) = support::limiter([former()]);
+        assert_eq!(admitted(&limiter, &pro(), 4), 4);
+        let next = limiter.with_policies([with_plans(&[("pro", Quota::per_hour(10))])]).unwrap();
+        assert_eq!(admitted(&next, &with_header("k", "a"), 2_000), 1);
+    }
+    // A global policy, too.
+    let (limiter, _clock) = limiter([Policy::global(FIVE).quota_by(|_| Some(Quota::per_hour(1_000)))]);
+    assert_eq!(admitted(&limiter, &Request::new(()), 4), 4);
+    assert_eq!(admitted(&limiter.with_policies([Policy::global(FIVE)]).unwrap(), &Request::new(()), 9), 1);
+    // Plans that callers name stay: the policy never knew them.
+    let (limiter, _clock) = support::limiter([Policy::by_key(FIVE)]);
+    limiter.acquire_as("by-key", 7_u8, Quota::per_hour(1_000), 20).unwrap();
+    let next = limiter.with_policies([Policy::by_key(FIVE)]).unwrap();
+    assert!(next.acquire("by-key", 7_u8).is_ok());
+}
+
+/// It may ask the layer itself.
+#[test]
+fn policies_are_made_before_anything_is_locked() {
+    let layer = RateLimitLayer::new(by_header("p", FIVE)).reloadable();
+    let asking = layer.clone();
+    support::within(Duration::from_secs(60), move || {
+        let policies = std::iter::once_with(|| {
+            asking.set_policies([by_header("p", Quota::per_hour(7))]).unwrap();
+            by_header("p", asking.limiter().quota("p").unwrap())
+        });
+        asking.set_policies(policies).unwrap();
+    });
+    assert_eq!(layer.limiter().quota("p").unwrap(), Quota::per_hour(7));
 }
 
 #[test]
@@ -294,6 +356,34 @@ fn decisions_beside_changes_admit_what_is_there() {
     assert_eq!(["a", "b"].map(|name| remaining(&layer.limiter(), name)), [0, 0]);
     let requests = |name| layer.limiter().peek(name, 0_u8).unwrap().remaining();
     assert_eq!(["c", "d"].map(requests), [998_000, 998_000]);
+}
+
+/// The atomic bucket stands between locked ones, and changes while others are locked.
+#[test]
+fn an_atomic_bucket_beside_locked_ones_admits_what_is_there_and_a_denial_takes_nothing() {
+    let wide = |name: &str| Policy::global(Quota::per_hour(1_000_000)).named(name);
+    let former = Limiter::builder()
+        .policy(Policy::global(Quota::per_hour(2_000)))
+        .clock(ManualClock::new())
+        .sweep(Sweep::Manual)
+        .build()
+        .unwrap();
+    let next = former
+        .with_policies([
+            by_header("k", Quota::per_hour(1_000_000)),
+            wide("a"),
+            Policy::global(Quota::per_hour(2_000)),
+            wide("b"),
+        ])
+        .unwrap();
+    let admitted_by = |limiter: &Limiter| (0..1_500).filter(|_| admits(limiter, &with_header("k", "a"))).count();
+    let [by_former, by_next]: [usize; 2] = thread::scope(|scope| {
+        [&former, &next]
+            .map(|limiter| [(); 2].map(|()| scope.spawn(|| admitted_by(limiter))))
+            .map(|threads| threads.map(|thread| thread.join().unwrap()).iter().sum())
+    });
+    assert_eq!(by_former + by_next, 2_000);
+    assert_eq!(["k", "a", "b"].map(|name| 1_000_000 - remaining(&next, name) as usize), [by_next; 3]);
 }
 
 #[test]

@@ -133,6 +133,16 @@ async fn a_limit_outside_of_other_limits() {
     axum_takes!(wide(), CompressionLayer::new(), wide());
 }
 
+/// As `cargo add` finds it, beside the version that axum uses.
+#[cfg(feature = "tower-http")]
+#[tokio::test]
+async fn a_limit_outside_of_the_layers_of_the_next_tower_http() {
+    use tower_http_07::{compression::CompressionLayer, limit::RequestBodyLimitLayer, trace::TraceLayer};
+
+    axum_takes!(CompressionLayer::new());
+    axum_takes!(TraceLayer::new_for_http(), RequestBodyLimitLayer::new(1_000));
+}
+
 #[tokio::test]
 async fn a_limit_outside_of_files() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
@@ -153,6 +163,22 @@ async fn a_limit_outside_of_a_body_that_is_mapped() {
     axum_takes!(MapResponseBodyLayer::new(|body: Body| body.map_err(std::io::Error::other)));
     axum_takes!(MapResponseBodyLayer::new(|body: Body| body.map_err(std::io::Error::other).boxed_unsync()));
     axum_takes!(MapResponseBodyLayer::new(|body: Body| Box::pin(body)));
+}
+
+/// In a struct, say, whose fields have to have types.
+#[tokio::test]
+async fn a_layer_with_a_boxed_responder_names_the_body_of_its_responses() {
+    use tower_http::compression::CompressionBody;
+    use tower_quota::{
+        Limiter,
+        response::{BoxRespond, ResponseBody},
+    };
+
+    type Compressed = CompressionBody<Full<Bytes>>;
+    let boxed: RateLimitLayer<Limiter, BoxRespond<Compressed, ResponseBody<Compressed>>> = limit().boxed();
+    let full =
+        service_fn(async |_: Request<Body>| Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("Hello!")))));
+    limits(ServiceBuilder::new().layer(boxed).layer(CompressionLayer::new()).service(full)).await;
 }
 
 #[tokio::test]

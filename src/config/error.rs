@@ -51,6 +51,8 @@ pub enum PolicyConfigErrorKind {
     },
     /// The key cannot be made, for this reason.
     Key(&'static str),
+    /// A part of this name is set on a policy that has no keys.
+    NoKeys(&'static str),
     /// The share of `enforce-for` is not from 0.0 to 1.0.
     Share(f64),
     /// The status of `on-missing` is not an error (400 to 599).
@@ -59,8 +61,12 @@ pub enum PolicyConfigErrorKind {
     Trust(TrustError),
     /// The denials and the window of a ban are no quota.
     Ban(QuotaError),
+    /// A ban would block for no time, or its longest block be shorter than its first.
+    BanLength,
     /// Requests would cost nothing, and so be unlimited.
     Cost,
+    /// Requests would cost more than any quota of the policy has at once, and all be denied.
+    CostAboveBurst,
     /// The name of a method is invalid, or not in capitals.
     Method(String),
     /// A pattern of [`paths`](super::PolicyConfig::paths) is invalid.
@@ -89,6 +95,16 @@ impl fmt::Display for PolicyConfigErrorKind {
             Self::Trust(error) => error.fmt(f),
             Self::Except(error) => error.fmt(f),
             Self::Ban(error) => write!(f, "the ban: {error}"),
+            Self::BanLength => f.write_str(
+                "the ban: set initial-seconds to at least 1, and max-seconds (an hour unless set) to no less than \
+                 initial-seconds (a minute unless set)",
+            ),
+            Self::CostAboveBurst => f.write_str(
+                "cost is above the burst of every quota of the policy, which denies all: lower it, or raise a burst",
+            ),
+            Self::NoKeys(part) => {
+                write!(f, "{part} is about keys, and a policy with the key `global` has none: leave it out")
+            }
             Self::Cost => f.write_str("cost is 0, which limits nothing: set it to at least 1"),
             Self::Method(name) => write!(f, "{name:?} is not a method: write it in capitals, as `POST`"),
             Self::Path(error) => error.fmt(f),
@@ -106,7 +122,10 @@ impl error::Error for PolicyConfigError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match &self.kind {
             PolicyConfigErrorKind::Field { source, .. } => Some(source),
-            PolicyConfigErrorKind::Cost
+            PolicyConfigErrorKind::BanLength
+            | PolicyConfigErrorKind::Cost
+            | PolicyConfigErrorKind::CostAboveBurst
+            | PolicyConfigErrorKind::NoKeys(_)
             | PolicyConfigErrorKind::EmptyList(_)
             | PolicyConfigErrorKind::Key(_)
             | PolicyConfigErrorKind::Method(_)

@@ -150,7 +150,26 @@ impl TryFrom<PolicyConfig> for Policy {
 }
 
 impl PolicyConfig {
+    /// What is set on a policy and would do nothing is a mistake.
+    fn check_without_keys(&self) -> Result<(), PolicyConfigErrorKind> {
+        let Self { on_missing, max_keys, max_keys_per_network, at_cap, .. } = self;
+        for (part, is_set) in [
+            ("on-missing", on_missing.is_some()),
+            ("max-keys", max_keys.is_some()),
+            ("max-keys-per-network", max_keys_per_network.is_some()),
+            ("at-cap", at_cap.is_some()),
+        ] {
+            if is_set {
+                return Err(PolicyConfigErrorKind::NoKeys(part));
+            }
+        }
+        Ok(())
+    }
+
     fn policy(&self) -> Result<Policy, PolicyConfigErrorKind> {
+        if self.key == KeyConfig::Global {
+            self.check_without_keys()?;
+        }
         let mut policy = match self.key.extractor()? {
             None if self.key == KeyConfig::ByKey => Policy::by_key(self.quota),
             None => Policy::global(self.quota),
@@ -177,6 +196,9 @@ impl PolicyConfig {
         }
         if let Some(cost) = self.cost {
             let cost = parts::cost(cost)?;
+            if self.plans.values().chain([&self.quota]).all(|quota| quota.burst_size() < cost) {
+                return Err(PolicyConfigErrorKind::CostAboveBurst);
+            }
             policy = policy.cost_by(move |_| cost);
         }
         if let Some(ban) = self.ban {

@@ -61,6 +61,9 @@ pub(super) fn ban(config: BanConfig) -> Result<Ban, PolicyConfigErrorKind> {
     let window = Duration::from_secs(window_seconds);
     // `Ban::after` panics where this fails.
     Quota::new(denials, window).map_err(PolicyConfigErrorKind::Ban)?;
+    if initial_seconds == Some(0) || max_seconds.is_some_and(|max| max < initial_seconds.unwrap_or(60)) {
+        return Err(PolicyConfigErrorKind::BanLength);
+    }
     let mut ban = Ban::after(denials, window);
     if let Some(initial) = initial_seconds {
         ban = ban.initial(Duration::from_secs(initial));

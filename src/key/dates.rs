@@ -4,9 +4,12 @@
 //! stay for as long, until the map is full and new clients share overflow buckets. This file must
 //! not know what becomes of a key.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use crate::{clock, observe::events};
@@ -22,22 +25,30 @@ struct Watched {
     /// The names of the policies whose buckets take long to come back.
     policies: String,
     to_examine: AtomicU32,
-    dated: AtomicU32,
+    seen: Mutex<Seen>,
+}
+
+/// Texts with one date, as hashes under a seed.
+#[derive(Debug, Default)]
+struct Seen {
+    date: [u8; 4],
+    texts: Vec<u64>,
+    seed: RandomState,
 }
 
 /// How many texts are examined.
 const TO_EXAMINE: u32 = 10_000;
 
-/// How many of them have a date before that seems to be the rule.
-const DATED: u32 = 10;
+/// How many different texts have the same date, one after another, before it seems to be that of
+/// the day: the dates of accounts differ.
+const DATED: usize = 10;
 
 impl DateWatch {
     pub(super) fn new(policies: String) -> Self {
-        let (to_examine, dated) = (AtomicU32::new(TO_EXAMINE), AtomicU32::new(0));
-        Self { watched: Arc::new(Watched { policies, to_examine, dated }) }
+        let to_examine = AtomicU32::new(TO_EXAMINE);
+        Self { watched: Arc::new(Watched { policies, to_examine, seen: Mutex::default() }) }
     }
 
-    #[inline]
     pub(super) fn examine(&self, text: &[u8]) {
         if self.watched.to_examine.load(Ordering::Relaxed) > 0 {
             self.watched.examine(text);
@@ -50,10 +61,19 @@ impl Watched {
     fn examine(&self, text: &[u8]) {
         let less = |left: u32| left.checked_sub(1);
         let _ = self.to_examine.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        if !contains_date_of(this_year(), text) {
+        let Some(date) = date_of(this_year(), text) else { return };
+        // Not examined while another thread examines: there are enough.
+        let Ok(mut seen) = self.seen.try_lock() else { return };
+        if seen.date != date {
+            (seen.date, seen.texts) = (date, Vec::new());
+        }
+        let text = seen.seed.hash_one(text);
+        if seen.texts.contains(&text) {
             return;
         }
-        if self.dated.fetch_add(1, Ordering::Relaxed) + 1 == DATED {
+        seen.texts.push(text);
+        if seen.texts.len() == DATED {
+            drop(seen);
             self.to_examine.store(0, Ordering::Relaxed);
             events::dates_in_keys(&self.policies);
         }
@@ -66,27 +86,28 @@ fn this_year() -> u64 {
     1970 + clock::unix_seconds() / SECONDS_OF_A_YEAR
 }
 
-/// Whether a text contains a day of this year: `2026-11-27`, or with another separator, or without.
-fn contains_date_of(year: u64, text: &[u8]) -> bool {
+/// The month and day of the first day of this year in a text: `2026-11-27`, or with another
+/// separator, or without.
+fn date_of(year: u64, text: &[u8]) -> Option<[u8; 4]> {
     let year = year.to_string();
-    let number = |digits: &[u8]| match digits {
-        [tens @ b'0'..=b'9', ones @ b'0'..=b'9'] => Some(10 * (tens - b'0') + (ones - b'0')),
+    let digits = |part: &[u8]| match part {
+        [tens @ b'0'..=b'9', ones @ b'0'..=b'9'] => Some([*tens, *ones]),
         _ => None,
     };
-    let is_date = |at: usize| {
+    let number = |[tens, ones]: [u8; 2]| 10 * (tens - b'0') + (ones - b'0');
+    let date = |at: usize| {
         let rest = &text[at + year.len()..];
         let width = usize::from(rest.first().is_some_and(|first| b"-/._".contains(first)));
-        let part = |from: usize| rest.get(from..from + 2).and_then(number);
-        let (month, day, end) = (part(width), part(2 * width + 2), 2 * width + 4);
+        let part = |from: usize| rest.get(from..from + 2).and_then(digits);
+        let (month, day, end) = (part(width)?, part(2 * width + 2)?, 2 * width + 4);
         let separated = width == 0 || rest.get(width + 2) == rest.first();
         let bounded = !rest.get(end).is_some_and(u8::is_ascii_digit)
             && !at.checked_sub(1).is_some_and(|before| text[before].is_ascii_digit());
-        separated
-            && bounded
-            && month.is_some_and(|month| (1..=12).contains(&month))
-            && day.is_some_and(|day| (1..=31).contains(&day))
+        let is_date = (1..=12).contains(&number(month)) && (1..=31).contains(&number(day));
+        (separated && bounded && is_date).then_some([month[0], month[1], day[0], day[1]])
     };
-    text.windows(year.len()).enumerate().any(|(at, window)| window == year.as_bytes() && is_date(at))
+    let years = text.windows(year.len()).enumerate().filter(|(_, window)| *window == year.as_bytes());
+    years.map(|(at, _)| at).find_map(date)
 }
 
 #[cfg(test)]
@@ -95,22 +116,16 @@ mod tests {
 
     #[test]
     fn a_date_is_a_day_of_this_year() {
-        for dated in ["2026-11-27", "ann:2026/01/31", "20261127", "k_2026_12_01_x", "2026-2026-02-03"] {
-            assert!(contains_date_of(2026, dated.as_bytes()), "{dated}");
+        let date = |text: &str| date_of(2026, text.as_bytes());
+        assert_eq!(date("ann:2026/01/31"), Some(*b"0131"));
+        for dated in ["2026-11-27", "20261127", "k_2026_11_27_x", "2026-2026-11-27"] {
+            assert_eq!(date(dated), Some(*b"1127"), "{dated}");
         }
-        for other in [
-            "",
-            "2026",
-            "2026-13-01",
-            "2026-00-10",
-            "2025-11-27",
-            "2026-11",
-            "120261127",
-            "202611279",
-            "2026-11/27",
-            "2026-1-2",
-        ] {
-            assert!(!contains_date_of(2026, other.as_bytes()), "{other}");
+        for other in ["", "2026", "2026-13-01", "2026-00-10", "2025-11-27", "2026-11"] {
+            assert_eq!(date(other), None, "{other}");
+        }
+        for other in ["120261127", "202611279", "2026-11/27", "2026-1-2", "2026-11-32"] {
+            assert_eq!(date(other), None, "{other}");
         }
         assert!((2026..2200).contains(&this_year()));
     }

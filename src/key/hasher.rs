@@ -52,8 +52,8 @@ impl KeyHasher {
 
     /// Reports texts with dates, for the policies of these names.
     #[cfg(feature = "tracing")]
-    pub(crate) fn watching_dates(self, policies: String) -> Self {
-        Self { dates: Some(DateWatch::new(policies)), ..self }
+    pub(crate) fn watching_dates(self, policies: Option<String>) -> Self {
+        Self { dates: policies.map(DateWatch::new), ..self }
     }
 
     /// A hasher under the secret of a deployment, of any length.

@@ -314,8 +314,9 @@ fn critical_section(set: &PolicySet, attempts: &mut [Attempt<'_>], patience: Nan
         for attempt in &mut *attempts {
             all &= attempt.evaluate(now, patience);
         }
-        // From the last: the atomic bucket, which may have changed. The others cannot have.
-        if attempts.iter_mut().rev().all(|attempt| attempt.write(all)) {
+        // First the atomic bucket, which may have changed. The others cannot have.
+        let is_written = attempts.iter_mut().filter(|attempt| attempt.is_atomic()).all(|attempt| attempt.write(all));
+        if is_written && attempts.iter_mut().filter(|attempt| !attempt.is_atomic()).all(|attempt| attempt.write(all)) {
             let wait = attempts.iter().map(Attempt::wait).max().unwrap_or_default();
             return if all { Ok(Grant { at: now, wait }) } else { Err(now) };
         }

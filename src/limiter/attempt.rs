@@ -223,6 +223,11 @@ impl<'a> Attempt<'a> {
     /// The bucket after the cells are acquired. A policy in shadow mode that would deny acquires
     /// nothing.
     #[inline(always)]
+    pub(super) fn is_atomic(&self) -> bool {
+        matches!(self.guard, BucketGuard::Atomic(_))
+    }
+
+    #[inline(always)]
     fn after(&self) -> Option<Bucket> {
         (self.is_reserved || self.evaluation.is_granted()).then_some(self.evaluation.after)
     }
@@ -231,8 +236,8 @@ impl<'a> Attempt<'a> {
     /// nothing, unless the policy counts those. But what a faulty clock left behind is cut, and a
     /// faster quota that denies converts the bucket: so the wait that is reported is accurate.
     ///
-    /// False if the bucket is atomic and has changed: then all buckets are read again. The
-    /// limiter's order puts this bucket last, and it is written first.
+    /// False if the bucket is atomic and has changed: then all buckets are read again. So it is
+    /// written first, and there is at most one.
     #[inline(always)]
     pub(super) fn write(&mut self, allowed: bool) -> bool {
         let allowed = allowed || self.counts_as_denied();

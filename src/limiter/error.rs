@@ -76,7 +76,7 @@ impl fmt::Display for ConfigError {
             ),
             ConfigErrorKind::Reordered => write!(
                 f,
-                "the policy {policy:?} stands before another one that it stood after: leave the policies that stay in \
+                "the policy {policy:?} stands after another one that it stood before: leave the policies that stay in \
                  their order, or restart"
             ),
             ConfigErrorKind::DuplicateName => {

@@ -43,19 +43,15 @@ impl LocalBuckets {
         Self { each: each.collect(), decided_by }.that_know_penalties(set)
     }
 
-    /// The buckets of a set whose policies continue former ones: `origins` are their numbers.
+    /// The buckets of a set whose policies continue former ones: `origins` are their numbers. A
+    /// global policy that was the only one stays an atomic, beside others that are locked.
     pub(super) fn successor(&self, former: &PolicySet, set: &PolicySet, origins: &[Option<usize>]) -> Self {
         let each = set.policies().iter().zip(origins).map(|(policy, origin)| {
             let Some(origin) = *origin else { return Arc::new(PolicyBuckets::of(set, policy, "")) };
             let buckets = &self.each[origin];
             buckets.allow_quota(policy.quota());
-            match &buckets.storage {
-                // One number is not enough any more for all that has to be locked or remembered.
-                Storage::Atomic { bucket, .. } if !set.has_atomic(policy) => {
-                    Arc::new(buckets.locked(bucket, former.quota(origin), former.now()))
-                }
-                _ => Arc::clone(buckets),
-            }
+            buckets.forget_plans(|quota| policy.keeps_plan(former.policy(origin), quota));
+            Arc::clone(buckets)
         });
         Self { each: each.collect(), decided_by: self.decided_by }.that_know_penalties(set)
     }
@@ -126,7 +122,7 @@ pub(super) struct PolicyBuckets {
     /// Whether a key may be blocked or paused, so that a decision has to look for more than cells.
     knows_exceptions: AtomicBool,
     /// Made with the first pause of a key.
-    pauses: OnceLock<Arc<Pauses>>,
+    pauses: OnceLock<Pauses>,
     /// How long requests may wait.
     slack: AtomicU64,
     /// How long debts may be beyond the burst.
@@ -138,7 +134,8 @@ pub(super) struct PolicyBuckets {
 /// Each has a generation, or many. It is advanced when a backlog is converted, cut or reset, which
 /// neither time nor a receipt accounts for. Receipts of an earlier generation are void.
 enum Storage {
-    /// The bucket of the only global policy, if its quota does not depend on the request.
+    /// The bucket of a global policy that was the only one when it came, and whose quota did not
+    /// depend on the request.
     Atomic { bucket: AtomicBucket, generation: AtomicU64 },
     Keyed {
         buckets: Arc<KeyedBuckets>,
@@ -180,24 +177,16 @@ impl PolicyBuckets {
         Self::new(policy.quota(), Storage::Keyed { buckets, sweeping, generations })
     }
 
-    /// The same with the bucket behind a lock, which was last decided by `quota`.
-    fn locked(&self, bucket: &AtomicBucket, quota: Quota, now: Timestamp) -> Self {
-        let locked = Self::global(quota, false);
-        let (found, cell) = bucket.read();
-        if let Storage::Locked { bucket, .. } = &locked.storage {
-            // The quota may have changed since the last decision.
-            lock(bucket).0 = found.converted(now, cell, quota.cell_nanos());
+    /// Lets buckets forget that their quota was chosen, unless it `stays` so.
+    fn forget_plans(&self, stays: impl Fn(Quota) -> bool) {
+        match &self.storage {
+            Storage::Atomic { .. } => {}
+            Storage::Keyed { buckets, .. } => buckets.quotas().forget_plans(stays),
+            Storage::Locked { bucket, .. } => {
+                let (_, basis) = &mut *lock(bucket);
+                basis.planned &= stays(basis.quota);
+            }
         }
-        if let Some(pauses) = self.pauses.get() {
-            let _ = locked.pauses.set(Arc::clone(pauses));
-            locked.knows_exceptions.store(true, Ordering::Release);
-        }
-        for (to, from) in
-            [(&locked.slack, &self.slack), (&locked.debt, &self.debt), (&locked.longest_burst, &self.longest_burst)]
-        {
-            to.fetch_max(from.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-        locked
     }
 
     /// `atomic` says whether there is no other global policy, and one quota for all requests.
@@ -284,7 +273,7 @@ impl PolicyBuckets {
     }
 
     pub(super) fn pauses(&self) -> Option<&Pauses> {
-        self.pauses.get().map(|pauses| &**pauses)
+        self.pauses.get()
     }
 
     pub(super) fn pause_of(&self, key: Key) -> Pause {
@@ -307,7 +296,7 @@ impl PolicyBuckets {
     /// Pauses `key` for `time` from now on. False where there is no place for another key. The
     /// bucket moves by as much, so that whoever waits for its cells stays in line.
     pub(super) fn pause(&self, key: Key, time: Nanos, clock: &Clock, swept_as: Option<&Arc<str>>) -> bool {
-        let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as).into());
+        let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as));
         self.knows_exceptions.store(true, Ordering::Release);
         let mut has_place = false;
         // The bucket afterwards, if the pause is longer than before.

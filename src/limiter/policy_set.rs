@@ -525,7 +525,7 @@ fn watching_dates(hasher: KeyHasher, policies: &[Policy]) -> KeyHasher {
     const DAY: Duration = Duration::from_secs(86_400);
     let stays = |policy: &&Policy| !policy.is_global() && policy.quota().time_to_fill() >= DAY;
     let names: Vec<_> = policies.iter().filter(stays).map(Policy::name).collect();
-    if names.is_empty() { hasher } else { hasher.watching_dates(names.join(", ")) }
+    hasher.watching_dates((!names.is_empty()).then(|| names.join(", ")))
 }
 
 fn check(policies: &[Policy]) -> Result<(), ConfigError> {

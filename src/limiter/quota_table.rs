@@ -142,6 +142,22 @@ impl QuotaTable {
         &self.rest[chunk].get_or_init(|| slots(FIRST << chunk))[at]
     }
 
+    /// Lets buckets forget that their quota was chosen, unless it `stays` so. From then on it
+    /// counts as what the policy's own quota was at the time.
+    pub(super) fn forget_plans(&self, stays: impl Fn(Quota) -> bool) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let planned = names.ids.iter().filter(|(basis, _)| basis.planned && !stays(basis.quota));
+        for (basis, id) in planned.map(|(basis, id)| (*basis, *id)).collect::<Vec<_>>() {
+            // One bit of one word: no reader sees half of a change.
+            if let Some(slot) = self.slot(id) {
+                slot.words[2].fetch_and(!PLANNED, Ordering::Relaxed);
+            }
+            names.ids.remove(&basis);
+            // Where this quota has another number, the buckets that have this one stay with it.
+            names.ids.entry(Basis { planned: false, ..basis }).or_insert(id);
+        }
+    }
+
     /// Frees the numbers that no bucket has. `see_all` shows the number in every bucket, each under
     /// the lock of its bucket.
     ///

@@ -14,8 +14,11 @@ impl Limiter {
     /// This limiter stays as it is, and layers that have it still use it. To change a layer, see
     /// [`RateLimitLayer::reloadable`](crate::RateLimitLayer::reloadable).
     ///
-    /// Where a second global policy is added, or the first one gets plans, its bucket is copied,
-    /// and what this limiter still grants at the time is not counted there.
+    /// A plan that the new policy does not have ends: the key is counted by the policy's own quota,
+    /// and what was used is used. A global policy that gets plans where it was the only one
+    /// remembers none: a request without a plan is counted by the policy's own quota.
+    ///
+    /// What a policy counts by may change, too. The same value has the same bucket then.
     ///
     /// ```
     /// use tower_quota::{Limiter, Policy, Quota};

@@ -92,9 +92,11 @@ impl<L: Handle, R> RateLimitLayer<L, R> {
     /// Responds to denied requests with what `respond` returns, in the body type of the inner
     /// service.
     ///
-    /// [`Denied`] has the status and a text. `Retry-After`, `Cache-Control: no-store` and the
-    /// [fields of the policies](crate::headers) are added to the response, except where you have
-    /// set them. The response to a `HEAD` must have no body, which some servers do not ensure:
+    /// [`Denied`] has the status and a text. It is also called for a request that lacks a key, or
+    /// that the server has not made ready: [`Denied::reason`] says why, and `Denied::status` is not
+    /// always 429. `Retry-After`, `Cache-Control: no-store` and the [fields of the
+    /// policies](crate::headers) are added to the response, except where you have set them. The
+    /// response to a `HEAD` must have no body, which some servers do not ensure:
     /// [`respond_to`](Self::respond_to) also gets the method.
     pub fn respond_with<F, B>(self, respond: F) -> RateLimitLayer<L, RespondFn<F>>
     where
@@ -134,9 +136,9 @@ impl<L: Handle, R> RateLimitLayer<L, R> {
     ///         .boxed(),
     /// };
     /// ```
-    pub fn boxed<B>(self) -> RateLimitLayer<L, BoxRespond<B>>
+    pub fn boxed<B>(self) -> RateLimitLayer<L, BoxRespond<B, R::Body>>
     where
-        R: Respond<B, Body = B> + Send + Sync + 'static,
+        R: Respond<B> + Send + Sync + 'static,
     {
         RateLimitLayer { state: self.state, respond: BoxRespond::new(self.respond) }
     }

@@ -27,9 +27,10 @@ use crate::{
 /// [`DelayLayer::reloadable`](super::delay::DelayLayer::reloadable).
 ///
 /// Clones share the limiter: put one into the application, and use another one to change it. Each
-/// request is decided by the limiter that is there when it comes. Until the limiter is replaced for
-/// the first time, a request costs one atomic load more than without this, and a lock for reading
-/// afterwards.
+/// request is decided by the limiter that is there when it comes. The limiter that the layer was
+/// made with stays in memory as long as the layer; its idle keys are removed as before. Until the
+/// limiter is replaced for the first time, a request costs one atomic load more than without this,
+/// and a lock for reading afterwards.
 ///
 /// ```
 /// use tower_quota::{Policy, Quota, RateLimitLayer, key::PeerIp};
@@ -116,6 +117,8 @@ impl<T: Stateful<Limiter>> ReloadableLayer<T> {
     /// When [`Limiter::with_policies`] fails, or all policies are [by key](Policy::by_key). Nothing
     /// changes then.
     pub fn set_policies(&self, policies: impl IntoIterator<Item = Policy>) -> Result<(), ConfigError> {
+        // Before the lock: an iterator may do anything.
+        let policies: Vec<_> = policies.into_iter().collect();
         let _changing = self.current.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.replace_with(self.limiter().with_policies(policies)?)
     }

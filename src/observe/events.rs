@@ -135,9 +135,9 @@ pub(crate) fn near_cap(policy: &str, keys: usize, max_keys: usize) {
 pub(crate) fn dates_in_keys(policies: &str) {
     tracing::warn!(
         policies,
-        remedy = "leave the date out of the key",
-        "keys contain dates: each is a new key every day, and stays for as long as its quota takes to come back, \
-         until the map is full"
+        remedy = "leave the date out of the keys of these policies",
+        "keys contain dates: under these policies each is a new key every day, and stays for as long as its quota \
+         takes to come back, until the map is full"
     );
 }
 

@@ -41,7 +41,7 @@ pub use self::{advertise::Advertise, ban::Ban, paths::PathError, response_head::
 use self::{
     gate::{Applies, Gate, Requirement},
     paths::PathPatterns,
-    plans::{Chooser, Plans},
+    plans::{Choice, Chooser, Plans},
 };
 pub use crate::{key::Missing, store::AtCap};
 use crate::{
@@ -560,6 +560,17 @@ impl Policy {
         self.chooser.is_some()
     }
 
+    /// Whether a quota that was chosen under the policy before this one still is one of its plans,
+    /// for requests and callers that name none.
+    pub(crate) fn keeps_plan(&self, former: &Self, quota: Quota) -> bool {
+        match self.chooser.as_deref() {
+            Some(Chooser::Quota(_)) => true,
+            Some(Chooser::Plan(_)) => self.plans.as_ref().is_some_and(|plans| plans.contain(quota)),
+            // Callers have named it.
+            None => former.chooser.is_none(),
+        }
+    }
+
     /// Whether there are plans for requests, and nothing says which one a request has.
     pub(crate) fn lacks_plan_by(&self) -> bool {
         self.plans.as_ref().is_some_and(|plans| !plans.is_empty())
@@ -585,7 +596,8 @@ impl Policy {
     pub(crate) fn remedy(&self, head: RequestHead<'_>) -> Cow<'static, str> {
         if let Some(Requirement { type_name, .. }) = self.gate.as_deref().and_then(|gate| gate.unmet(head)) {
             return format!(
-                "apply the layer that puts a `{type_name}` into the request's extensions outside of the rate limit"
+                "there is no `{type_name}` in the request's extensions: apply the layer that puts it there outside of \
+                 the rate limit, and let it do so for every request, or answer itself"
             )
             .into();
         }
@@ -633,13 +645,14 @@ impl Policy {
                 Missing::Skip => return Ok(None),
             },
         };
-        let mut planned = None;
+        let mut choice = Choice::None;
         if let Some(chooser) = &self.chooser {
-            planned = chooser.choose(&self.name, self.plans.as_deref(), head);
+            choice = chooser.choose(&self.name, self.plans.as_deref(), head);
         }
-        let (quota, planned) = match planned {
-            Some(plan) => (plan, true),
-            None => (base(), false),
+        let (quota, planned) = match choice {
+            Choice::None => (base(), false),
+            Choice::Own => (base(), true),
+            Choice::Quota(plan) => (plan, true),
         };
         let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
         Ok(Some(Demand { key, quota, cells, planned, shadow: self.is_shadow(key) }))

@@ -20,14 +20,33 @@ pub(super) enum Chooser {
     Plan(Box<PlanBy>),
 }
 
+/// What was chosen for a request.
+#[derive(Clone, Copy)]
+pub(super) enum Choice {
+    None,
+    /// The policy's own quota, whatever was chosen for the key before.
+    Own,
+    Quota(Quota),
+}
+
 impl Chooser {
-    /// The quota of a request, whose plan is one of `plans` of the policy of this name.
+    /// The quota of a request, whose plan is one of `plans` of the policy of this name. Reports a
+    /// plan that nobody has set.
     #[cold]
     #[inline(never)]
-    pub(super) fn choose(&self, policy: &str, plans: Option<&Plans>, head: RequestHead<'_>) -> Option<Quota> {
+    pub(super) fn choose(&self, policy: &str, plans: Option<&Plans>, head: RequestHead<'_>) -> Choice {
         match self {
-            Self::Quota(choose) => choose(head),
-            Self::Plan(plan) => plans?.find(policy, plan(head)?),
+            Self::Quota(choose) => choose(head).map_or(Choice::None, Choice::Quota),
+            Self::Plan(name) => {
+                let (Some(name), Some(plans)) = (name(head), plans) else { return Choice::None };
+                plans.get(name).map_or_else(
+                    || {
+                        events::unknown_plan(policy, name, &plans.unknown);
+                        Choice::Own
+                    },
+                    Choice::Quota,
+                )
+            }
         }
     }
 }
@@ -53,12 +72,7 @@ impl Plans {
         self.quotas.get(plan).copied()
     }
 
-    /// The quota of the plan that a request has. Reports a plan that nobody has set.
-    pub(super) fn find(&self, policy: &str, plan: &str) -> Option<Quota> {
-        let found = self.get(plan);
-        if found.is_none() {
-            events::unknown_plan(policy, plan, &self.unknown);
-        }
-        found
+    pub(super) fn contain(&self, quota: Quota) -> bool {
+        self.quotas.values().any(|plan| *plan == quota)
     }
 }

@@ -46,8 +46,6 @@ in_place! {
     [] String = |bytes| Self::from_utf8_lossy(&bytes).into_owned();
     [] Vec<u8> = |bytes| bytes.into();
     /// The response has its status and fields only.
-    [] Empty<Bytes> = |_| Self::new();
-    /// The response has its status and fields only.
     [] () = |_| ();
     [E] BoxBody<Bytes, E> = |bytes| Full::new(bytes).map_err(|never| match never {}).boxed();
     [E] UnsyncBoxBody<Bytes, E> = |bytes| Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
@@ -57,6 +55,7 @@ by_wrapper! {
     [B: ?Sized] Box<B>;
     [B: ?Sized] Pin<Box<B>>;
     [] Collected<Bytes>;
+    [] Empty<Bytes>;
     [L, R] Either<L, R>;
     [B] Limited<B>;
     [B, F] MapErr<B, F>;
@@ -82,17 +81,27 @@ by_wrapper! {
     [] hyper::body::Incoming;
 }
 
+/// The bodies of one version of tower-http.
 #[cfg(feature = "tower-http")]
-by_wrapper! {
-    [B: Body] tower_http::compression::CompressionBody<B>;
-    [B: Body] tower_http::decompression::DecompressionBody<B>;
-    /// Of `RequestBodyLimit`.
-    [B] tower_http::limit::ResponseBody<B>;
-    [B] tower_http::timeout::TimeoutBody<B>;
-    /// Of `Trace`.
-    [B, C, OnBodyChunk, OnEos, OnFailure] tower_http::trace::ResponseBody<B, C, OnBodyChunk, OnEos, OnFailure>;
-    /// Of `CatchPanic`.
-    [D, E] tower_http::body::UnsyncBoxBody<D, E>;
-    /// Of `ServeDir` and `ServeFile`.
-    [] tower_http::services::fs::ServeFileSystemResponseBody;
+macro_rules! bodies_of_tower_http {
+    ($tower_http:ident) => {
+        by_wrapper! {
+            [B: Body] $tower_http::compression::CompressionBody<B>;
+            [B: Body] $tower_http::decompression::DecompressionBody<B>;
+            /// Of `RequestBodyLimit`.
+            [B] $tower_http::limit::ResponseBody<B>;
+            [B] $tower_http::timeout::TimeoutBody<B>;
+            /// Of `Trace`.
+            [B, C, OnBodyChunk, OnEos, OnFailure] $tower_http::trace::ResponseBody<B, C, OnBodyChunk, OnEos, OnFailure>;
+            /// Of `CatchPanic`.
+            [D, E] $tower_http::body::UnsyncBoxBody<D, E>;
+            /// Of `ServeDir` and `ServeFile`.
+            [] $tower_http::services::fs::ServeFileSystemResponseBody;
+        }
+    };
 }
+
+#[cfg(feature = "tower-http")]
+bodies_of_tower_http!(tower_http);
+#[cfg(feature = "tower-http")]
+bodies_of_tower_http!(tower_http_07);

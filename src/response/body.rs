@@ -20,7 +20,7 @@ use pin_project_lite::pin_project;
 /// |---|---|---|
 /// | axum's, tonic's | in the same body | `axum`, `tonic` |
 /// | `Full<Bytes>`, `Bytes`, `String`, `Vec<u8>`, and the boxed bodies of `http-body-util` | in the same body | |
-/// | the adapters of `http-body-util` (`MapErr`, `Limited`, `StreamBody` …), `Pin<Box<_>>` | in a [`ResponseBody`] | |
+/// | `Empty`, `Collected`, `Either`, `Limited`, `MapErr`, `MapFrame`, `StreamBody`, `WithTrailers` of `http-body-util`, `Box`, `Pin<Box<_>>` | in a [`ResponseBody`] | |
 /// | `Incoming` of hyper | in a [`ResponseBody`] | `hyper`, which `axum` and `tonic` include |
 /// | those of compression, tracing, timeouts, body limits and files in tower-http 0.6 | in a [`ResponseBody`] | `tower-http` |
 ///

@@ -205,38 +205,39 @@ impl<F: Fn(RequestHead<'_>, &Denied) -> Response<B>, B> Respond<B> for RespondTo
     }
 }
 
-/// A responder whose type is erased. Made by
+/// A responder whose type is erased, for services whose responses have the body `B`. `C` is the
+/// body of the limited service's responses. Made by
 /// [`RateLimitLayer::boxed`](crate::RateLimitLayer::boxed).
-pub struct BoxRespond<B> {
-    respond: Arc<dyn Respond<B, Body = B> + Send + Sync>,
+pub struct BoxRespond<B, C = B> {
+    respond: Arc<dyn Respond<B, Body = C> + Send + Sync>,
 }
 
-impl<B> BoxRespond<B> {
-    pub(crate) fn new(respond: impl Respond<B, Body = B> + Send + Sync + 'static) -> Self {
+impl<B, C> BoxRespond<B, C> {
+    pub(crate) fn new(respond: impl Respond<B, Body = C> + Send + Sync + 'static) -> Self {
         Self { respond: Arc::new(respond) }
     }
 }
 
-impl<B> Respond<B> for BoxRespond<B> {
-    type Body = B;
+impl<B, C: From<B>> Respond<B> for BoxRespond<B, C> {
+    type Body = C;
 
-    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<B> {
+    fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<C> {
         self.respond.respond(denied, head)
     }
 
-    fn respond_complete(&self, denied: &Denied, head: RequestHead<'_>, fields: &DenialFields) -> Response<B> {
+    fn respond_complete(&self, denied: &Denied, head: RequestHead<'_>, fields: &DenialFields) -> Response<C> {
         self.respond.respond_complete(denied, head, fields)
     }
 }
 
 // Not derived, because the derived impl would need `B: Clone`.
-impl<B> Clone for BoxRespond<B> {
+impl<B, C> Clone for BoxRespond<B, C> {
     fn clone(&self) -> Self {
         Self { respond: Arc::clone(&self.respond) }
     }
 }
 
-impl<B> fmt::Debug for BoxRespond<B> {
+impl<B, C> fmt::Debug for BoxRespond<B, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BoxRespond").finish_non_exhaustive()
     }
