@@ -15,7 +15,7 @@ use axum::{
     response::{Html, IntoResponse as _},
     routing::get,
 };
-use http::header::ACCEPT;
+use http::{StatusCode, header::ACCEPT};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tower_quota::{Quota, RateLimitLayer};
@@ -32,7 +32,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let when = seconds.map_or_else(String::new, |seconds| format!(" in {seconds} seconds"));
             (denied.status(), Html(format!("<h1>One moment</h1>\n<p>Please try again{when}.</p>\n"))).into_response()
         } else {
-            let error = json!({ "code": "rate_limited", "policies": denied.advertised_policies().collect::<Vec<_>>(), "retry_in": seconds });
+            // Also called for requests that have no key, whose status is another one.
+            let code = if denied.status() == StatusCode::TOO_MANY_REQUESTS { "rate_limited" } else { "rejected" };
+            let error = json!({ "code": code, "policies": denied.advertised_policies().collect::<Vec<_>>(), "retry_in": seconds });
             (denied.status(), Json(json!({ "error": error }))).into_response()
         }
     });

@@ -58,7 +58,8 @@
 //! - `serde`: quotas and policies from configuration, see [`Quota`] and `config`.
 //! - `tonic`: reads the peer of tonic's TCP connections; the default response in tonic's body;
 //!   denials as a `tonic::Status`.
-//! - `tower-http`: the default response in the bodies of tower-http 0.6, where the limit is outside
+//! - `tower-http`: the default response in the bodies of tower-http 0.6 and 0.7, where the limit is
+//!   outside
 //!   of
 //!   its compression, tracing, timeouts, body limits or files.
 //! - `tracing`: events for denials, missing keys, and policies near their maximum number of keys.

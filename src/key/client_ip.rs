@@ -303,7 +303,10 @@ impl KeyExtractor for ClientIp {
     fn remedy(&self, head: RequestHead<'_>) -> &'static str {
         match ip::peer(head.extensions()) {
             None if !self.works_without_peer() => ip::REMEDY,
-            None => "configure the proxy on the Unix socket to send the field with the client's address",
+            None => {
+                "configure the proxy on the Unix socket to send the field with the client's address (in nginx: `proxy_set_header \
+                     X-Forwarded-For $proxy_add_x_forwarded_for;`)"
+            }
             Some(_) => "route requests through the trusted proxies, which add the client's address",
         }
     }

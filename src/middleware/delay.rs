@@ -23,8 +23,9 @@
 //! use std::time::Duration;
 //! use tower_quota::{Quota, RateLimitLayer};
 //!
-//! // Up to five requests a second for each client. Further requests wait for at most two seconds.
-//! let layer = RateLimitLayer::per_ip(Quota::per_second(5)).max_delay(Duration::from_secs(2), tokio::time::sleep);
+//! // Up to five requests a second for each client, one at a time. Further requests wait for at most two seconds.
+//! let quota = Quota::per_second(5).burst(1);
+//! let layer = RateLimitLayer::per_ip(quota).max_delay(Duration::from_secs(2), tokio::time::sleep);
 //! ```
 //!
 //! In a client, the layer keeps outgoing calls within the limit of a partner, so that the partner

@@ -22,7 +22,7 @@ use pin_project_lite::pin_project;
 /// | `Full<Bytes>`, `Bytes`, `String`, `Vec<u8>`, and the boxed bodies of `http-body-util` | in the same body | |
 /// | `Empty`, `Collected`, `Either`, `Limited`, `MapErr`, `MapFrame`, `StreamBody`, `WithTrailers` of `http-body-util`, `Box`, `Pin<Box<_>>` | in a [`ResponseBody`] | |
 /// | `Incoming` of hyper | in a [`ResponseBody`] | `hyper`, which `axum` and `tonic` include |
-/// | those of compression, tracing, timeouts, body limits and files in tower-http 0.6 | in a [`ResponseBody`] | `tower-http` |
+/// | those of compression, tracing, timeouts, body limits and files in tower-http 0.6 and 0.7 | in a [`ResponseBody`] | `tower-http` |
 ///
 /// Any other body is served by [`any_body`](crate::RateLimitLayer::any_body), or by an
 /// implementation of this trait:
