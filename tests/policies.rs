@@ -719,6 +719,10 @@ mod configuration {
             ("[[policies]]\nname = 'b'\nkey = 'peer-ip'\nquota = '1/s'\nmethods = ['post']\n", 9, "in capitals"),
             ("[[policies]]\nname = 'b'\nkey = 'peer-ip'\nquota = '1/s'\nenforce-for = 2.0\n", 9, "enforce-for is 2"),
             ("[[policies]]\nname = 'b'\nkey = 'peer-ip'\nquota = '0/s'\n", 8, "quota"),
+            ("[[policies]]\nkey = 'peer-ip'\nquota = '1/s'\nname = ''\n", 8, "printable ASCII"),
+            ("[[policies]]\nkey = 'peer-ip'\nquota = '1/s'\nunit = 'caf\u{e9}'\n", 8, "printable ASCII"),
+            ("[[policies]]\nkey = 'peer-ip'\nquota = '1/s'\nmax-keys = 0\n", 8, "from 1 to"),
+            ("[[policies]]\nkey = 'peer-ip'\nquota = '1/s'\nmax-keys-per-network = 0\n", 8, "from 1 to"),
             ("[[policies]]\nname = 'b'\nkey = 'peer-ip'\nquota = '1/s'\npath = ['/']\n", 9, "unknown field `path`"),
         ] {
             let error = toml::from_str::<Limits>(&format!("{good}{wrong}")).unwrap_err().to_string();

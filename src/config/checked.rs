@@ -8,7 +8,10 @@ use super::{
     key::KeyConfig,
     parts::{self, BanConfig, MissingConfig},
 };
-use crate::{policy::Policy, quota::Quota};
+use crate::{
+    policy::{self, Policy},
+    quota::Quota,
+};
 
 fn read<'de, D, T, M>(deserializer: D, make: impl FnOnce(&T) -> Result<M, PolicyConfigErrorKind>) -> Result<T, D::Error>
 where
@@ -42,6 +45,26 @@ fn any() -> Policy {
 
 pub(super) fn key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<KeyConfig, D::Error> {
     read(deserializer, KeyConfig::extractor)
+}
+
+/// A name, or a unit.
+pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    read(deserializer, |name: &Option<String>| match name {
+        Some(name) if !policy::is_name(name) => Err(PolicyConfigErrorKind::Name(name.clone())),
+        _ => Ok(()),
+    })
+}
+
+pub(super) fn max_keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    read_option(deserializer, |keys: usize| match u32::try_from(keys) {
+        Ok(1..) => Ok(()),
+        _ => Err(PolicyConfigErrorKind::MaxKeys(keys)),
+    })
+}
+
+/// Beyond the cap of the policy it is no bound.
+pub(super) fn max_keys_per_network<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    read_option(deserializer, |keys: usize| if keys == 0 { Err(PolicyConfigErrorKind::MaxKeys(keys)) } else { Ok(()) })
 }
 
 pub(super) fn enforce_for<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {

@@ -51,6 +51,10 @@ pub enum PolicyConfigErrorKind {
     },
     /// The key cannot be made, for this reason.
     Key(&'static str),
+    /// A number of keys is zero, or above 2³² − 1.
+    MaxKeys(usize),
+    /// A name or a unit is not 1 to 64 bytes of printable ASCII.
+    Name(String),
     /// A part of this name is set on a policy that has no keys.
     NoKeys(&'static str),
     /// The share of `enforce-for` is not from 0.0 to 1.0.
@@ -102,6 +106,10 @@ impl fmt::Display for PolicyConfigErrorKind {
             Self::CostAboveBurst => f.write_str(
                 "cost is above the burst of every quota of the policy, which denies all: lower it, or raise a burst",
             ),
+            Self::MaxKeys(keys) => write!(f, "{keys} is not a number of keys: set it from 1 to 2^32 - 1"),
+            Self::Name(name) => {
+                write!(f, "{name:?} is not 1 to 64 bytes of printable ASCII, which header fields need")
+            }
             Self::NoKeys(part) => {
                 write!(f, "{part} is about keys, and a policy with the key `global` has none: leave it out")
             }
@@ -125,6 +133,8 @@ impl error::Error for PolicyConfigError {
             PolicyConfigErrorKind::BanLength
             | PolicyConfigErrorKind::Cost
             | PolicyConfigErrorKind::CostAboveBurst
+            | PolicyConfigErrorKind::MaxKeys(_)
+            | PolicyConfigErrorKind::Name(_)
             | PolicyConfigErrorKind::NoKeys(_)
             | PolicyConfigErrorKind::EmptyList(_)
             | PolicyConfigErrorKind::Key(_)

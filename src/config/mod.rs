@@ -78,7 +78,7 @@ use crate::{
 #[non_exhaustive]
 pub struct PolicyConfig {
     /// See [`Policy::named`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "checked::name")]
     pub name: Option<String>,
     /// What the policy counts by.
     #[serde(deserialize_with = "checked::key")]
@@ -89,7 +89,7 @@ pub struct PolicyConfig {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub plans: BTreeMap<String, Quota>,
     /// See [`Policy::unit`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "checked::name")]
     pub unit: Option<String>,
     /// See [`Policy::advertise`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,10 +98,10 @@ pub struct PolicyConfig {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "checked::enforce_for")]
     pub enforce_for: Option<f64>,
     /// See [`Policy::max_keys`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "checked::max_keys")]
     pub max_keys: Option<usize>,
     /// See [`Policy::max_keys_per_network`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "checked::max_keys_per_network")]
     pub max_keys_per_network: Option<usize>,
     /// See [`Policy::at_cap`].
     #[serde(default, skip_serializing_if = "Option::is_none")]

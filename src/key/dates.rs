@@ -2,7 +2,7 @@
 //!
 //! Such a key is new every day. Under a quota that takes long to come back, the keys of each day
 //! stay for as long, until the map is full and new clients share overflow buckets. This file must
-//! not know what becomes of a key.
+//! not know of policies.
 
 use std::{
     hash::{BuildHasher as _, RandomState},

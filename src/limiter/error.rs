@@ -2,10 +2,7 @@
 
 use std::{error, fmt};
 
-use crate::decision::Denied;
-
-/// The longest name of a policy in bytes. Names are sent in header fields, whose length is limited.
-pub(super) const MAX_NAME: usize = 64;
+use crate::{decision::Denied, policy::MAX_NAME};
 
 /// Why a [`Limiter`](crate::Limiter) cannot be built. The text names the policy, the rule, and what
 /// to do.

@@ -31,6 +31,7 @@ mod attempt;
 mod bucket_guard;
 mod builder;
 mod by_key;
+mod checks;
 mod error;
 mod into_limiter;
 mod keyed_buckets;

@@ -16,7 +16,8 @@ use http::{Request, StatusCode};
 use smallvec::SmallVec;
 
 use super::{
-    error::{AcquireError, ConfigError, ConfigErrorKind, MAX_NAME, UnknownPolicy},
+    checks::{check, origins},
+    error::{AcquireError, ConfigError, ConfigErrorKind, UnknownPolicy},
     live_quota::LiveQuota,
     penalties::Penalties,
     top_denied::{DeniedKey, TopDenied},
@@ -29,9 +30,8 @@ use crate::{
         events::{self, Throttle},
         metrics::{DecidedBy, Meters, Outcome},
     },
-    policy::{Advertise, Demand, Missing, Policy},
+    policy::{Advertise, Demand, Policy},
     quota::Quota,
-    store::Cap,
     sweeper::Sweep,
 };
 
@@ -526,63 +526,4 @@ fn watching_dates(hasher: KeyHasher, policies: &[Policy]) -> KeyHasher {
     let stays = |policy: &&Policy| !policy.is_global() && policy.quota().time_to_fill() >= DAY;
     let names: Vec<_> = policies.iter().filter(stays).map(Policy::name).collect();
     hasher.watching_dates((!names.is_empty()).then(|| names.join(", ")))
-}
-
-fn check(policies: &[Policy]) -> Result<(), ConfigError> {
-    for (index, policy) in policies.iter().enumerate() {
-        let name = policy.name();
-        let invalid = |kind| Err(ConfigError::new(name, kind));
-        if name.is_empty() {
-            return invalid(ConfigErrorKind::EmptyName);
-        }
-        if !name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return invalid(ConfigErrorKind::UnprintableName);
-        }
-        if policies[..index].iter().any(|earlier| earlier.name() == name) {
-            return invalid(ConfigErrorKind::DuplicateName);
-        }
-        if name.len() > MAX_NAME {
-            return invalid(ConfigErrorKind::LongName);
-        }
-        let is_unit =
-            |unit: &str| (1..=MAX_NAME).contains(&unit.len()) && unit.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-        if policy.cell_unit().is_some_and(|unit| !is_unit(unit)) {
-            return invalid(ConfigErrorKind::Unit);
-        }
-        if policy.lacks_plan_by() {
-            return invalid(ConfigErrorKind::NoPlanBy);
-        }
-        if policy.is_by_key() && policy.needs_requests() {
-            return invalid(ConfigErrorKind::NoRequest);
-        }
-        if let Some(Missing::Reject(status)) = policy.missing() {
-            if !status.is_client_error() && !status.is_server_error() {
-                return invalid(ConfigErrorKind::MissingStatus);
-            }
-        }
-        let Cap { max_keys, per_network, .. } = policy.cap();
-        if max_keys == 0 || u32::try_from(max_keys).is_err() || per_network == Some(0) {
-            return invalid(ConfigErrorKind::MaxKeys);
-        }
-    }
-    Ok(())
-}
-
-/// For each policy the former one that it continues: the one of the same name, if both are global
-/// or neither is.
-fn origins(former: &[Policy], policies: &[Policy]) -> Result<Vec<Option<usize>>, ConfigError> {
-    let mut last: Option<usize> = None;
-    let origin = |policy: &Policy| {
-        let same = |former: &Policy| former.name() == policy.name() && former.is_global() == policy.is_global();
-        let Some(origin) = former.iter().position(same) else { return Ok(None) };
-        if last.is_some_and(|last| origin < last) {
-            return Err(ConfigError::new(policy.name(), ConfigErrorKind::Reordered));
-        }
-        if !policy.is_global() && policy.cap() != former[origin].cap() {
-            return Err(ConfigError::new(policy.name(), ConfigErrorKind::ChangedCap));
-        }
-        last = Some(origin);
-        Ok(last)
-    };
-    policies.iter().map(origin).collect()
 }

@@ -329,6 +329,9 @@ impl Policy {
     /// that find none take a cell for a request. Unless set, it is omitted, and it is `cells` where
     /// requests [have costs](Self::cost_by).
     ///
+    /// The draft registers `requests`, `content-bytes` and `concurrent-requests`. Any other unit is
+    /// for clients that know it.
+    ///
     /// A unit is printable ASCII of at most 64 bytes. With any other, building the limiter fails.
     ///
     /// ```
@@ -681,6 +684,14 @@ impl Policy {
         }
     }
 }
+
+/// Whether a text can be the name of a policy, or a unit: header fields contain it.
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+/// The longest name in bytes. The length of header fields is limited.
+pub(crate) const MAX_NAME: usize = 64;
 
 /// Strings of structured fields (RFC 9651 §4.1.6) and of JSON (RFC 8259 §7) escape the same two
 /// characters of printable ASCII, which names consist of.
