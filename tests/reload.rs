@@ -184,6 +184,11 @@ fn a_plan_that_is_gone_ends_while_its_keys_are_busy() {
     let (limiter, _clock) = limiter([Policy::global(FIVE).quota_by(|_| Some(Quota::per_hour(1_000)))]);
     assert_eq!(admitted(&limiter, &Request::new(()), 4), 4);
     assert_eq!(admitted(&limiter.with_policies([Policy::global(FIVE)]).unwrap(), &Request::new(()), 9), 1);
+    // Where the reload fails, the plan stays.
+    let layer = RateLimitLayer::new(former()).reloadable();
+    assert_eq!(admitted(&layer.limiter(), &pro(), 4), 4);
+    assert!(layer.set_policies([Policy::by_key(FIVE).named("p")]).is_err());
+    assert_eq!(layer.limiter().peek("p", "a").unwrap().limit(), 1_000);
     // Plans that callers name stay: the policy never knew them.
     let (limiter, _clock) = support::limiter([Policy::by_key(FIVE)]);
     limiter.acquire_as("by-key", 7_u8, Quota::per_hour(1_000), 20).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! This file must not know of layers, nor of files.
 
-use super::{Limiter, error::ConfigError};
+use super::{Limiter, error::ConfigError, policy_set::PolicySet};
 use crate::policy::Policy;
 
 impl Limiter {
@@ -40,7 +40,22 @@ impl Limiter {
     /// [`max_keys`](Policy::max_keys), [`max_keys_per_network`](Policy::max_keys_per_network) or
     /// [`at_cap`](Policy::at_cap).
     pub fn with_policies(&self, policies: impl IntoIterator<Item = Policy>) -> Result<Self, ConfigError> {
-        let (set, origins) = self.set().successor(policies.into_iter().collect())?;
+        self.successor(policies.into_iter().collect(), |_| Ok(()))
+    }
+
+    /// The same for a layer, which has to have something to limit.
+    pub(crate) fn with_policies_for_requests(&self, policies: Vec<Policy>) -> Result<Self, ConfigError> {
+        self.successor(policies, PolicySet::check_for_requests)
+    }
+
+    /// Changes nothing where `check` fails.
+    fn successor(
+        &self,
+        policies: Vec<Policy>,
+        check: impl FnOnce(&PolicySet) -> Result<(), ConfigError>,
+    ) -> Result<Self, ConfigError> {
+        let (set, origins) = self.set().successor(policies)?;
+        check(&set)?;
         let buckets = self.parts.buckets.successor(self.set(), &set, &origins);
         Ok(Self::of(set, buckets))
     }

@@ -120,7 +120,7 @@ impl<T: Stateful<Limiter>> ReloadableLayer<T> {
         // Before the lock: an iterator may do anything.
         let policies: Vec<_> = policies.into_iter().collect();
         let _changing = self.current.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.replace_with(self.limiter().with_policies(policies)?)
+        self.replace_with(self.limiter().with_policies_for_requests(policies)?)
     }
 }
 
