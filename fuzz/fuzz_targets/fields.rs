@@ -34,23 +34,28 @@ struct One {
     period: u64,
     burst: u32,
     cost: u32,
+    unit: Option<String>,
 }
 
-/// Name, and the parameters.
+/// Name, and the parameters that are numbers.
 type Told = (String, Vec<(String, i64)>);
 
 fuzz_target!(|input: Input| {
     let clock = ManualClock::new();
     let mut builder = Limiter::builder().clock(clock.clone()).sweep(Sweep::Manual);
     let mut names = Vec::new();
-    for One { name, cells, period, burst, cost } in input.policies.into_iter().take(4) {
+    for One { name, cells, period, burst, cost, unit } in input.policies.into_iter().take(4) {
         let Ok(quota) = Quota::new(cells, Duration::from_nanos(period)) else { continue };
         let Ok(quota) = quota.try_burst(burst) else { continue };
         let cost = cost % burst.saturating_add(2);
         names.push(name.clone());
-        builder = builder.policy(Policy::per(key_fn(|_| Some(0_u64)), quota).named(name).cost_by(move |_| cost));
+        let mut policy = Policy::per(key_fn(|_| Some(0_u64)), quota).named(name).cost_by(move |_| cost);
+        if let Some(unit) = unit {
+            policy = policy.unit(unit);
+        }
+        builder = builder.policy(policy);
     }
-    // Names that cannot be sent are denied here.
+    // Names and units that cannot be sent are denied here.
     let Ok(limiter) = builder.build() else { return };
     let mut service = RateLimitLayer::new(&limiter)
         .layer(tower::service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::new())))));
@@ -85,7 +90,8 @@ fn told(text: &str) -> Vec<Told> {
     let told = list.iter().map(|entry| {
         let ListEntry::Item(item) = entry else { panic!("{entry:?}") };
         let BareItem::String(name) = &item.bare_item else { panic!("{item:?}") };
-        let params = item.params.iter().map(|(key, value)| (key.to_string(), i64::from(value.as_integer().unwrap())));
+        let numbers = item.params.iter().filter(|(key, value)| key.as_str() != "qu" || value.as_string().is_none());
+        let params = numbers.map(|(key, value)| (key.to_string(), i64::from(value.as_integer().unwrap())));
         (name.as_str().to_owned(), params.collect())
     });
     told.collect()
