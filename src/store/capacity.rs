@@ -79,13 +79,11 @@ pub(crate) struct Capacity {
 
 impl Capacity {
     pub(super) fn new(cap: Cap) -> Self {
-        let max = cap.max_keys;
-        let networks = max.clamp(64, 16_384).next_power_of_two();
         Self {
-            max,
+            max: cap.max_keys,
             share: cap.share(),
             live: AtomicUsize::new(0),
-            networks: (0..networks).map(|_| AtomicU32::new(0)).collect(),
+            networks: (0..NETWORKS).map(|_| AtomicU32::new(0)).collect(),
         }
     }
 
@@ -132,8 +130,16 @@ impl Capacity {
     }
 
     fn network(&self, hasher: &impl BuildHasher, key: Key) -> Option<&AtomicU32> {
-        key.network().map(|network| &self.networks[slot(hasher, network, self.networks.len())])
+        key.network().map(|network| &self.networks[network_slot(hasher, network)])
     }
+}
+
+/// Many also for a small map: a network whose count is that of a full one has no keys of its own.
+const NETWORKS: usize = if cfg!(tower_quota_loom) { 64 } else { 16_384 };
+
+#[allow(clippy::cast_possible_truncation, reason = "less than `NETWORKS`")]
+fn network_slot(hasher: &impl BuildHasher, network: impl Hash) -> usize {
+    (hasher.hash_one(network) % NETWORKS as u64) as usize
 }
 
 /// The numbers that keys without a place of their own share. They are allocated in chunks when
@@ -151,8 +157,8 @@ impl<V: Expiring> Overflow<V> {
 
     pub(super) fn lock(&self, hasher: &impl BuildHasher, key: Key) -> MutexGuard<'_, V> {
         let index = match key.network() {
-            Some(network) => slot(hasher, network, self.len),
-            None => slot(hasher, key, self.len),
+            Some(network) => overflow_slot(hasher, network, self.len),
+            None => overflow_slot(hasher, key, self.len),
         };
         let chunk = self.chunks[index / CHUNK].get_or_init(|| (0..CHUNK).map(|_| Mutex::new(V::default())).collect());
         // No panic can leave a number half-written.
@@ -174,10 +180,11 @@ const CHUNK: usize = if cfg!(tower_quota_loom) { 1 } else { 1_024 };
 /// At 16 bytes each.
 const MAX_SLOTS: usize = 1 << 20;
 
-fn slot(hasher: &impl BuildHasher, value: impl Hash, len: usize) -> usize {
-    #[allow(clippy::cast_possible_truncation, reason = "less than `len`")]
-    let slot = (hasher.hash_one(value) % len as u64) as usize;
-    slot
+/// By the upper half of the hash, of which [`network_slot`] knows nothing: a network whose count is
+/// that of a flooded one has another slot here, but by chance.
+#[allow(clippy::cast_possible_truncation, reason = "less than `len`")]
+fn overflow_slot(hasher: &impl BuildHasher, value: impl Hash, len: usize) -> usize {
+    ((hasher.hash_one(value) >> 32) % len as u64) as usize
 }
 
 #[cfg(all(test, not(tower_quota_loom)))]
@@ -234,6 +241,16 @@ mod tests {
         let slots: HashSet<_> = (0..100_000).map(slot).collect();
         // Of 4,096, each is missed with a probability of e^-24.
         assert!(slots.len() > 4_000, "{}", slots.len());
+    }
+
+    #[test]
+    fn networks_that_share_a_count_do_not_share_their_overflow() {
+        let hasher = RandomState::new();
+        let (count, overflow) = (network_slot(&hasher, 0_u32), overflow_slot(&hasher, 0_u32, 256));
+        let counted_alike: Vec<_> = (1..1_000_000_u32).filter(|other| network_slot(&hasher, other) == count).collect();
+        let alike = counted_alike.iter().filter(|other| overflow_slot(&hasher, **other, 256) == overflow).count();
+        // About 61 of them, and each by chance of 1/256.
+        assert!(alike < 8, "{alike} of {}", counted_alike.len());
     }
 
     #[test]
