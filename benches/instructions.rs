@@ -20,7 +20,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tower::{Layer as _, Service};
 use tower_quota::{
-    Limiter, Policy, Quota, RateLimitLayer,
+    Limiter, Policy, Quota, RateLimitLayer, Window,
     clock::ManualClock,
     key::{ClientIp, PeerAddr, PeerIp},
     policy::Advertise,
@@ -97,6 +97,7 @@ fn main() {
         "decide-denied" => decide(times, [per_ip(NONE)]),
         "decide-global" => decide(times, [Policy::global(MANY)]),
         "decide-three" => decide(times, [per_ip(MANY), per_ip(MANY).named("second"), Policy::global(MANY)]),
+        "decide-window" => decide(times, [Policy::per(PeerIp, Window::daily(u32::MAX))]),
         "decide-client-ip" => decide(times, [Policy::per(ClientIp::behind(["10.0.0.0/8"]).unwrap(), MANY)]),
         "acquire" => acquire(times),
         "bare" => call(times, Inner(0)),

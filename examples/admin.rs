@@ -1,11 +1,11 @@
-//! Control at run time, on a separate port that only operators reach: list keys, block, reset, change a quota.
+//! Control at run time, on a separate port that only operators reach: list keys, block, reset, change a limit.
 //!
 //! ```sh
 //! ADMIN_TOKEN=s3cret cargo run --example admin
 //! for i in $(seq 9); do curl -s -o /dev/null -w '%{http_code} ' localhost:3000/; done; echo
 //! alias admin='curl -s -H "authorization: Bearer s3cret"'
 //! admin localhost:3001/policies; admin localhost:3001/policies/per-ip/keys; admin localhost:3001/denied
-//! admin -X PUT localhost:3001/policies/per-ip/quota -d '"50/s"' -H 'content-type: application/json'
+//! admin -X PUT localhost:3001/policies/per-ip/limit -d '"50/s"' -H 'content-type: application/json'
 //! admin -X POST 'localhost:3001/policies/per-ip/keys/KEY/block?seconds=60'
 //! admin -X DELETE localhost:3001/policies/per-ip/keys/KEY
 //! ```
@@ -33,7 +33,8 @@ use tower_quota::{
     Key, Limiter, Policy, Quota, RateLimitLayer,
     decision::Standing,
     key::PeerIp,
-    limiter::{BlockError, UnknownPolicy},
+    limit::Limit,
+    limiter::{BlockError, LimitError, UnknownPolicy},
 };
 
 #[derive(Clone)]
@@ -83,6 +84,15 @@ impl From<UnknownPolicy> for Failure {
     }
 }
 
+impl From<LimitError> for Failure {
+    fn from(error: LimitError) -> Self {
+        match error {
+            LimitError::UnknownPolicy(unknown) => unknown.into(),
+            error => Self(StatusCode::BAD_REQUEST, error.to_string()),
+        }
+    }
+}
+
 impl From<BlockError> for Failure {
     fn from(error: BlockError) -> Self {
         match error {
@@ -97,6 +107,7 @@ impl From<tower_quota::redis::ControlError> for Failure {
     fn from(error: tower_quota::redis::ControlError) -> Self {
         match error {
             tower_quota::redis::ControlError::UnknownPolicy(unknown) => unknown.into(),
+            tower_quota::redis::ControlError::Limit(error) => (*error).into(),
             error => Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
         }
     }
@@ -132,8 +143,8 @@ fn key(text: &str) -> Result<Key, Failure> {
 async fn policies(State(admin): State<Admin>) -> Answer {
     let policies = either!(admin.limiter, |limiter| {
         let policies = limiter.policies().iter().map(|policy| {
-            let quota = limiter.quota(policy.name())?;
-            Ok(json!({ "name": policy.name(), "quota": quota, "global": policy.is_global() }))
+            let limit = limiter.limit(policy.name())?;
+            Ok(json!({ "name": policy.name(), "limit": limit, "global": policy.is_global() }))
         });
         policies.collect::<Result<Vec<_>, UnknownPolicy>>()?
     });
@@ -198,9 +209,9 @@ async fn block(
     Ok(Json(json!({ "blocked_for": block.seconds })))
 }
 
-async fn set_quota(State(admin): State<Admin>, Path(policy): Path<String>, Json(quota): Json<Quota>) -> Answer {
-    either!(admin.limiter, |limiter| async limiter.set_quota(&policy, quota));
-    Ok(Json(json!({ "quota": quota })))
+async fn set_limit(State(admin): State<Admin>, Path(policy): Path<String>, Json(limit): Json<Limit>) -> Answer {
+    either!(admin.limiter, |limiter| async limiter.set_limit(&policy, &limit));
+    Ok(Json(json!({ "limit": limit })))
 }
 
 /// Over Redis, those of this process.
@@ -225,7 +236,7 @@ fn admin_router(admin: Admin) -> Router {
         .route("/policies/{policy}/keys/{key}", get(peek))
         .route("/policies/{policy}/keys/{key}", delete(reset))
         .route("/policies/{policy}/keys/{key}/block", post(block))
-        .route("/policies/{policy}/quota", put(set_quota))
+        .route("/policies/{policy}/limit", put(set_limit))
         .route("/denied", get(denied))
         .layer(from_fn_with_state(admin.clone(), authenticate))
         // Limits guesses of the token, per address, so that a guesser does not lock out operators.

@@ -120,7 +120,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let limit = RateLimitLayer::new([
-        Policy::per(PeerIp, setting("QUOTA", "2000/s")?),
+        Policy::per(PeerIp, setting::<Quota>("QUOTA", "2000/s")?),
         Policy::global(Quota::per_second(5_000)),
     ]);
     let pool = Pool { queue, counts: Arc::clone(&counts) };

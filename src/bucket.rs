@@ -21,6 +21,15 @@
 //! - A slower quota that denies leaves the bucket as it is, to its faster quota: otherwise the
 //!   denial would make the wait longer.
 //! - A faster quota takes over also when it denies, so that its wait is accurate.
+//!
+//! # Windows
+//!
+//! The bucket of a window is the same number: the start of the window, and one nanosecond for each
+//! cell that is used. It is decided at the window's start by a quota whose cells take a nanosecond,
+//! so that nothing comes back before the next window: see [`stands_in`](Bucket::stands_in). Windows
+//! start on whole minutes, and a minute has more nanoseconds than a limit and a debt have cells. So
+//! the number says which window it belongs to, and in an older one nothing is used of this
+//! one.
 
 #![deny(clippy::arithmetic_side_effects)]
 
@@ -69,6 +78,14 @@ impl Evaluation {
         self.wait.is_zero()
     }
 
+    /// Makes the wait of a denial the rest of the window, in which nothing comes back.
+    #[inline(always)]
+    pub(crate) fn wait_until_end(&mut self, left: Nanos) {
+        if self.wait != Self::NOW && self.wait != Self::NEVER {
+            self.wait = left.max(Nanos::new(1));
+        }
+    }
+
     /// Grants without acquiring anything.
     #[inline(always)]
     pub(crate) fn granted_for_free(bucket: Bucket) -> Self {
@@ -109,6 +126,19 @@ impl Bucket {
     /// A bucket with this backlog.
     pub(crate) fn with_backlog(now: Timestamp, backlog: Nanos) -> Self {
         Self(now.saturating_add(backlog))
+    }
+
+    /// Where the bucket of a window is decided: at the start of the current window, or at its own
+    /// where that is later, because another process's clock is ahead.
+    #[inline(always)]
+    pub(crate) fn stands_in(self, start: Timestamp) -> Timestamp {
+        if self.0.since(start) < Nanos::MINUTE { start } else { self.own_start() }
+    }
+
+    /// The start of the window in which cells of this bucket were last used.
+    #[inline]
+    pub(crate) fn own_start(self) -> Timestamp {
+        self.0.start_of_minute()
     }
 
     /// The bucket, never further ahead than this. It cuts what a faulty clock left

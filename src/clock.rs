@@ -114,6 +114,11 @@ impl Clock {
         }
     }
 
+    /// The wall clock, if this is the system's clock: it may have been set since this one started.
+    pub(crate) fn wall_time(&self) -> Option<Timestamp> {
+        self.is_system().then(wall_time)
+    }
+
     /// Whether this is the system's clock, which goes on by itself.
     pub(crate) fn is_system(&self) -> bool {
         matches!(self.0, Source::System { .. })
@@ -307,6 +312,12 @@ impl Timestamp {
         Nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// The start of the minute that this is in.
+    #[inline(always)]
+    pub(crate) const fn start_of_minute(self) -> Self {
+        Self(self.0 - self.0 % Nanos::MINUTE.0)
+    }
+
     #[inline(always)]
     pub(crate) const fn checked_add(self, span: Nanos) -> Option<Self> {
         match self.0.checked_add(span.0) {
@@ -394,8 +405,7 @@ pub(crate) fn unix_seconds() -> u64 {
     unix_time().as_secs()
 }
 
-/// The wall clock, for what is reported at most once in a while. No decision uses it.
-#[cfg(feature = "tracing")]
+/// The wall clock. No decision reads it.
 pub(crate) fn wall_time() -> Timestamp {
     Timestamp::ORIGIN.saturating_add(Nanos::from(unix_time()))
 }

@@ -7,3 +7,6 @@ pub mod testing {}
 
 #[doc = include_str!("../docs/troubleshooting.md")]
 pub mod troubleshooting {}
+
+#[doc = include_str!("../docs/windows.md")]
+pub mod windows {}

@@ -71,6 +71,7 @@ pub mod config;
 pub mod decision;
 pub mod guide;
 pub mod key;
+pub mod limit;
 pub mod limiter;
 mod middleware;
 mod observe;
@@ -82,6 +83,7 @@ pub mod response;
 mod store;
 mod sweeper;
 mod sync;
+pub mod window;
 
 pub use self::{
     decision::{Decision, Denied},
@@ -91,6 +93,7 @@ pub use self::{
     policy::Policy,
     quota::Quota,
     response::headers,
+    window::Window,
 };
 
 #[cfg(all(doctest, feature = "axum", feature = "redis"))]

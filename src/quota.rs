@@ -15,7 +15,7 @@
 //! # Ok::<(), tower_quota::quota::QuotaError>(())
 //! ```
 
-use std::{error, fmt, str::FromStr, time::Duration};
+use std::{error, fmt, num::NonZeroU32, str::FromStr, time::Duration};
 
 use crate::clock::Nanos;
 
@@ -41,7 +41,8 @@ use crate::clock::Nanos;
 /// second, and a sixth at 300 million (`T` is 4 ns instead of 3⅓).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quota {
-    cells: u32,
+    /// Never zero, so that something else can stand in a quota's place without taking more room.
+    cells: NonZeroU32,
     burst: u32,
     period: u64,
     cell_period: u64,
@@ -118,9 +119,7 @@ impl Quota {
     /// When a count or the period is zero, the rate is above 10⁹ a second, or the period or the
     /// time that the burst takes to come back exceeds 2⁶² nanoseconds (146 years).
     pub const fn new(cells: u32, period: Duration) -> Result<Self, QuotaError> {
-        if cells == 0 {
-            return Err(QuotaError::ZeroCells);
-        }
+        let Some(count) = NonZeroU32::new(cells) else { return Err(QuotaError::ZeroCells) };
         if period.is_zero() {
             return Err(QuotaError::ZeroPeriod);
         }
@@ -132,7 +131,7 @@ impl Quota {
         if period < cells as u64 {
             return Err(QuotaError::TooFast);
         }
-        let quota = Self { cells, burst: cells, period, cell_period: period.div_ceil(cells as u64) };
+        let quota = Self { cells: count, burst: cells, period, cell_period: period.div_ceil(cells as u64) };
         quota.try_burst(cells)
     }
 
@@ -206,7 +205,7 @@ impl Quota {
     /// Returns the count of the rate, as written; one where it was [fractional](Self::fractional).
     #[must_use]
     pub const fn cells(self) -> u32 {
-        self.cells
+        self.cells.get()
     }
 
     /// Returns the period of the rate, as written.
@@ -267,15 +266,26 @@ impl Quota {
         self.cell_nanos().saturating_mul(cells as u64)
     }
 
+    /// What the bucket of a window with this limit is decided by: see
+    /// [`bucket`](crate::bucket). A limit of zero grants nothing.
+    pub(crate) const fn of_window(limit: u32) -> Self {
+        Self { cells: NonZeroU32::MIN, burst: limit, period: 1, cell_period: 1 }
+    }
+
     /// Three words, for storage in atomics.
     pub(crate) const fn to_words(self) -> [u64; 3] {
-        [(self.cells as u64) << 32 | self.burst as u64, self.period, self.cell_period]
+        [(self.cells.get() as u64) << 32 | self.burst as u64, self.period, self.cell_period]
     }
 
     /// The quota that [`to_words`](Self::to_words) took apart.
     #[allow(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
     pub(crate) const fn from_words([counts, period, cell_period]: [u64; 3]) -> Self {
-        Self { cells: (counts >> 32) as u32, burst: counts as u32, period, cell_period }
+        let cells = match NonZeroU32::new((counts >> 32) as u32) {
+            Some(cells) => cells,
+            // Of words that were taken apart from no quota.
+            None => NonZeroU32::MIN,
+        };
+        Self { cells, burst: counts as u32, period, cell_period }
     }
 
     /// `burst × T`, at most [`MAX_NANOS`].
@@ -288,13 +298,12 @@ impl Quota {
 /// Writes the form that [`FromStr`] reads: `100/s`, `3/90s, burst 9`. A default burst is left out.
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, length) = UNITS.into_iter().find(|(_, length)| self.period % length == 0).unwrap_or(("ns", 1));
         write!(f, "{}/", self.cells)?;
-        match self.period / length {
-            1 => write!(f, "{name}")?,
-            count => write!(f, "{count}{name}")?,
+        match PeriodText(self.period).parts() {
+            (1, unit) => f.write_str(unit)?,
+            _ => PeriodText(self.period).fmt(f)?,
         }
-        if self.burst == self.cells { Ok(()) } else { write!(f, ", burst {}", self.burst) }
+        if self.burst == self.cells.get() { Ok(()) } else { write!(f, ", burst {}", self.burst) }
     }
 }
 
@@ -346,7 +355,24 @@ impl<'de> serde::Deserialize<'de> for Quota {
     }
 }
 
-fn count(digits: &str) -> Result<u32, QuotaError> {
+/// Writes a period of so many nanoseconds in its longest unit: `15m`.
+pub(crate) struct PeriodText(pub(crate) u64);
+
+impl PeriodText {
+    fn parts(&self) -> (u64, &'static str) {
+        let (unit, length) = UNITS.into_iter().find(|(_, length)| self.0 % length == 0).unwrap_or(("ns", 1));
+        (self.0 / length, unit)
+    }
+}
+
+impl fmt::Display for PeriodText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, unit) = self.parts();
+        write!(f, "{count}{unit}")
+    }
+}
+
+pub(crate) fn count(digits: &str) -> Result<u32, QuotaError> {
     // `u32::from_str` would also accept a sign.
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(QuotaError::Syntax("a count has digits only"));
@@ -354,7 +380,7 @@ fn count(digits: &str) -> Result<u32, QuotaError> {
     digits.parse().map_err(|_| QuotaError::Syntax("a count is at most 4294967295"))
 }
 
-fn duration(text: &str) -> Result<Duration, QuotaError> {
+pub(crate) fn duration(text: &str) -> Result<Duration, QuotaError> {
     let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
     let digits = &text[..text.len() - unit.len()];
     let (_, length) = UNITS

@@ -226,7 +226,9 @@ fn sweep(policy: &str, store: &dyn Sweepable, was_near_cap: bool) -> bool {
     sweep_now(policy, store);
     let near_cap = store.is_near_cap();
     if near_cap && !was_near_cap {
-        events::near_cap(policy, store.capacity().live(), store.capacity().max());
+        if let Some(capacity) = store.capacity() {
+            events::near_cap(policy, capacity.live(), capacity.max());
+        }
     }
     near_cap
 }
@@ -236,7 +238,9 @@ pub(crate) fn sweep_now(policy: &str, store: &dyn Sweepable) -> usize {
     let clock = Clock::system();
     let start = clock.now();
     let removed = store.sweep();
-    metrics::swept(policy, removed, store.capacity().live(), clock.now().since(start));
+    if let Some(capacity) = store.capacity() {
+        metrics::swept(policy, removed, capacity.live(), clock.now().since(start));
+    }
     removed
 }
 

@@ -8,10 +8,12 @@ use std::{
 };
 
 /// From the top. `docs/architecture.md` shows the same order.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 18] = [
     "sync",
     "clock",
     "quota",
+    "window",
+    "limit",
     "observe",
     "key",
     "bucket",

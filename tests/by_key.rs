@@ -132,7 +132,7 @@ fn a_plan_decides_until_its_cells_are_back_and_a_change_keeps_the_count() {
     limiter.acquire_as("account", 7, pro, 10).unwrap();
     // Who names no plan has the one that was named last.
     let admission = limiter.acquire("account", 7).unwrap();
-    assert_eq!(admission.standings().next().unwrap().quota(), pro);
+    assert_eq!(admission.standings().next().unwrap().quota(), Some(pro));
     assert_eq!(remaining(&limiter, "account", 7), 89);
     assert_eq!(limiter.peek_as("account", 7, Quota::per_minute(1_000)).unwrap().remaining(), 989);
     assert_eq!(limiter.peek_as("account", 7, small).unwrap().remaining(), 0, "eleven are used");

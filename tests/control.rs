@@ -41,13 +41,13 @@ fn ops08_a_new_quota_applies_from_the_next_decision_on_and_keeps_the_count() {
     let (limiter, clock) = limiter([Policy::per(PeerIp, Quota::per_minute(5))]);
     let request = from_ip(A);
     assert_eq!(admitted(&limiter, &request, 9), 5);
-    limiter.set_quota("per-ip", Quota::per_second(100)).unwrap();
-    assert_eq!(limiter.quota("per-ip").unwrap(), Quota::per_second(100));
+    limiter.set_limit("per-ip", Quota::per_second(100)).unwrap();
+    assert_eq!(limiter.limit("per-ip").unwrap(), Quota::per_second(100));
     assert_eq!(limiter.peek("per-ip", A).unwrap().remaining(), 95, "as a decision would count");
     assert_eq!(admitted(&limiter, &request, 200), 95, "five are used of a hundred");
     clock.advance(Duration::from_secs(2));
     assert_eq!(admitted(&limiter, &request, 200), 100);
-    limiter.set_quota("per-ip", Quota::per_hour(1)).unwrap();
+    limiter.set_limit("per-ip", Quota::per_hour(1)).unwrap();
     // At the former rate, which was faster: the denial itself makes nothing longer.
     for _ in 0..2 {
         assert_eq!(wait(&limiter, &request), Some(Duration::from_secs(1)));
@@ -89,7 +89,7 @@ fn two_counts_that_take_the_same_time_are_two_counts() {
     for policy in [Policy::per(PeerIp, Quota::per_hour(1)).named("p"), Policy::global(Quota::per_hour(1)).named("p")] {
         let (limiter, _clock) = limiter([policy]);
         assert_eq!(admitted(&limiter, &from_ip(A), 3), 1);
-        limiter.set_quota("p", Quota::per_hour(2)).unwrap();
+        limiter.set_limit("p", Quota::per_hour(2)).unwrap();
         assert_eq!(admitted(&limiter, &from_ip(A), 3), 1);
     }
 }
@@ -102,7 +102,7 @@ fn a_change_of_quota_and_a_reset_within_a_decision_harm_no_later_one() {
     let clock = Clock::from_fn(|| {
         if ARMED.swap(false, Ordering::SeqCst) {
             let limiter = LIMITER.get().unwrap();
-            limiter.set_quota("g", Quota::per_second(1_000)).unwrap();
+            limiter.set_limit("g", Quota::per_second(1_000)).unwrap();
             assert!(admits(limiter, &Request::new(())));
             limiter.reset("g", Key::GLOBAL).unwrap();
         }
@@ -130,21 +130,21 @@ fn plans_to_and_fro_admit_the_largest_burst_once() {
 fn who_says_no_plan_has_the_one_that_the_bucket_remembers() {
     let [own, pro] = [Quota::per_hour(2), Quota::per_hour(100)];
     let (limiter, clock) = limiter([by_plan(own)]);
-    assert_eq!(limiter.peek("plan", A).unwrap().quota(), own);
+    assert_eq!(limiter.peek("plan", A).unwrap().quota(), Some(own));
     assert_eq!(admitted(&limiter, &with_plan(pro), 10), 10);
-    assert_eq!(limiter.peek("plan", A).unwrap().quota(), pro);
+    assert_eq!(limiter.peek("plan", A).unwrap().quota(), Some(pro));
     assert_eq!(admitted(&limiter, &from_ip(A), 5), 5, "beyond the policy's own");
     assert_eq!(limiter.charge("plan", A, 5).unwrap().remaining(), 80);
     assert_eq!(limiter.list("plan", 0, 9).unwrap().keys[0].1.remaining(), 80);
     // A change of the policy's own quota does not take the plan away.
-    limiter.set_quota("plan", Quota::per_hour(1)).unwrap();
+    limiter.set_limit("plan", Quota::per_hour(1)).unwrap();
     assert_eq!(limiter.peek("plan", A).unwrap().remaining(), 80);
     // When nothing is used any more, there is nothing to remember.
     clock.advance(Duration::from_secs(3_600));
-    assert_eq!(limiter.peek("plan", A).unwrap().quota(), Quota::per_hour(1));
+    assert_eq!(limiter.peek("plan", A).unwrap().quota(), Some(Quota::per_hour(1)));
     assert_eq!(admitted(&limiter, &from_ip(A), 5), 1);
     // The policy's own quota is not a plan: a change of it is a change for all who have none.
-    limiter.set_quota("plan", Quota::per_hour(50)).unwrap();
+    limiter.set_limit("plan", Quota::per_hour(50)).unwrap();
     assert_eq!(admitted(&limiter, &from_ip(A), 90), 49);
 }
 
@@ -183,7 +183,7 @@ fn a_quota_by_request_is_not_replaced() {
     let policy =
         Policy::per(PeerIp, Quota::per_hour(1)).quota_by(|head| head.headers().get("pro").map(|_| Quota::per_hour(3)));
     let (limiter, _clock) = limiter([policy]);
-    limiter.set_quota("per-ip", Quota::per_hour(2)).unwrap();
+    limiter.set_limit("per-ip", Quota::per_hour(2)).unwrap();
     let mut pro = from_ip(A);
     pro.headers_mut().insert("pro", "1".parse().unwrap());
     assert_eq!((admitted(&limiter, &pro, 9), admitted(&limiter, &from_ip(B), 9)), (3, 2));
@@ -193,10 +193,10 @@ fn a_quota_by_request_is_not_replaced() {
 fn several_quotas_change_together_or_not_at_all() {
     let (limiter, _clock) = limiter([Policy::per(PeerIp, Quota::per_hour(1)), Policy::global(Quota::per_hour(1))]);
     let two = Quota::per_hour(2);
-    let error = limiter.set_quotas([("per-ip", two), ("nobody", two)]).unwrap_err();
+    let error = limiter.set_limits([("per-ip", two), ("nobody", two)]).unwrap_err();
     assert_eq!(error.to_string(), "no policy is named \"nobody\": use one of [\"per-ip\", \"global\"]");
-    assert_eq!(limiter.quota("per-ip").unwrap(), Quota::per_hour(1));
-    limiter.set_quotas([("per-ip", two), ("global", two)]).unwrap();
+    assert_eq!(limiter.limit("per-ip").unwrap(), Quota::per_hour(1));
+    limiter.set_limits([("per-ip", two), ("global", two)]).unwrap();
     assert_eq!(admitted(&limiter, &from_ip(A), 9), 2);
 }
 
@@ -221,7 +221,7 @@ fn a_reload_under_load_loses_no_bucket_and_admits_no_more_than_the_sum() {
         }
         for n in 1..=2_000 {
             let quota = quotas[n % 2];
-            limiter.set_quota("per-ip", quota).unwrap();
+            limiter.set_limit("per-ip", quota).unwrap();
             clock.advance(Duration::from_millis(3));
             // Also for the quota before, which a decision may still use.
             bound += 11 + 3;
@@ -622,7 +622,7 @@ fn a_retry_after_the_reported_time_of_a_block_is_allowed() {
     let (changed, clock) = limiter([Policy::per(Header::new("k"), Quota::per_minute(5)).named("p")]);
     let client = with_header("k", "client");
     assert_eq!(admitted(&changed, &client, 6), 5);
-    changed.set_quota("p", Quota::per_second(100)).unwrap();
+    changed.set_limit("p", Quota::per_second(100)).unwrap();
     changed.block("p", changed.key("client"), Duration::from_secs(5)).unwrap();
     let wait = changed.decide(&client).denied().unwrap();
     assert_eq!((wait.reason(), wait.wait()), (Reason::Blocked, Some(Duration::from_secs(5))));

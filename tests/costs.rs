@@ -324,7 +324,7 @@ fn a_late_charge_is_in_cells_and_changes_no_plan() {
     }
     admission.lock().unwrap().as_ref().unwrap().charge("tokens", 3).unwrap();
     let standing = limiter.peek("tokens", Key::GLOBAL).unwrap();
-    assert_eq!((standing.quota(), standing.remaining()), (free, 5));
+    assert_eq!((standing.quota(), standing.remaining()), (Some(free), 5));
 }
 
 /// A late charge for a key that has lost its place goes to the slot that it shares: as many cells.

@@ -452,7 +452,7 @@ fn admin() {
     assert_eq!(ask(7), [200, 200, 200, 200, 200, 429, 429]);
 
     let (_, policies) = call("GET", "/policies", "");
-    assert_eq!(policies["policies"][0], serde_json::json!({"name": "per-ip", "quota": "5/m", "global": false}));
+    assert_eq!(policies["policies"][0], serde_json::json!({"name": "per-ip", "limit": "5/m", "global": false}));
     let (_, keys) = call("GET", "/policies/per-ip/keys", "");
     assert_eq!((&keys["keys"][0]["address"], &keys["keys"][0]["remaining"]), (&"127.0.0.1".into(), &0.into()));
     let (_, denied) = call("GET", "/denied", "");
@@ -466,9 +466,9 @@ fn admin() {
     assert!(call("GET", &key, "").1["blocked_for_ms"].as_u64().unwrap() > 3_500_000);
     assert_eq!(call("POST", &format!("{key}/block?seconds=0"), "").0, 200);
     assert_eq!(ask(1), [200]);
-    assert_eq!(call("PUT", "/policies/per-ip/quota", "\"50/s\"").0, 200);
-    assert_eq!(call("GET", "/policies", "").1["policies"][0]["quota"], "50/s");
-    let (status, unknown) = call("PUT", "/policies/nobody/quota", "\"50/s\"");
+    assert_eq!(call("PUT", "/policies/per-ip/limit", "\"50/s\"").0, 200);
+    assert_eq!(call("GET", "/policies", "").1["policies"][0]["limit"], "50/s");
+    let (status, unknown) = call("PUT", "/policies/nobody/limit", "\"50/s\"");
     assert!(status == 404 && unknown["detail"].as_str().unwrap().contains("per-ip"), "{unknown}");
     assert_eq!(call("GET", "/policies/per-ip/keys/no-key", "").0, 400);
     let guesses = statuses(admin, "/policies", &[("authorization", "Bearer guess")], 60);

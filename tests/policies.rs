@@ -13,6 +13,7 @@ use tower_quota::{
     Decision, Key, Limiter, Policy, Quota, RateLimitLayer,
     decision::Reason,
     key::{ClientIp, FromExtension, Header, NetworkError, PeerIp, key_fn},
+    limit::Limit,
     limiter::ConfigErrorKind,
     policy::Missing,
 };
@@ -392,7 +393,7 @@ mod control {
         assert_eq!(admitted(&limiter, &Request::new(()), 10), 5);
         for _ in 0..2 {
             let standing = limiter.peek("global", Key::GLOBAL).unwrap();
-            assert_eq!((standing.quota(), standing.until_full()), (slow, Duration::from_secs(60)));
+            assert_eq!((standing.quota(), standing.until_full()), (Some(slow), Duration::from_secs(60)));
         }
         assert!(!admits(&limiter, &Request::new(())));
     }
@@ -534,7 +535,7 @@ mod configuration {
     fn a_file_says_keys_that_callers_name_exceptions_and_fractional_rates() {
         let read = |text: &str| toml::from_str::<Policy>(text);
         let account = read("key = 'by-key'\nname = 'account'\nquota = '0.5/h, burst 2'").unwrap();
-        assert!(account.is_by_key() && account.quota() == Quota::every(Duration::from_secs(7_200)).burst(2));
+        assert!(account.is_by_key() && *account.limit() == Quota::every(Duration::from_secs(7_200)).burst(2));
         let (limiter, _) = limiter([read("key = 'global'\nquota = '1/h'\nexcept = ['10.1.0.0/16']").unwrap(), account]);
         assert_eq!(admitted(&limiter, &from_ip(Ipv4Addr::new(10, 1, 2, 3)), 3), 3);
         assert_eq!(admitted(&limiter, &from_ip(Ipv4Addr::new(10, 2, 2, 3)), 3), 1);
@@ -629,7 +630,7 @@ mod configuration {
         // Nobody has set it: the policy's own quota, and an event.
         assert!(!admits(&limiter, &request(Some("enterprise"))));
         assert_eq!(admitted(&limiter, &request(Some("team")), 9), 0);
-        assert_eq!(limiter.policies()[0].plan("pro"), Some(Quota::per_hour(5)));
+        assert_eq!(limiter.policies()[0].plan("pro").and_then(Limit::quota), Some(Quota::per_hour(5)));
         assert_eq!(limiter.policies()[0].plan("enterprise"), None);
         // The file has changed.
         let limiter = limiter.with_policies([read("20/h")]).unwrap();

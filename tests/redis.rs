@@ -978,10 +978,10 @@ async fn the_rights_of_the_operations_page_suffice() {
         assert_eq!(server.cli(&["SCRIPT", "FLUSH"]), "OK");
         assert!(admits(&limiter, "b").await, "{engine:?}");
         limiter.block("per-k", "b", Duration::from_secs(60)).await.unwrap();
-        limiter.set_quota("per-k", Quota::per_hour(9)).await.unwrap();
+        limiter.set_limit("per-k", Quota::per_hour(9)).await.unwrap();
         assert_eq!(limiter.list("per-k", None, 10).await.unwrap().keys.len(), 2);
         assert!(limiter.reset("per-k", "a").await.unwrap());
-        limiter.set_quota("per-k", FIVE).await.unwrap();
+        limiter.set_limit("per-k", FIVE).await.unwrap();
         let elsewhere = builder(&url, OnFailure::Closed).prefix("elsewhere").policy(by_header(FIVE)).build().unwrap();
         assert!(!elsewhere.connect(Duration::from_millis(200)).await, "other keys are not its own");
         let with = |more: &str| builder(&format!("{url}{more}"), OnFailure::Closed).policy(by_header(FIVE));

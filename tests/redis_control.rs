@@ -132,8 +132,10 @@ fn one_of_four_processes() {
                 ["admitted", key, tries] => println!("> {}", admitted(&limiter, key, tries.parse().unwrap()).await),
                 ["block", key] => println!("> {:?}", limiter.block("per-k", key, MINUTE).await),
                 ["reset", key] => println!("> {:?}", limiter.reset("per-k", key).await),
-                ["quota"] => println!("> {}", limiter.quota("per-k").unwrap()),
-                ["quota", quota] => println!("> {:?}", limiter.set_quota("per-k", quota.parse().unwrap()).await),
+                ["quota"] => println!("> {}", limiter.limit("per-k").unwrap()),
+                ["quota", quota] => {
+                    println!("> {:?}", limiter.set_limit("per-k", quota.parse::<Quota>().unwrap()).await);
+                }
                 // How long until the first request of a key is decided otherwise, in milliseconds.
                 ["until", key, allowed] => {
                     let start = Instant::now();
@@ -300,14 +302,14 @@ async fn a_quota_stays_for_those_that_come_later() {
     let server = Server::start(Engine::Redis);
     let policies = || [per_key(FIVE), Policy::global(Quota::per_hour(100))];
     let one = connected(builder(&server.url()).policies(policies())).await;
-    let unknown = one.set_quotas([("per-k", Quota::per_hour(7)), ("x", FIVE)]).await;
+    let unknown = one.set_limits([("per-k", Quota::per_hour(7)), ("x", FIVE)]).await;
     assert!(matches!(unknown, Err(ControlError::UnknownPolicy(_))), "{unknown:?}");
-    assert_eq!(one.quota("per-k"), Ok(FIVE), "all or none");
-    one.set_quotas([("per-k", Quota::per_hour(7)), ("global", Quota::per_hour(90))]).await.unwrap();
-    assert_eq!(one.quota("global"), Ok(Quota::per_hour(90)));
+    assert_eq!(one.limit("per-k").unwrap(), FIVE, "all or none");
+    one.set_limits([("per-k", Quota::per_hour(7)), ("global", Quota::per_hour(90))]).await.unwrap();
+    assert_eq!(one.limit("global").unwrap(), Quota::per_hour(90));
     let late = connected(builder(&server.url()).policies(policies())).await;
     assert_eq!(admitted(&late, "a", 9).await, 7);
-    assert_eq!(late.quota("per-k"), Ok(Quota::per_hour(7)));
+    assert_eq!(late.limit("per-k").unwrap(), Quota::per_hour(7));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -322,7 +324,7 @@ async fn garbage_on_the_channel_and_in_the_hash_is_ignored() {
     }
     assert_eq!(server.cli(&["PUBLISH", "{tower-quota}:control", "1 quotas"]), "1");
     assert_eq!(admitted(&limiter, "a", 9).await, 5);
-    assert_eq!(limiter.quota("per-k"), Ok(FIVE));
+    assert_eq!(limiter.limit("per-k").unwrap(), FIVE);
     // A forged one costs a call, and changes no limit.
     let principal = server.keys().iter().find_map(|key| key.strip_prefix("{tower-quota:")).unwrap()[..26].to_owned();
     let before = limiter.calls().calls;

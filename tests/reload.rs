@@ -62,7 +62,7 @@ fn the_quota_is_the_new_one_and_what_was_used_is_used() {
     let (limiter, _clock) = limiter([by_header("plan", Quota::per_hour(10))]);
     assert_eq!(admitted(&limiter, &with_header("k", "a"), 9), 9);
     let next = limiter.with_policies([by_header("plan", Quota::per_hour(100))]).unwrap();
-    assert_eq!((remaining(&next, "plan"), next.quota("plan").unwrap()), (91, Quota::per_hour(100)));
+    assert_eq!((remaining(&next, "plan"), next.limit("plan").unwrap().quota().unwrap()), (91, Quota::per_hour(100)));
     let smaller = next.with_policies([by_header("plan", FIVE)]).unwrap();
     assert!(!admits(&smaller, &with_header("k", "a")));
 }
@@ -143,7 +143,7 @@ fn a_global_policy_that_gets_others_beside_it_keeps_its_bucket_for_both_limiters
         // And back: nothing is forgotten.
         let back = next.with_policies([Policy::global(FIVE)]).unwrap();
         assert!(!admits(&back, &Request::new(())));
-        back.set_quota("global", Quota::per_hour(100)).unwrap();
+        back.set_limit("global", Quota::per_hour(100)).unwrap();
         assert_eq!(remaining(&back, "global"), 95);
     }
 }
@@ -204,11 +204,11 @@ fn policies_are_made_before_anything_is_locked() {
     support::within(Duration::from_secs(60), move || {
         let policies = std::iter::once_with(|| {
             asking.set_policies([by_header("p", Quota::per_hour(7))]).unwrap();
-            by_header("p", asking.limiter().quota("p").unwrap())
+            by_header("p", asking.limiter().limit("p").unwrap().quota().unwrap())
         });
         asking.set_policies(policies).unwrap();
     });
-    assert_eq!(layer.limiter().quota("p").unwrap(), Quota::per_hour(7));
+    assert_eq!(layer.limiter().limit("p").unwrap(), Quota::per_hour(7));
 }
 
 #[test]

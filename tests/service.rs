@@ -266,7 +266,7 @@ async fn the_limiter_of_a_layer_is_the_one_that_decides() {
     assert_eq!(status().await, StatusCode::TOO_MANY_REQUESTS);
     layer.limiter().reset("per-k", "a").unwrap();
     assert_eq!(status().await, StatusCode::CREATED);
-    layer.limiter().set_quota("per-k", Quota::per_hour(3)).unwrap();
+    layer.limiter().set_limit("per-k", Quota::per_hour(3)).unwrap();
     assert_eq!(layer.limiter().peek("per-k", "a").unwrap().limit(), 3);
 }
 

@@ -67,13 +67,13 @@ impl Dashboard {
     /// What the page shows, as of now.
     fn snapshot(&self) -> Value {
         let Self { limiter, counts } = self;
-        let quota = limiter.quota(POLICY).expect("the policy is there");
+        let limit = limiter.limit(POLICY).expect("the policy is there");
         let mut keys = limiter.list(POLICY, 0, LOOKED_AT).map(|page| page.keys).unwrap_or_default();
         // The clients with a button come first, however many others there are.
         let own = CLIENTS.map(|client| limiter.key(client));
         let known = own.iter().filter_map(|key| Some((*key, limiter.peek(POLICY, *key).ok()?)));
-        let known: Vec<_> = known.filter(|(_, standing)| standing.remaining() < quota.burst_size()).collect();
-        keys.retain(|(key, standing)| !own.contains(key) && standing.remaining() < quota.burst_size());
+        let known: Vec<_> = known.filter(|(_, standing)| standing.remaining() < limit.cells()).collect();
+        keys.retain(|(key, standing)| !own.contains(key) && standing.remaining() < limit.cells());
         let buckets: Vec<Value> = known.into_iter().chain(keys).take(SHOWN).map(|(key, standing)| {
             json!({ "name": self.name(key), "left": standing.remaining(), "full": standing.until_full().as_secs_f64() })
         }).collect();
@@ -83,8 +83,8 @@ impl Dashboard {
             "allowed": counts.allowed.load(Ordering::Relaxed),
             "denied": counts.denied.load(Ordering::Relaxed),
             "keys": limiter.len(),
-            "rate": quota.to_string(),
-            "burst": quota.burst_size(),
+            "rate": limit.to_string(),
+            "burst": limit.cells(),
             "buckets": buckets,
             "top": top,
         })
@@ -112,7 +112,7 @@ async fn set_quota(State(dashboard): State<Dashboard>, Query(NewQuota { rate, bu
     let quota = Quota::new(rate, Duration::from_secs(1)).and_then(|quota| quota.try_burst(burst));
     match quota {
         Ok(quota) => {
-            dashboard.limiter.set_quota(POLICY, quota).expect("the policy is there");
+            dashboard.limiter.set_limit(POLICY, quota).expect("the policy is there");
             StatusCode::NO_CONTENT.into_response()
         }
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()).into_response(),

@@ -61,6 +61,10 @@ pub enum PolicyConfigErrorKind {
     Share(f64),
     /// The status of `on-missing` is not an error (400 to 599).
     Status(u16),
+    /// There is neither a quota nor a window, or there are both.
+    Limit,
+    /// A plan is not of the policy's kind: a rate, or a window of the same period.
+    Plan,
     /// The list of trusted proxies is invalid.
     Trust(TrustError),
     /// The denials and the window of a ban are no quota.
@@ -106,6 +110,14 @@ impl fmt::Display for PolicyConfigErrorKind {
             Self::CostAboveBurst => f.write_str(
                 "cost is above the burst of every quota of the policy, which denies all: lower it, or raise a burst",
             ),
+            Self::Limit => f.write_str(
+                "write either quota (a rate, as \"100/s\") or window (as \"1000 daily\"): a policy has one limit; for both, \
+                 write two policies",
+            ),
+            Self::Plan => f.write_str(
+                "a plan is of another kind than the policy: give it a rate if the policy has a quota, or a window of the \
+                 same period if it has a window",
+            ),
             Self::MaxKeys(keys) => write!(f, "{keys} is not a number of keys: set it from 1 to 2^32 - 1"),
             Self::Name(name) => {
                 write!(f, "{name:?} is not 1 to 64 bytes of printable ASCII, which header fields need")
@@ -137,6 +149,8 @@ impl error::Error for PolicyConfigError {
             | PolicyConfigErrorKind::Name(_)
             | PolicyConfigErrorKind::NoKeys(_)
             | PolicyConfigErrorKind::EmptyList(_)
+            | PolicyConfigErrorKind::Limit
+            | PolicyConfigErrorKind::Plan
             | PolicyConfigErrorKind::Key(_)
             | PolicyConfigErrorKind::Method(_)
             | PolicyConfigErrorKind::Share(_)

@@ -50,7 +50,7 @@
 //!
 //! When the file has changed, read it again. A layer that is
 //! [reloadable](crate::RateLimitLayer::reloadable) takes the policies, with the buckets of those
-//! that stay. Where only quotas change, [`Limiter::set_quotas`](crate::Limiter::set_quotas) is
+//! that stay. Where only quotas change, [`Limiter::set_limits`](crate::Limiter::set_limits) is
 //! enough.
 
 mod checked;
@@ -68,8 +68,10 @@ pub use self::{
     parts::{BanConfig, MissingConfig},
 };
 use crate::{
-    policy::{Advertise, AtCap, Policy},
+    limit::Limit,
+    policy::{Advertise, AtCap, LimitMisfit, Policy},
     quota::Quota,
+    window::Window,
 };
 
 /// A policy in a file. What is omitted has the default of [`Policy`].
@@ -83,11 +85,16 @@ pub struct PolicyConfig {
     /// What the policy counts by.
     #[serde(deserialize_with = "checked::key")]
     pub key: KeyConfig,
-    /// The quota as text: `"100/s, burst 200"`.
-    pub quota: Quota,
-    /// The quotas of plans, by their names: see [`Policy::plans`]. `{ pro = "100/s" }`.
+    /// The rate as text: `"100/s, burst 200"`. A policy has either this or a window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+    /// The window as text: `"1000 daily"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// The limits of plans, by their names: see [`Policy::plans`]. `{ pro = "100/s" }`, or for a
+    /// policy with a window `{ pro = "50000 daily" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub plans: BTreeMap<String, Quota>,
+    pub plans: BTreeMap<String, Limit>,
     /// See [`Policy::unit`].
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "checked::name")]
     pub unit: Option<String>,
@@ -170,12 +177,20 @@ impl PolicyConfig {
         if self.key == KeyConfig::Global {
             self.check_without_keys()?;
         }
-        let mut policy = match self.key.extractor()? {
-            None if self.key == KeyConfig::ByKey => Policy::by_key(self.quota),
-            None => Policy::global(self.quota),
-            Some(key) => Policy::per(key, self.quota),
+        let limit = match (self.quota, &self.window) {
+            (Some(quota), None) => Limit::Quota(quota),
+            (None, Some(window)) => Limit::Window(window.clone()),
+            (None, None) | (Some(_), Some(_)) => return Err(PolicyConfigErrorKind::Limit),
         };
-        policy = policy.plans(self.plans.iter().map(|(name, quota)| (name, *quota)));
+        let mut policy = match self.key.extractor()? {
+            None if self.key == KeyConfig::ByKey => Policy::by_key(limit.clone()),
+            None => Policy::global(limit.clone()),
+            Some(key) => Policy::per(key, limit.clone()),
+        };
+        policy = policy.plans(self.plans.iter().map(|(name, plan)| (name, plan.clone())));
+        if policy.misfit() == Some(LimitMisfit::Plan) {
+            return Err(PolicyConfigErrorKind::Plan);
+        }
         if let Some(unit) = &self.unit {
             policy = policy.unit(unit);
         }
@@ -196,7 +211,7 @@ impl PolicyConfig {
         }
         if let Some(cost) = self.cost {
             let cost = parts::cost(cost)?;
-            if self.plans.values().chain([&self.quota]).all(|quota| quota.burst_size() < cost) {
+            if self.plans.values().chain([&limit]).all(|limit| limit.basis().burst_size() < cost) {
                 return Err(PolicyConfigErrorKind::CostAboveBurst);
             }
             policy = policy.cost_by(move |_| cost);

@@ -17,7 +17,7 @@ pub(crate) use self::{
     denied::LONGEST_ADVERTISED,
     message::{Message, RETRY_IN},
     receipt::{PolicyOutcome, PolicyOutcomes, Receipt, ReceiptOrigin, Receipts},
-    standing::Verdict,
+    standing::{DecidedLimit, Level, Verdict, WindowLeft},
 };
 use crate::{clock::Timestamp, policy::Policy};
 

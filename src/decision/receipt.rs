@@ -11,7 +11,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::standing::{Standing, Verdict};
+use super::standing::{DecidedLimit, Level, Standing, Verdict, WindowLeft};
 use crate::{
     bucket::{Bucket, Evaluation},
     clock::{Nanos, Timestamp},
@@ -27,18 +27,27 @@ pub(crate) struct PolicyOutcome {
     pub(crate) policy: usize,
     /// Whether the policy only reports.
     pub(crate) shadow: bool,
-    pub(crate) quota: Quota,
+    pub(crate) limit: DecidedLimit,
     /// After the request if it is allowed, and before it otherwise.
     pub(crate) backlog: Nanos,
     pub(crate) verdict: Verdict,
 }
 
 impl PolicyOutcome {
-    /// The outcome of the policy at this index, whose bucket is now `bucket`.
+    /// The outcome of the policy at this index, whose bucket is now `bucket`, and was decided at
+    /// `stands_at`.
     #[inline(always)]
-    pub(crate) fn of(policy: usize, demand: &Demand, bucket: Bucket, evaluation: Evaluation, now: Timestamp) -> Self {
+    pub(crate) fn of(
+        policy: usize,
+        demand: &Demand,
+        bucket: Bucket,
+        evaluation: Evaluation,
+        stands_at: Timestamp,
+        window: Option<WindowLeft>,
+    ) -> Self {
         let Demand { quota, shadow, .. } = *demand;
-        Self { policy, shadow, quota, backlog: bucket.backlog(now), verdict: Verdict::of(evaluation.wait) }
+        let (limit, backlog) = (DecidedLimit::of(quota, window), bucket.backlog(stands_at));
+        Self { policy, shadow, limit, backlog, verdict: Verdict::of(evaluation.wait) }
     }
 
     pub(crate) fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {
@@ -47,7 +56,17 @@ impl PolicyOutcome {
 
     /// The standing without the policy's name, for a caller that knows it.
     pub(crate) fn unnamed(&self) -> Standing<'static> {
-        Standing { policy: "", shadow: self.shadow, quota: self.quota, backlog: self.backlog, verdict: self.verdict }
+        Standing { policy: "", shadow: self.shadow, level: self.level(), verdict: self.verdict }
+    }
+
+    pub(crate) fn level(&self) -> Level {
+        Level { limit: self.limit, backlog: self.backlog }
+    }
+
+    /// What the policy's bucket was decided by.
+    #[inline(always)]
+    pub(crate) fn quota(&self) -> Quota {
+        self.limit.quota()
     }
 
     /// Whether the policy denies the request.

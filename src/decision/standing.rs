@@ -49,20 +49,78 @@ impl Verdict {
     }
 }
 
+/// The rest of the current window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WindowLeft {
+    pub(crate) left: Nanos,
+    /// The length of the whole window, in minutes.
+    pub(crate) minutes: u32,
+}
+
+impl WindowLeft {
+    #[inline(always)]
+    pub(crate) fn new(left: Nanos, minutes: u32) -> Self {
+        Self { left, minutes }
+    }
+
+    pub(crate) fn length(self) -> Nanos {
+        Nanos::MINUTE.saturating_mul(self.minutes.into())
+    }
+}
+
+/// What a bucket was decided by. As large as a quota, because each decision moves several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DecidedLimit {
+    Rate(Quota),
+    Window { left: Nanos, limit: u32, minutes: u32 },
+}
+
+impl DecidedLimit {
+    #[inline(always)]
+    pub(crate) fn of(quota: Quota, window: Option<WindowLeft>) -> Self {
+        match window {
+            None => Self::Rate(quota),
+            Some(WindowLeft { left, minutes }) => Self::Window { left, limit: quota.burst_size(), minutes },
+        }
+    }
+
+    /// Of a window, the one whose cells take a nanosecond.
+    #[inline(always)]
+    pub(crate) fn quota(self) -> Quota {
+        match self {
+            Self::Rate(quota) => quota,
+            Self::Window { limit, .. } => Quota::of_window(limit),
+        }
+    }
+
+    pub(crate) fn window(self) -> Option<WindowLeft> {
+        match self {
+            Self::Rate(_) => None,
+            Self::Window { left, minutes, .. } => Some(WindowLeft { left, minutes }),
+        }
+    }
+}
+
+/// How full a bucket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level {
+    pub(crate) limit: DecidedLimit,
+    pub(crate) backlog: Nanos,
+}
+
 /// Where a key stands under one policy: its limit, what remains, and when more does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing<'a> {
     pub(super) policy: &'a str,
     pub(super) shadow: bool,
-    pub(super) quota: Quota,
-    pub(super) backlog: Nanos,
+    pub(super) level: Level,
     pub(super) verdict: Verdict,
 }
 
 impl<'a> Standing<'a> {
     /// The standing of a bucket that no request asks.
-    pub(crate) fn of(policy: &'a str, quota: Quota, backlog: Nanos) -> Self {
-        Self { policy, shadow: false, quota, backlog, verdict: Verdict::Granted }
+    pub(crate) fn of(policy: &'a str, level: Level) -> Self {
+        Self { policy, shadow: false, level, verdict: Verdict::Granted }
     }
 
     /// Returns the policy's name.
@@ -71,41 +129,59 @@ impl<'a> Standing<'a> {
         self.policy
     }
 
-    /// Returns the quota that the request was decided by.
+    /// Returns the quota that the request was decided by, or `None` if the policy has a window.
     #[must_use]
-    pub fn quota(&self) -> Quota {
-        self.quota
+    pub fn quota(&self) -> Option<Quota> {
+        if let DecidedLimit::Rate(quota) = self.level.limit { Some(quota) } else { None }
     }
 
-    /// Returns the burst: the number of cells that are there when the bucket is full.
+    /// Returns the length of the current window, or `None` if the policy has a rate.
+    #[must_use]
+    pub fn window(&self) -> Option<Duration> {
+        self.level.limit.window().map(|window| window.length().into())
+    }
+
+    /// Returns the number of cells that are there when nothing is used: the burst of a rate, or the
+    /// limit of a window.
     #[must_use]
     pub fn limit(&self) -> u32 {
-        self.quota.burst_size()
+        self.level.limit.quota().burst_size()
     }
 
-    /// Returns how many requests of one cell would be granted now: `floor((B·T − backlog) / T)`,
-    /// and 0 in debt.
+    /// Returns how many requests of one cell would be granted now, and 0 in debt. Of a rate:
+    /// `floor((B·T − backlog) / T)`.
     #[must_use]
     pub fn remaining(&self) -> u32 {
-        let left = bucket::requests_left(self.quota.burst_nanos(), self.backlog, self.quota.cell_nanos());
+        let Level { limit, backlog } = self.level;
+        let quota = limit.quota();
+        let left = bucket::requests_left(quota.burst_nanos(), backlog, quota.cell_nanos());
         left.and_then(|left| u32::try_from(left).ok()).unwrap_or(u32::MAX)
     }
 
-    /// Returns the time until one more cell remains, or `None` when the bucket is full.
+    /// Returns the time until one more cell remains, or `None` when nothing is used. Of a window,
+    /// the time until its end.
     #[must_use]
     pub fn next_cell(&self) -> Option<Duration> {
         let remaining = self.remaining();
         let missing = self.limit().checked_sub(remaining)?.checked_sub(1)?;
-        let next = self.backlog.saturating_sub(self.quota.cost(missing));
+        let quota = match self.level.limit {
+            DecidedLimit::Rate(quota) => quota,
+            DecidedLimit::Window { left, .. } => return Some(left.into()),
+        };
+        let next = self.level.backlog.saturating_sub(quota.cost(missing));
         // After a change to a slower quota, cells come back faster until the request is allowed.
         let wait = if let Verdict::Wait(wait) = self.verdict { wait } else { Nanos::MAX };
         Some(next.min(wait).into())
     }
 
-    /// Returns the time until the bucket is full.
+    /// Returns the time until nothing is used: zero if that is so now. Of a window, the time until
+    /// its end.
     #[must_use]
     pub fn until_full(&self) -> Duration {
-        self.backlog.into()
+        match self.level.limit.window() {
+            Some(window) if !self.level.backlog.is_zero() => window.left.into(),
+            _ => self.level.backlog.into(),
+        }
     }
 
     /// Returns the time until the cells that this request asked for are there. Returns `None` where

@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 use super::{
     attempt::{Attempt, Counted},
     local_buckets::{FastPath, LocalBuckets, PolicyBuckets},
+    moment::{Moment, RatesOnly, WithWindows},
     policy_set::{Demands, PolicySet, is_near_limit},
 };
 use crate::{
@@ -47,6 +48,7 @@ impl Grant {
 }
 
 // Not generic over the request's body: compiled once, where all of a decision can be inlined.
+// Generic over whether any policy has windows: where none has, no step asks for one.
 #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
 impl LocalBuckets {
     /// Decides on a request that waits for its cells for at most `patience`. The cells are acquired
@@ -59,14 +61,40 @@ impl LocalBuckets {
         receipts: Option<&mut Receipts>,
         patience: Nanos,
     ) -> Result<Grant, Denied> {
-        match self.fast_path(set, head, patience) {
+        if self.has_windows {
+            self.acquire_windows(set, head, receipts, patience)
+        } else {
+            self.acquire_in::<RatesOnly>(set, head, receipts, patience)
+        }
+    }
+
+    #[inline(never)]
+    fn acquire_windows(
+        &self,
+        set: &PolicySet,
+        head: RequestHead<'_>,
+        receipts: Option<&mut Receipts>,
+        patience: Nanos,
+    ) -> Result<Grant, Denied> {
+        self.acquire_in::<WithWindows>(set, head, receipts, patience)
+    }
+
+    #[inline(always)]
+    fn acquire_in<M: Moment>(
+        &self,
+        set: &PolicySet,
+        head: RequestHead<'_>,
+        receipts: Option<&mut Receipts>,
+        patience: Nanos,
+    ) -> Result<Grant, Denied> {
+        match self.fast_path::<M>(set, head, patience) {
             FastOutcome::Granted(demand, found) => {
                 if let Some(receipts) = receipts {
                     *receipts = Receipts::One(receipt(0, &demand, &found));
                 }
                 Ok(Grant::at(found.now))
             }
-            undecided => self.acquire_otherwise(set, undecided, head, receipts, patience),
+            undecided => self.acquire_otherwise::<M>(set, undecided, head, receipts, patience),
         }
     }
 
@@ -74,16 +102,16 @@ impl LocalBuckets {
     /// the receipt of the fast path is built where it is returned: a decision is large, and copying
     /// it costs a fifth of the whole.
     #[inline(always)]
-    pub(super) fn decide<'a>(&self, set: &'a PolicySet, head: RequestHead<'_>) -> Decision<'a> {
+    pub(super) fn decide<'a, M: Moment>(&self, set: &'a PolicySet, head: RequestHead<'_>) -> Decision<'a> {
         let policies = set.policies();
-        match self.fast_path(set, head, Nanos::ZERO) {
+        match self.fast_path::<M>(set, head, Nanos::ZERO) {
             FastOutcome::Granted(demand, found) => {
                 let receipts = Receipts::One(receipt(0, &demand, &found));
                 Decision::Allow(Allowed { policies, at: found.now, receipts })
             }
             undecided => {
                 let mut receipts = Receipts::None;
-                match self.acquire_otherwise(set, undecided, head, Some(&mut receipts), Nanos::ZERO) {
+                match self.acquire_otherwise::<M>(set, undecided, head, Some(&mut receipts), Nanos::ZERO) {
                     Ok(Grant { at, .. }) => Decision::Allow(Allowed { policies, at, receipts }),
                     Err(denied) => Decision::Deny(denied),
                 }
@@ -96,14 +124,14 @@ impl LocalBuckets {
     /// usual path takes twice as long. Where more has to be done, the policy is evaluated already,
     /// because the user's closures run once for each request.
     #[inline(always)]
-    fn fast_path(&self, set: &PolicySet, head: RequestHead<'_>, patience: Nanos) -> FastOutcome {
+    fn fast_path<M: Moment>(&self, set: &PolicySet, head: RequestHead<'_>, patience: Nanos) -> FastOutcome<M> {
         let (Some((policy, live)), [buckets]) = (set.single(), &*self.each) else { return FastOutcome::Several };
         let demand = match policy.evaluate(head, || live.quota()) {
             Ok(Some(demand)) => demand,
             Ok(None) => return FastOutcome::DoesNotApply,
             Err(status) => return FastOutcome::MissingKey(status),
         };
-        match self.fast_path_of(set, (0, policy, buckets), &demand, patience) {
+        match self.fast_path_of::<M>(set, (0, policy, buckets), &demand, patience) {
             Some(found) if found.evaluation.is_granted() => FastOutcome::Granted(demand, found),
             Some(found) => FastOutcome::Denied(demand, found),
             None => FastOutcome::Evaluated(demand),
@@ -112,17 +140,18 @@ impl LocalBuckets {
 
     /// The fast path of one policy.
     #[inline(always)]
-    fn fast_path_of(
+    fn fast_path_of<M: Moment>(
         &self,
         set: &PolicySet,
         (index, policy, buckets): (usize, &Policy, &PolicyBuckets),
         demand: &Demand,
         patience: Nanos,
-    ) -> Option<FastPath> {
+    ) -> Option<FastPath<M>> {
         let usual = !demand.shadow && patience.is_zero() && buckets.has_cells_only();
-        let found = if usual { buckets.fast_path(demand, set.clock()) } else { None }?;
+        let found = if usual { buckets.fast_path::<M>(demand, set.clock()) } else { None }?;
         if found.evaluation.is_granted() {
-            let near_limit = || is_near_limit(found.evaluation.after.backlog(found.now), demand.quota);
+            let near_limit =
+                || is_near_limit(found.evaluation.after.backlog(found.moment.stands_at(found.now)), demand.quota);
             set.count((index, policy), Outcome::Allowed, false, self.decided_by, near_limit);
         }
         Some(found)
@@ -131,50 +160,51 @@ impl LocalBuckets {
     /// Acquires what a caller asks of one policy, whose key it names, as the fast path of requests
     /// does. `None` where more has to be done: see [`acquire_all`](Self::acquire_all).
     #[inline(always)]
-    pub(super) fn acquire_by_key(
+    pub(super) fn acquire_by_key<M: Moment>(
         &self,
         set: &PolicySet,
         (index, demand): (usize, Demand),
     ) -> Option<Result<(Timestamp, Receipt), Denied>> {
         let policy = set.policy(index);
-        let found = self.fast_path_of(set, (index, policy, &self.each[index]), &demand, Nanos::ZERO)?;
+        let found = self.fast_path_of::<M>(set, (index, policy, &self.each[index]), &demand, Nanos::ZERO)?;
         Some(if found.evaluation.is_granted() {
             Ok((found.now, receipt(index, &demand, &found)))
         } else {
-            Err(self.denied_fast(set, index, &demand, &found))
+            Err(self.denied_fast::<M>(set, index, &demand, &found))
         })
     }
 
     /// The denial of the only policy that was asked.
     #[inline(always)]
-    fn denied_fast(&self, set: &PolicySet, index: usize, demand: &Demand, found: &FastPath) -> Denied {
-        let FastPath { evaluation, now, .. } = *found;
+    fn denied_fast<M: Moment>(&self, set: &PolicySet, index: usize, demand: &Demand, found: &FastPath<M>) -> Denied {
+        let FastPath { evaluation, moment, now, .. } = *found;
         let mut outcomes = PolicyOutcomes::new();
-        outcomes.push(PolicyOutcome::of(index, demand, evaluation.clamped, evaluation, now));
+        let (stands_at, window) = (moment.stands_at(now), moment.window());
+        outcomes.push(PolicyOutcome::of(index, demand, evaluation.clamped, evaluation, stands_at, window));
         let key = [(index, demand.key)];
         set.denied(outcomes, &key, &key, now, self.decided_by, |_, _, _| {})
     }
 
     #[inline(always)]
-    fn acquire_otherwise(
+    fn acquire_otherwise<M: Moment>(
         &self,
         set: &PolicySet,
-        undecided: FastOutcome,
+        undecided: FastOutcome<M>,
         head: RequestHead<'_>,
         receipts: Option<&mut Receipts>,
         patience: Nanos,
     ) -> Result<Grant, Denied> {
         match undecided {
-            FastOutcome::Denied(demand, found) => Err(self.denied_fast(set, 0, &demand, &found)),
+            FastOutcome::Denied(demand, found) => Err(self.denied_fast::<M>(set, 0, &demand, &found)),
             FastOutcome::DoesNotApply => Ok(Grant::at(set.now())),
             FastOutcome::Granted(_, FastPath { now, .. }) => Ok(Grant::at(now)),
-            FastOutcome::Evaluated(demand) => self.acquire_all(set, &[(0, demand)], receipts, patience),
+            FastOutcome::Evaluated(demand) => self.acquire_all_in::<M>(set, &[(0, demand)], receipts, patience),
             FastOutcome::MissingKey(status) => Err(set.missing_key(0, status, head, self.decided_by)),
-            FastOutcome::Several => self.acquire_several(set, head, receipts, patience),
+            FastOutcome::Several => self.acquire_several::<M>(set, head, receipts, patience),
         }
     }
 
-    fn acquire_several(
+    fn acquire_several<M: Moment>(
         &self,
         set: &PolicySet,
         head: RequestHead<'_>,
@@ -183,12 +213,26 @@ impl LocalBuckets {
     ) -> Result<Grant, Denied> {
         let mut demands = Demands::new();
         set.evaluate(head, &mut demands, self.decided_by)?;
-        self.acquire_all(set, &demands, receipts, patience)
+        self.acquire_all_in::<M>(set, &demands, receipts, patience)
     }
 
     /// Acquires what a request asks of all policies, or nothing.
-    #[inline(never)]
     pub(crate) fn acquire_all(
+        &self,
+        set: &PolicySet,
+        demands: &[(usize, Demand)],
+        receipts: Option<&mut Receipts>,
+        patience: Nanos,
+    ) -> Result<Grant, Denied> {
+        if self.has_windows {
+            self.acquire_all_in::<WithWindows>(set, demands, receipts, patience)
+        } else {
+            self.acquire_all_in::<RatesOnly>(set, demands, receipts, patience)
+        }
+    }
+
+    #[inline(never)]
+    fn acquire_all_in<M: Moment>(
         &self,
         set: &PolicySet,
         demands: &[(usize, Demand)],
@@ -215,18 +259,18 @@ impl LocalBuckets {
             for (policy, demand) in demands {
                 attempts.push(Attempt::lock(*policy, *demand, &self.each[*policy], set));
             }
-            let result = critical_section(set, &mut attempts, patience);
+            let result = critical_section::<M>(set, &mut attempts, patience);
             if let (Ok(grant), true) = (result, cfg!(feature = "metrics")) {
                 counted.extend(attempts.iter().map(|attempt| attempt.counted(grant.at)));
             }
             match (result, receipts) {
                 (Ok(grant), Some(receipts)) => {
-                    receipts.extend(attempts.iter().map(|attempt| attempt.receipt(grant.at)));
+                    receipts.extend(attempts.iter().map(|attempt| attempt.receipt::<M>(grant.at)));
                 }
                 (Ok(_), None) => {}
                 (Err(now), _) => {
                     counted_wait = attempts.iter().map(|attempt| attempt.wait_once_counted(now)).max();
-                    outcomes.extend(attempts.iter().map(|attempt| attempt.outcome(now, false)));
+                    outcomes.extend(attempts.iter().map(|attempt| attempt.outcome::<M>(now, false)));
                     strikes.extend(attempts.iter().filter_map(Attempt::strike));
                 }
             }
@@ -258,9 +302,9 @@ impl LocalBuckets {
         loop {
             attempt.read();
             let now = set.now();
-            attempt.evaluate(now, Nanos::ZERO);
+            attempt.evaluate::<WithWindows>(now, Nanos::ZERO);
             if attempt.write(false) {
-                return attempt.outcome(now, false);
+                return attempt.outcome::<WithWindows>(now, false);
             }
         }
     }
@@ -276,7 +320,7 @@ impl LocalBuckets {
             loop {
                 attempt.read();
                 let now = set.now();
-                attempt.evaluate(now, Nanos::ZERO);
+                attempt.evaluate::<WithWindows>(now, Nanos::ZERO);
                 if attempt.write(false) {
                     return attempt.wait_once_counted(now);
                 }
@@ -288,13 +332,13 @@ impl LocalBuckets {
 
 /// What the fast path came to.
 #[derive(Clone, Copy)]
-enum FastOutcome {
+enum FastOutcome<M> {
     /// The cells are not there.
-    Denied(Demand, FastPath),
+    Denied(Demand, FastPath<M>),
     DoesNotApply,
     /// More has to be read or written than the one bucket.
     Evaluated(Demand),
-    Granted(Demand, FastPath),
+    Granted(Demand, FastPath<M>),
     MissingKey(StatusCode),
     /// There are several policies.
     Several,
@@ -303,7 +347,11 @@ enum FastOutcome {
 /// Decides over locked buckets. The error is the reading of the clock at which not all have
 /// granted.
 #[inline(always)]
-fn critical_section(set: &PolicySet, attempts: &mut [Attempt<'_>], patience: Nanos) -> Result<Grant, Timestamp> {
+fn critical_section<M: Moment>(
+    set: &PolicySet,
+    attempts: &mut [Attempt<'_>],
+    patience: Nanos,
+) -> Result<Grant, Timestamp> {
     loop {
         // The atomic bucket is read before the clock, as the others were locked before it.
         for attempt in &mut *attempts {
@@ -312,7 +360,7 @@ fn critical_section(set: &PolicySet, attempts: &mut [Attempt<'_>], patience: Nan
         let now = set.now();
         let mut all = true;
         for attempt in &mut *attempts {
-            all &= attempt.evaluate(now, patience);
+            all &= attempt.evaluate::<M>(now, patience);
         }
         // First the atomic bucket, which may have changed. The others cannot have.
         let is_written = attempts.iter_mut().filter(|attempt| attempt.is_atomic()).all(|attempt| attempt.write(all));
@@ -330,12 +378,20 @@ fn without_place(attempts: &[Attempt<'_>]) -> u64 {
     (0..).zip(attempts).map(bit).fold(0, |bits, bit| bits | bit)
 }
 
+/// The receipt of the fast path.
 #[inline(always)]
-fn receipt(policy: usize, demand: &Demand, found: &FastPath) -> Receipt {
+fn receipt<M: Moment>(policy: usize, demand: &Demand, found: &FastPath<M>) -> Receipt {
     let Demand { key, quota, cells, planned, .. } = *demand;
-    let FastPath { evaluation, now, generation } = *found;
+    let FastPath { evaluation, moment, now, generation } = *found;
     Receipt {
-        outcome: PolicyOutcome::of(policy, demand, evaluation.after, evaluation, now),
+        outcome: PolicyOutcome::of(
+            policy,
+            demand,
+            evaluation.after,
+            evaluation,
+            moment.stands_at(now),
+            moment.window(),
+        ),
         key,
         cells,
         planned,

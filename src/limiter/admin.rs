@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     Limiter,
-    error::{BlockError, UnknownPolicy},
+    error::{BlockError, LimitError, UnknownPolicy},
     local_buckets::PolicyBuckets,
     reservation::MAX_PATIENCE,
     top_denied::DeniedKey,
@@ -15,8 +15,8 @@ use crate::{
     clock::Nanos,
     decision::{Allowed, Standing},
     key::{IntoKey, Key},
+    limit::{IntoLimit, Limit},
     policy::{Basis, Policy},
-    quota::Quota,
     sweeper,
 };
 
@@ -54,21 +54,21 @@ impl Limiter {
     pub fn peek(&self, policy: &str, key: impl IntoKey) -> Result<Standing<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
         let own = Basis { quota: self.set().quota(index), planned: false };
-        let (quota, backlog) = buckets.peek(policy.key(self.key(key)), own, self.set().clock());
-        Ok(Standing::of(policy.name(), quota, backlog))
+        let level = buckets.peek(policy.key(self.key(key)), own, self.set().clock());
+        Ok(Standing::of(policy.name(), level))
     }
 
-    /// Returns how `key` stands by the quota `plan`, as [`acquire_as`](Self::acquire_as) would
+    /// Returns how `key` stands by the limit `plan`, as [`acquire_as`](Self::acquire_as) would
     /// decide, and acquires nothing. See [`peek`](Self::peek).
     ///
     /// # Errors
     ///
-    /// When there is no policy of this name.
-    pub fn peek_as(&self, policy: &str, key: impl IntoKey, plan: Quota) -> Result<Standing<'_>, UnknownPolicy> {
+    /// When there is no policy of this name, or `plan` is no limit for it: see [`LimitError`].
+    pub fn peek_as(&self, policy: &str, key: impl IntoKey, plan: impl IntoLimit) -> Result<Standing<'_>, LimitError> {
         let (_, policy, buckets) = self.find(policy)?;
-        let plan = Basis { quota: plan, planned: true };
-        let (quota, backlog) = buckets.peek(policy.key(self.key(key)), plan, self.set().clock());
-        Ok(Standing::of(policy.name(), quota, backlog))
+        let plan = Basis { quota: buckets.basis_of(policy, &plan.into_limit())?, planned: true };
+        let level = buckets.peek(policy.key(self.key(key)), plan, self.set().clock());
+        Ok(Standing::of(policy.name(), level))
     }
 
     /// Charges `cells` whether or not they are there, and returns how `key` stands afterwards.
@@ -88,8 +88,8 @@ impl Limiter {
     pub fn charge(&self, policy: &str, key: impl IntoKey, cells: u32) -> Result<Standing<'_>, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
         let own = self.set().quota(index);
-        let (quota, backlog) = buckets.charge(policy.key(self.key(key)), cells, own, self.set().clock());
-        Ok(Standing::of(policy.name(), quota, backlog))
+        let level = buckets.charge(policy.key(self.key(key)), cells, own, self.set().clock());
+        Ok(Standing::of(policy.name(), level))
     }
 
     /// Fills the bucket of `key` under the policy of this name, and ends its blocks and its pause.
@@ -188,46 +188,61 @@ impl Limiter {
         Ok((!left.is_zero()).then(|| left.into()))
     }
 
-    /// Returns the quota of the policy of this name, as it is now.
+    /// Returns the limit of the policy of this name, as it is now.
     ///
     /// # Errors
     ///
     /// When there is no policy of this name.
-    pub fn quota(&self, policy: &str) -> Result<Quota, UnknownPolicy> {
-        let (index, ..) = self.find(policy)?;
-        Ok(self.set().quota(index))
+    pub fn limit(&self, policy: &str) -> Result<Limit, UnknownPolicy> {
+        let (index, _, buckets) = self.find(policy)?;
+        Ok(match buckets.window() {
+            Some(window) => Limit::Window(window.window()),
+            None => Limit::Quota(self.set().quota(index)),
+        })
     }
 
-    /// Sets the quota of the policy of this name, for every later decision. A change keeps the
-    /// count: of 100 cells that were used of 1,000, 100 are used of 10,000. Under a smaller quota
-    /// than what is used, a key is denied until enough has come back, at the former rate if that
-    /// was faster. Requests for which [`quota_by`](Policy::quota_by) chooses a quota are not
+    /// Sets the limit of the policy of this name, for every later decision. A change keeps the
+    /// count: of 100 cells that were used of 1,000, 100 are used of 10,000. Under a smaller limit
+    /// than what is used, a key is denied until enough has come back: of a rate, at the former one
+    /// if that was faster; of a window, at its end. Requests for which
+    /// [`quota_by`](Policy::quota_by) or [`limit_by`](Policy::limit_by) chooses a limit are not
     /// affected.
     ///
-    /// A decision on another thread at the same time may use the former quota.
+    /// A window may get another period. The next one then starts by the new calendar, and what was
+    /// used since the later of both starts is used.
+    ///
+    /// A decision on another thread at the same time may use the former limit.
     ///
     /// # Errors
     ///
-    /// When there is no policy of this name.
-    pub fn set_quota(&self, policy: &str, quota: Quota) -> Result<(), UnknownPolicy> {
-        let (index, _, buckets) = self.find(policy)?;
-        buckets.allow_quota(quota);
-        self.set().set_quota(index, quota);
-        Ok(())
+    /// When there is no policy of this name; when a policy with a rate would get a window, or the
+    /// reverse.
+    pub fn set_limit(&self, policy: &str, limit: impl IntoLimit) -> Result<(), LimitError> {
+        self.set_limits([(policy, limit)])
     }
 
-    /// Sets the quotas of several policies, from a file that was read again for instance: all of
-    /// them, or none if one is unknown.
+    /// Sets the limits of several policies, from a file that was read again for instance: all of
+    /// them, or none where one cannot be set. See [`set_limit`](Self::set_limit).
     ///
     /// # Errors
     ///
-    /// When there is no policy of one of the names.
-    pub fn set_quotas<N: AsRef<str>>(&self, quotas: impl IntoIterator<Item = (N, Quota)>) -> Result<(), UnknownPolicy> {
-        let found = quotas.into_iter().map(|(name, quota)| Ok((self.find(name.as_ref())?.0, quota)));
-        let found = found.collect::<Result<Vec<_>, UnknownPolicy>>()?;
-        for (index, quota) in found {
-            self.parts.buckets.each[index].allow_quota(quota);
-            self.set().set_quota(index, quota);
+    /// When [`set_limit`](Self::set_limit) fails for one of them.
+    pub fn set_limits<N: AsRef<str>, L: IntoLimit>(
+        &self,
+        limits: impl IntoIterator<Item = (N, L)>,
+    ) -> Result<(), LimitError> {
+        let found = limits.into_iter().map(|(name, limit)| {
+            let ((index, policy, buckets), limit) = (self.find(name.as_ref())?, limit.into_limit());
+            policy
+                .limit()
+                .is_like(&limit)
+                .then_some((index, buckets, limit.clone()))
+                .ok_or_else(|| LimitError::misfit(policy, limit))
+        });
+        for (index, buckets, limit) in found.collect::<Result<Vec<_>, LimitError>>()? {
+            buckets.allow_quota(limit.basis());
+            buckets.set_window(&limit);
+            self.set().set_quota(index, limit.basis());
         }
         Ok(())
     }
@@ -260,8 +275,8 @@ impl Limiter {
         let next = (found.len() > limit).then(|| from + limit);
         found.truncate(limit);
         let standing = |key| {
-            let (quota, backlog) = buckets.peek(key, own, self.set().clock());
-            (key, Standing::of(policy.name(), quota, backlog))
+            let level = buckets.peek(key, own, self.set().clock());
+            (key, Standing::of(policy.name(), level))
         };
         Ok(Page { keys: found.into_iter().map(standing).collect(), next })
     }
@@ -317,7 +332,11 @@ impl Limiter {
             if let Some(pauses) = buckets.pauses() {
                 pauses.sweep();
             }
-            buckets.keyed().map_or(0, |keyed| sweeper::sweep_now(policy.name(), keyed))
+            match (buckets.keyed(), buckets.window()) {
+                (Some(keyed), _) => sweeper::sweep_now(policy.name(), keyed),
+                (None, Some(window)) => sweeper::sweep_now(policy.name(), window),
+                (None, None) => 0,
+            }
         });
         removed.sum()
     }

@@ -115,7 +115,7 @@ impl Admission {
             if let Some(more) = cells.checked_sub(acquired) {
                 self.inner.settle.charge_receipt(receipt, more);
             } else {
-                let unused = receipt.outcome.quota.cost(acquired - cells);
+                let unused = receipt.outcome.quota().cost(acquired - cells);
                 self.inner.settle.refund_receipt(&Receipt { added: unused, ..*receipt }, self.inner.at);
             }
         }

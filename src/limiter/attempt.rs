@@ -7,9 +7,11 @@
 use super::{
     bucket_guard::BucketGuard,
     local_buckets::PolicyBuckets,
+    moment::Moment,
     pauses::Pause,
     policy_set::{PolicySet, is_near_limit},
     remembered::Remembered,
+    window_clock::WindowClock,
 };
 use crate::{
     bucket::{Bucket, ConvertedEvaluation, Evaluation},
@@ -116,26 +118,17 @@ impl<'a> Attempt<'a> {
     /// Whether this policy lets the request pass, perhaps after a wait of at most `patience`.
     /// Writes nothing.
     #[inline(always)]
-    pub(super) fn evaluate(&mut self, now: Timestamp, patience: Nanos) -> bool {
-        let Demand { quota, cells, shadow, .. } = self.demand;
+    pub(super) fn evaluate<M: Moment>(&mut self, now: Timestamp, patience: Nanos) -> bool {
+        let Demand { cells, shadow, .. } = self.demand;
+        if let (true, Some(window)) = (M::WINDOWS, self.buckets.window()) {
+            return self.evaluate_in_window(window, now);
+        }
         let stands_at = self.pause.stands_at(now);
         if !patience.is_zero() && !self.pause.total.is_zero() {
             // Whoever waits has to know by how much the pauses have grown.
             self.buckets.remember_pause(self.demand.key, stands_at.saturating_add(patience));
         }
-        self.evaluation = match (self.placement, self.remembered) {
-            (Placement::Own | Placement::Overflow, Remembered::Other(cell)) => {
-                self.evaluate_conversion(stands_at, cell)
-            }
-            (Placement::Own | Placement::Overflow, remembered) => {
-                if remembered == Remembered::Nothing {
-                    self.buckets.allow_quota(quota);
-                }
-                self.found.evaluate(stands_at, quota, cells, self.buckets.horizon())
-            }
-            (Placement::Full, _) => Evaluation::denied(self.found, Evaluation::NEVER),
-            (Placement::Untracked, _) => Evaluation::granted_for_free(self.found),
-        };
+        self.evaluation = self.evaluate_at(stands_at);
         self.is_paused = stands_at > now && cells > 0;
         if self.is_paused {
             return self.evaluate_paused(now, patience);
@@ -152,6 +145,39 @@ impl<'a> Attempt<'a> {
             None
         };
         self.reserve(reserved)
+    }
+
+    #[inline(always)]
+    fn evaluate_at(&mut self, stands_at: Timestamp) -> Evaluation {
+        let Demand { quota, cells, .. } = self.demand;
+        match (self.placement, self.remembered) {
+            (Placement::Own | Placement::Overflow, Remembered::Other(cell)) => {
+                self.evaluate_conversion(stands_at, cell)
+            }
+            (Placement::Own | Placement::Overflow, remembered) => {
+                if remembered == Remembered::Nothing {
+                    self.buckets.allow_quota(quota);
+                }
+                self.found.evaluate(stands_at, quota, cells, self.buckets.horizon())
+            }
+            (Placement::Full, _) => Evaluation::denied(self.found, Evaluation::NEVER),
+            (Placement::Untracked, _) => Evaluation::granted_for_free(self.found),
+        }
+    }
+
+    /// Whether the policy lets the request pass in the current window. Nobody waits for its end.
+    #[inline(never)]
+    fn evaluate_in_window(&mut self, window: &WindowClock, now: Timestamp) -> bool {
+        let (stands_at, left) = window.stands_at(self.found, now);
+        self.evaluation = self.evaluate_at(stands_at);
+        self.evaluation.wait_until_end(left.left);
+        let paused_for = self.pause.until.since(now);
+        self.is_paused = !paused_for.is_zero() && self.demand.cells > 0;
+        if self.is_paused {
+            self.evaluation.wait = self.evaluation.wait.max(paused_for);
+        }
+        self.is_reserved = false;
+        self.evaluation.is_granted() || self.demand.shadow
     }
 
     /// Notes the bucket after the cells are reserved, and returns whether there is one.
@@ -295,17 +321,26 @@ impl<'a> Attempt<'a> {
             return Nanos::ZERO;
         }
         let Demand { quota, cells, .. } = self.demand;
-        let again = self.evaluation.after.evaluate(now, quota, cells, self.buckets.horizon());
+        let after = self.evaluation.after;
+        let again = match self.buckets.window() {
+            None => after.evaluate(now, quota, cells, self.buckets.horizon()),
+            Some(window) => {
+                let (stands_at, left) = window.stands_at(after, now);
+                let mut again = after.evaluate(stands_at, quota, cells, self.buckets.horizon());
+                again.wait_until_end(left.left);
+                again
+            }
+        };
         if again.wait == Evaluation::NEVER { Nanos::ZERO } else { again.wait }
     }
 
     /// The receipt of an allowed request.
     #[inline(always)]
-    pub(super) fn receipt(&self, now: Timestamp) -> Receipt {
+    pub(super) fn receipt<M: Moment>(&self, now: Timestamp) -> Receipt {
         let Demand { key, quota, cells, planned, .. } = self.demand;
         let acquired = matches!(self.placement, Placement::Own | Placement::Overflow) && self.after().is_some();
         Receipt {
-            outcome: self.outcome(now, true),
+            outcome: self.outcome::<M>(now, true),
             key,
             cells,
             planned,
@@ -320,16 +355,19 @@ impl<'a> Attempt<'a> {
     pub(super) fn counted(&self, now: Timestamp) -> Counted {
         let Demand { quota, shadow, .. } = self.demand;
         let after = self.after();
-        let near_limit = after.is_some_and(|after| is_near_limit(after.backlog(now), quota));
+        let near_limit = after.is_some_and(|after| is_near_limit(self.buckets.backlog(after, now), quota));
         Counted { policy: self.policy, granted: after.is_some(), shadow, near_limit }
     }
 
     #[inline(always)]
-    pub(super) fn outcome(&self, now: Timestamp, allowed: bool) -> PolicyOutcome {
+    pub(super) fn outcome<M: Moment>(&self, now: Timestamp, allowed: bool) -> PolicyOutcome {
         let counts = allowed || self.counts_as_denied();
         let bucket = self.after().filter(|_| counts).unwrap_or(self.evaluation.clamped);
-        let mut outcome = PolicyOutcome::of(self.policy, &self.demand, bucket, self.evaluation, now);
-        if self.pause.until > now {
+        let mut outcome = PolicyOutcome::of(self.policy, &self.demand, bucket, self.evaluation, now, None);
+        if let (true, Some(window)) = (M::WINDOWS, self.buckets.window()) {
+            window.complete(&mut outcome, bucket, now);
+            self.show_paused_window(&mut outcome, now);
+        } else if self.pause.until > now {
             let backlog = bucket.backlog(self.pause.until);
             outcome.backlog = if self.is_reserved && allowed {
                 // As it is, because it is shown after the wait.
@@ -344,6 +382,13 @@ impl<'a> Attempt<'a> {
             outcome.verdict = Verdict::Granted;
         }
         outcome
+    }
+
+    fn show_paused_window(&self, outcome: &mut PolicyOutcome, now: Timestamp) {
+        if let Some(window) = outcome.limit.window() {
+            let shown = self.pause.shown_in_window(outcome.quota(), outcome.backlog, window, now);
+            (outcome.limit, outcome.backlog) = (shown.limit, shown.backlog);
+        }
     }
 
     /// The policy and the key, if the policy denies for lack of cells. A request that may wait is

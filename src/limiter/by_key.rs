@@ -13,6 +13,7 @@ use super::{
     admission::Admission,
     error::AcquireError,
     local_buckets::Slack,
+    moment::{Moment, RatesOnly, WithWindows},
     policy_set::Demands,
     reservation::{MAX_PATIENCE, Reservation, ReservedCells},
 };
@@ -20,8 +21,8 @@ use crate::{
     clock::Nanos,
     decision::{Denied, Receipts, Standing},
     key::IntoKey,
+    limit::IntoLimit,
     policy::{Basis, Demand},
-    quota::Quota,
 };
 
 impl Limiter {
@@ -72,22 +73,26 @@ impl Limiter {
         self.acquire_one(demand)
     }
 
-    /// Acquires `cells` cells by the quota `plan` instead of the policy's own, as
-    /// [`quota_by`](crate::Policy::quota_by) does for requests. A change of plan keeps the count.
+    /// Acquires `cells` cells by the limit `plan` instead of the policy's own, as
+    /// [`quota_by`](crate::Policy::quota_by) and [`limit_by`](crate::Policy::limit_by) do for
+    /// requests: a quota for a policy with a rate, and a window of the same period for one with a
+    /// window. A change of plan keeps the count.
     ///
     /// Later calls that name no plan use this one, as long as something of it is used. The bucket
     /// of a global policy without `quota_by` remembers no plan.
     ///
     /// # Errors
     ///
-    /// When the policy denies, or there is no policy of this name.
+    /// When the policy denies, there is no policy of this name, or `plan` is no limit for it.
     pub fn acquire_as(
         &self,
         policy: &str,
         key: impl IntoKey,
-        plan: Quota,
+        plan: impl IntoLimit,
         cells: u32,
     ) -> Result<Admission, AcquireError> {
+        let (_, named, buckets) = self.find(policy)?;
+        let plan = buckets.basis_of(named, &plan.into_limit())?;
         let (index, demand) = self.set().demand_by_key(policy, key, cells, Some(plan))?;
         // A bucket that remembers no plan does not see that it is another quota.
         self.parts.buckets.each[index].allow_quota(plan);
@@ -195,15 +200,29 @@ impl Limiter {
         set.evaluate(set.parts(request).head(), &mut demands, self.parts.buckets.decided_by)?;
         let standing = |(index, demand): &(usize, Demand)| {
             let asked: Basis = demand.basis();
-            let (quota, backlog) = self.parts.buckets.each[*index].peek(demand.key, asked, set.clock());
-            Standing::of(set.policies()[*index].name(), quota, backlog)
+            let level = self.parts.buckets.each[*index].peek(demand.key, asked, set.clock());
+            Standing::of(set.policies()[*index].name(), level)
         };
         Ok(demands.iter().filter(|demand| set.is_advertised(demand)).map(standing).collect())
     }
 
     #[inline(always)]
     fn acquire_one(&self, demand: (usize, Demand)) -> Result<Admission, AcquireError> {
-        match self.parts.buckets.acquire_by_key(self.set(), demand) {
+        if self.parts.buckets.has_windows {
+            self.acquire_one_window(demand)
+        } else {
+            self.acquire_one_in::<RatesOnly>(demand)
+        }
+    }
+
+    #[inline(never)]
+    fn acquire_one_window(&self, demand: (usize, Demand)) -> Result<Admission, AcquireError> {
+        self.acquire_one_in::<WithWindows>(demand)
+    }
+
+    #[inline(always)]
+    fn acquire_one_in<M: Moment>(&self, demand: (usize, Demand)) -> Result<Admission, AcquireError> {
+        match self.parts.buckets.acquire_by_key::<M>(self.set(), demand) {
             Some(Ok((at, receipt))) => Ok(Admission::of_one(self.clone(), at, receipt)),
             Some(Err(denied)) => Err(denied.into()),
             None => self.acquire_slowly(&[demand]),

@@ -29,6 +29,9 @@ pub(super) fn check(policies: &[Policy]) -> Result<(), ConfigError> {
         if policy.cell_unit().is_some_and(|unit| !policy::is_name(unit)) {
             return invalid(ConfigErrorKind::Unit);
         }
+        if let Some(misfit) = policy.misfit() {
+            return invalid(misfit.into());
+        }
         if policy.lacks_plan_by() {
             return invalid(ConfigErrorKind::NoPlanBy);
         }
@@ -49,11 +52,15 @@ pub(super) fn check(policies: &[Policy]) -> Result<(), ConfigError> {
 }
 
 /// For each policy the former one that it continues: the one of the same name, if both are global
-/// or neither is.
+/// or neither is, and both have a rate or a window.
 pub(super) fn origins(former: &[Policy], policies: &[Policy]) -> Result<Vec<Option<usize>>, ConfigError> {
     let mut last: Option<usize> = None;
     let origin = |policy: &Policy| {
-        let same = |former: &Policy| former.name() == policy.name() && former.is_global() == policy.is_global();
+        let same = |former: &Policy| {
+            former.name() == policy.name()
+                && former.is_global() == policy.is_global()
+                && former.limit().is_like(policy.limit())
+        };
         let Some(origin) = former.iter().position(same) else { return Ok(None) };
         if last.is_some_and(|last| origin < last) {
             return Err(ConfigError::new(policy.name(), ConfigErrorKind::Reordered));

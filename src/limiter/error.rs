@@ -2,7 +2,11 @@
 
 use std::{error, fmt};
 
-use crate::{decision::Denied, policy::MAX_NAME};
+use crate::{
+    decision::Denied,
+    limit::Limit,
+    policy::{LimitMisfit, MAX_NAME, Policy},
+};
 
 /// Why a [`Limiter`](crate::Limiter) cannot be built. The text names the policy, the rule, and what
 /// to do.
@@ -40,6 +44,8 @@ pub enum ConfigErrorKind {
     DuplicateName,
     /// The name of a policy is empty.
     EmptyName,
+    /// A policy with a rate has [`Policy::limit_by`].
+    LimitByOnQuota,
     /// The name of a policy is longer than 64 bytes.
     LongName,
     /// The maximum number of keys is zero, or above 2³² − 1.
@@ -54,6 +60,11 @@ pub enum ConfigErrorKind {
     NoRequest,
     /// A policy has plans, and nothing says which one a request has.
     NoPlanBy,
+    /// A plan of a policy is a rate and the policy has a window, or the reverse, or its window has
+    /// another period.
+    PlanMisfit,
+    /// A policy with a window has [`Policy::quota_by`].
+    QuotaByOnWindow,
     /// Policies that stay are in another order.
     Reordered,
     /// The unit of a policy is empty, longer than 64 bytes, or not printable ASCII.
@@ -102,11 +113,24 @@ impl fmt::Display for ConfigError {
             ConfigErrorKind::NoRequest => write!(
                 f,
                 "the policy {policy:?} counts by a key that callers name, and sees no request: leave out `when`, \
-                 `methods`, `paths`, `except`, `quota_by`, `cost_by`, `count_if`, `on_missing` and `require`, and name a plan with `Limiter::acquire_as`"
+                 `methods`, `paths`, `except`, `quota_by`, `limit_by`, `cost_by`, `count_if`, `on_missing` and `require`, and name a plan with `Limiter::acquire_as`"
             ),
             ConfigErrorKind::NoPlanBy => write!(
                 f,
                 "the policy {policy:?} has plans, and nothing says which one a request has: call `Policy::plan_by`"
+            ),
+            ConfigErrorKind::LimitByOnQuota => write!(
+                f,
+                "the policy {policy:?} has a rate, and `limit_by` chooses the cells of a window: call `Policy::quota_by`"
+            ),
+            ConfigErrorKind::PlanMisfit => write!(
+                f,
+                "the policy {policy:?} has a plan of another kind: give each of its plans a rate if the policy has one, \
+                 or a window of the policy's period"
+            ),
+            ConfigErrorKind::QuotaByOnWindow => write!(
+                f,
+                "the policy {policy:?} has a window, and `quota_by` chooses a rate: call `Policy::limit_by`"
             ),
             ConfigErrorKind::Unit => write!(
                 f,
@@ -123,6 +147,16 @@ impl fmt::Display for ConfigError {
 }
 
 impl error::Error for ConfigError {}
+
+impl From<LimitMisfit> for ConfigErrorKind {
+    fn from(misfit: LimitMisfit) -> Self {
+        match misfit {
+            LimitMisfit::LimitBy => Self::LimitByOnQuota,
+            LimitMisfit::Plan => Self::PlanMisfit,
+            LimitMisfit::QuotaBy => Self::QuotaByOnWindow,
+        }
+    }
+}
 
 /// No policy of the limiter has the given name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,12 +185,66 @@ impl fmt::Display for UnknownPolicy {
 
 impl error::Error for UnknownPolicy {}
 
+/// Why a limit was not set, or not asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LimitError {
+    /// The policy has a rate and was given a window, or the reverse, or a key was given a window of
+    /// another period than the policy's.
+    Misfit {
+        /// The policy's name.
+        policy: String,
+        /// The limit with which the policy was made.
+        own: Limit,
+        /// The limit that is none for this policy.
+        given: Limit,
+    },
+    /// There is no policy of the given name.
+    UnknownPolicy(UnknownPolicy),
+}
+
+impl LimitError {
+    pub(crate) fn misfit(policy: &Policy, given: Limit) -> Self {
+        Self::Misfit { policy: policy.name().to_owned(), own: policy.limit().clone(), given }
+    }
+}
+
+impl fmt::Display for LimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Misfit { policy, own, given } => write!(
+                f,
+                "the policy {policy:?} has the limit \"{own}\", beside which \"{given}\" means nothing: give a rate to \
+                 a policy with a rate, and a window of the same period to one with a window"
+            ),
+            Self::UnknownPolicy(unknown) => unknown.fmt(f),
+        }
+    }
+}
+
+impl error::Error for LimitError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Misfit { .. } => None,
+            Self::UnknownPolicy(unknown) => Some(unknown),
+        }
+    }
+}
+
+impl From<UnknownPolicy> for LimitError {
+    fn from(unknown: UnknownPolicy) -> Self {
+        Self::UnknownPolicy(unknown)
+    }
+}
+
 /// Why no cells were acquired for a key.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum AcquireError {
     /// A policy has denied, and nothing was acquired. Boxed, because it is large.
     Denied(Box<Denied>),
+    /// The plan is no limit for the policy. Boxed, because it is large.
+    Limit(Box<LimitError>),
     /// The policy of this name stands twice in one call. Ask it once, for the sum of the cells.
     RepeatedPolicy(String),
     /// There is no policy of the given name.
@@ -175,6 +263,7 @@ impl fmt::Display for AcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Denied(denied) => denied.fmt(f),
+            Self::Limit(error) => error.fmt(f),
             Self::RepeatedPolicy(name) => {
                 write!(f, "the policy {name:?} stands twice in one call: name it once, with the sum of the cells")
             }
@@ -187,6 +276,7 @@ impl error::Error for AcquireError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             Self::Denied(_) | Self::RepeatedPolicy(_) => None,
+            Self::Limit(error) => Some(error),
             Self::UnknownPolicy(unknown) => Some(unknown),
         }
     }
@@ -195,6 +285,15 @@ impl error::Error for AcquireError {
 impl From<Denied> for AcquireError {
     fn from(denied: Denied) -> Self {
         Self::Denied(Box::new(denied))
+    }
+}
+
+impl From<LimitError> for AcquireError {
+    fn from(error: LimitError) -> Self {
+        match error {
+            LimitError::UnknownPolicy(unknown) => Self::UnknownPolicy(unknown),
+            misfit @ LimitError::Misfit { .. } => Self::Limit(Box::new(misfit)),
+        }
     }
 }
 

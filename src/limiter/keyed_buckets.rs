@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{
     quota_table::{QuotaId, QuotaTable},
     remembered::Remembered,
+    window_clock::WindowClock,
 };
 use crate::{
     bucket::Bucket,
@@ -53,11 +54,12 @@ impl Expiring for NumberedBucket {
 pub(super) struct KeyedBuckets {
     store: Store<NumberedBucket>,
     quotas: QuotaTable,
+    window: Option<Arc<WindowClock>>,
 }
 
 impl KeyedBuckets {
-    pub(super) fn new(cap: Cap, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { store: Store::new(cap, clock), quotas: QuotaTable::new() })
+    pub(super) fn new(cap: Cap, clock: Clock, window: Option<Arc<WindowClock>>) -> Arc<Self> {
+        Arc::new(Self { store: Store::new(cap, clock), quotas: QuotaTable::new(), window })
     }
 
     #[inline(always)]
@@ -82,12 +84,19 @@ impl KeyedBuckets {
 }
 
 impl Sweepable for KeyedBuckets {
-    fn capacity(&self) -> &Capacity {
+    fn capacity(&self) -> Option<&Capacity> {
         self.store.capacity()
     }
 
     fn sweep(&self) -> usize {
-        let removed = self.store.sweep();
+        let removed = match &self.window {
+            // Not until now: what was used in this window is used until its end.
+            Some(window) => {
+                window.follow();
+                self.store.sweep_until(window.start())
+            }
+            None => self.store.sweep(),
+        };
         self.quotas.reclaim(|see| self.store.see_all(|numbered| see(numbered.quota())));
         removed
     }
@@ -146,7 +155,7 @@ mod tests {
     #[test]
     fn the_sweeper_frees_the_numbers_of_quotas_that_no_bucket_has() {
         let clock = ManualClock::new();
-        let buckets = KeyedBuckets::new(Cap::new(100_000, AtCap::Deny), clock.clone().into());
+        let buckets = KeyedBuckets::new(Cap::new(100_000, AtCap::Deny), clock.clone().into(), None);
         let (keys, ahead) = (KeyHasher::random(), Bucket::from_bits(u64::MAX));
         // An application that computes a quota for each request.
         for n in 0..200_000_u32 {

@@ -8,15 +8,19 @@ use std::sync::{Arc, OnceLock, Weak};
 use super::{
     atomic_bucket::AtomicBucket,
     bucket_guard::{BucketGuard, chosen, lock},
+    error::LimitError,
     keyed_buckets::{KeyedBuckets, KeyedGuard},
+    moment::Moment,
     pauses::{Pause, Pauses},
     policy_set::PolicySet,
+    window_clock::WindowClock,
 };
 use crate::{
     bucket::{Bucket, Evaluation, MAX_SLACK, furthest},
     clock::{Clock, Nanos, Timestamp},
-    decision::{Receipt, ReceiptOrigin},
+    decision::{DecidedLimit, Level, Receipt, ReceiptOrigin, WindowLeft},
     key::Key,
+    limit::Limit,
     observe::metrics::DecidedBy,
     policy::{Basis, Demand, Policy},
     quota::Quota,
@@ -32,6 +36,8 @@ use crate::{
 pub(crate) struct LocalBuckets {
     /// One for each policy, in the limiter's order.
     pub(super) each: Box<[Arc<PolicyBuckets>]>,
+    /// Whether any policy has windows.
+    pub(super) has_windows: bool,
     /// The label of their decisions.
     pub(super) decided_by: DecidedBy,
 }
@@ -40,7 +46,7 @@ impl LocalBuckets {
     /// Names what it sweeps by the policies, with `suffix`.
     pub(crate) fn new(set: &PolicySet, decided_by: DecidedBy, suffix: &str) -> Self {
         let each = set.policies().iter().map(|policy| Arc::new(PolicyBuckets::of(set, policy, suffix)));
-        Self { each: each.collect(), decided_by }.that_know_penalties(set)
+        Self { each: each.collect(), has_windows: has_windows(set), decided_by }.that_know_penalties(set)
     }
 
     /// The buckets of a set whose policies continue former ones: `origins` are their numbers. A
@@ -49,11 +55,13 @@ impl LocalBuckets {
         let each = set.policies().iter().zip(origins).map(|(policy, origin)| {
             let Some(origin) = *origin else { return Arc::new(PolicyBuckets::of(set, policy, "")) };
             let buckets = &self.each[origin];
-            buckets.allow_quota(policy.quota());
+            buckets.allow_quota(policy.basis());
+            buckets.set_window(policy.limit());
             buckets.forget_plans(|quota| policy.keeps_plan(former.policy(origin), quota));
             Arc::clone(buckets)
         });
-        Self { each: each.collect(), decided_by: self.decided_by }.that_know_penalties(set)
+        let (has_windows, decided_by) = (has_windows(set), self.decided_by);
+        Self { each: each.collect(), has_windows, decided_by }.that_know_penalties(set)
     }
 
     fn that_know_penalties(self, set: &PolicySet) -> Self {
@@ -63,6 +71,16 @@ impl LocalBuckets {
             }
         }
         self
+    }
+
+    /// What a policy's buckets are decided by under this limit of a key.
+    ///
+    /// # Errors
+    ///
+    /// When it is a rate and the policy has windows, or the reverse, or windows of another period.
+    #[cfg(feature = "redis")]
+    pub(crate) fn basis_of(&self, index: usize, policy: &Policy, limit: &Limit) -> Result<Quota, LimitError> {
+        self.each[index].basis_of(policy, limit)
     }
 
     /// Lets requests of a policy wait for as long, now and later.
@@ -101,10 +119,14 @@ impl LocalBuckets {
     }
 }
 
+fn has_windows(set: &PolicySet) -> bool {
+    set.policies().iter().any(|policy| policy.limit().window().is_some())
+}
+
 /// Sweeps the buckets of a policy in the background.
 pub(crate) fn start_sweeping<S: Sweepable + 'static>(name: Arc<str>, buckets: &Arc<S>, policy: &Policy) -> Sweeping {
     let buckets: Weak<S> = Arc::downgrade(buckets);
-    Sweeping::start(name, buckets, sweeper::period(policy.quota().time_to_fill()))
+    Sweeping::start(name, buckets, sweeper::period(policy.time_to_fill()))
 }
 
 /// How long requests of a policy may wait for their cells.
@@ -129,6 +151,10 @@ pub(super) struct PolicyBuckets {
     debt: AtomicU64,
     /// The time that the longest burst of all quotas so far takes to come back.
     longest_burst: AtomicU64,
+    /// The current window of a policy that has windows.
+    window: Option<Arc<WindowClock>>,
+    /// Follows the wall clock where no sweep of a map does.
+    _following: Option<Sweeping>,
 }
 
 /// Each has a generation, or many. It is advanced when a backlog is converted, cut or reset, which
@@ -149,8 +175,9 @@ enum Storage {
 
 /// What the fast path found.
 #[derive(Clone, Copy)]
-pub(super) struct FastPath {
+pub(super) struct FastPath<M> {
     pub(super) evaluation: Evaluation,
+    pub(super) moment: M,
     pub(super) now: Timestamp,
     /// Meaningful where the cells are granted.
     pub(super) generation: u64,
@@ -165,16 +192,19 @@ const GENERATIONS: usize = if cfg!(tower_quota_loom) { 2 } else { 256 };
 impl PolicyBuckets {
     /// Names what it sweeps by the policy, with `suffix`.
     fn of(set: &PolicySet, policy: &Policy, suffix: &str) -> Self {
+        let window = policy.limit().window();
+        let window = window.map(|window| Arc::new(WindowClock::new(policy.shared_name(), window, set.clock())));
+        let swept_as = set.swept_as(policy);
+        let swept_as = swept_as.map(|name| if suffix.is_empty() { name } else { format!("{name}{suffix}").into() });
         if policy.is_global() {
-            return Self::global(policy.quota(), set.has_atomic(policy));
+            let following = swept_as.zip(window.as_ref()).map(|(name, window)| start_sweeping(name, window, policy));
+            let buckets = Self::global(policy.basis(), set.has_atomic(policy));
+            return Self { window, _following: following, ..buckets };
         }
-        let buckets = KeyedBuckets::new(policy.cap(), set.clock().clone());
-        let sweeping = set.swept_as(policy).map(|name| {
-            let name = if suffix.is_empty() { name } else { format!("{name}{suffix}").into() };
-            start_sweeping(name, &buckets, policy)
-        });
+        let buckets = KeyedBuckets::new(policy.cap(), set.clock().clone(), window.clone());
+        let sweeping = swept_as.map(|name| start_sweeping(name, &buckets, policy));
         let generations = Box::new([(); GENERATIONS].map(|()| AtomicU64::new(0)));
-        Self::new(policy.quota(), Storage::Keyed { buckets, sweeping, generations })
+        Self { window, ..Self::new(policy.basis(), Storage::Keyed { buckets, sweeping, generations }) }
     }
 
     /// Lets buckets forget that their quota was chosen, unless it `stays` so.
@@ -210,6 +240,56 @@ impl PolicyBuckets {
             slack: AtomicU64::new(0),
             debt: AtomicU64::new(0),
             longest_burst,
+            window: None,
+            _following: None,
+        }
+    }
+
+    /// Replaces the window of a policy that has windows.
+    pub(super) fn set_window(&self, limit: &Limit) {
+        if let (Some(clock), Some(window)) = (&self.window, limit.window()) {
+            clock.set(window);
+        }
+    }
+
+    /// What buckets are decided by under this limit of a key.
+    ///
+    /// # Errors
+    ///
+    /// When it is a rate and the policy has windows, or the reverse, or windows of another period.
+    pub(super) fn basis_of(&self, policy: &Policy, limit: &Limit) -> Result<Quota, LimitError> {
+        let window = self.window.as_ref().map(|clock| clock.window());
+        let fits = match (&window, limit.window()) {
+            (None, None) => true,
+            (Some(own), Some(other)) => own.has_bounds_of(other),
+            _ => false,
+        };
+        if fits { Ok(limit.basis()) } else { Err(LimitError::misfit(policy, limit.clone())) }
+    }
+
+    #[inline(always)]
+    pub(super) fn window(&self) -> Option<&WindowClock> {
+        self.window.as_deref()
+    }
+
+    /// When a bucket is decided that was read before `now`, and the rest of its window.
+    fn stands_at(&self, bucket: Bucket, now: Timestamp, pause: Pause) -> (Timestamp, Option<WindowLeft>) {
+        let Some(window) = &self.window else { return (pause.stands_at(now), None) };
+        let (stands_at, left) = window.stands_at(bucket, now);
+        (stands_at, Some(left))
+    }
+
+    /// The backlog of a bucket that was decided at `now`.
+    #[inline(always)]
+    pub(super) fn backlog(&self, bucket: Bucket, now: Timestamp) -> Nanos {
+        bucket.backlog(self.stands_at(bucket, now, Pause::default()).0)
+    }
+
+    /// How a bucket is shown that has this backlog when it is decided.
+    fn level(quota: Quota, backlog: Nanos, window: Option<WindowLeft>, pause: Pause, now: Timestamp) -> Level {
+        match window {
+            Some(window) => pause.shown_in_window(quota, backlog, window, now),
+            None => Level { limit: DecidedLimit::Rate(quota), backlog: pause.shown(backlog, quota, now) },
         }
     }
 
@@ -224,8 +304,11 @@ impl PolicyBuckets {
         furthest(Nanos::new(self.longest_burst.load(Ordering::Relaxed)), self.slack())
     }
 
-    /// The slack never shrinks, so that what is reserved stays reserved.
+    /// The slack never shrinks, so that what is reserved stays reserved. Nobody waits for a window.
     fn allow_slack(&self, slack: Slack) {
+        if self.window.is_some() {
+            return;
+        }
         let (Slack::OfLayer(time) | Slack::OfReservation(time)) = slack;
         let time = time.min(MAX_SLACK).get();
         self.slack.fetch_max(time, Ordering::Relaxed);
@@ -303,7 +386,8 @@ impl PolicyBuckets {
         let mut pause = |bucket: Bucket, now: Timestamp| {
             let (before, after) = pauses.extend(key, now, time)?;
             has_place = true;
-            let by = after.since(before.total);
+            // A window ends when it ends.
+            let by = if self.window.is_some() { Nanos::ZERO } else { after.since(before.total) };
             let moved = bucket.later(before.stands_at(now), by);
             pauses.remember(key, moved.full_at());
             (!by.is_zero()).then_some(moved)
@@ -338,7 +422,7 @@ impl PolicyBuckets {
     /// path, which does not need the means to lock several buckets. `None` leaves everything as it
     /// is.
     #[inline(always)]
-    pub(super) fn fast_path(&self, demand: &Demand, clock: &Clock) -> Option<FastPath> {
+    pub(super) fn fast_path<M: Moment>(&self, demand: &Demand, clock: &Clock) -> Option<FastPath<M>> {
         match &self.storage {
             Storage::Keyed { buckets, generations, .. } => {
                 let mut entry = buckets.store().get(demand.key)?;
@@ -346,13 +430,13 @@ impl PolicyBuckets {
                 if !buckets.quotas().is(numbered.quota(), demand.basis()) {
                     return None;
                 }
-                let (evaluation, now) = self.evaluate(numbered.bucket(), demand, clock)?;
+                let (evaluation, moment, now) = self.evaluate::<M>(numbered.bucket(), demand, clock)?;
                 let mut generation = 0;
                 if evaluation.is_granted() {
                     generation = generations[demand.key.select(GENERATIONS)].load(Ordering::Acquire);
                     *entry = numbered.with_bucket(evaluation.after);
                 }
-                Some(FastPath { evaluation, now, generation })
+                Some(FastPath { evaluation, moment, now, generation })
             }
             Storage::Atomic { bucket: atomic, generation } => loop {
                 // In this order: a cut in between makes the receipt void too early, and never too
@@ -364,14 +448,14 @@ impl PolicyBuckets {
                     return None;
                 }
                 // A closed bucket is beyond the horizon.
-                let (evaluation, now) = self.evaluate(bucket, demand, clock)?;
+                let (evaluation, moment, now) = self.evaluate::<M>(bucket, demand, clock)?;
                 // A denial writes nothing, and so does not see whether what was read belongs
                 // together: the other path reads it again.
                 if !evaluation.is_granted() && !atomic.is(bucket) {
                     return None;
                 }
                 if !evaluation.is_granted() || atomic.exchange(bucket, evaluation.after) {
-                    return Some(FastPath { evaluation, now, generation });
+                    return Some(FastPath { evaluation, moment, now, generation });
                 }
             },
             Storage::Locked { .. } => None,
@@ -379,16 +463,25 @@ impl PolicyBuckets {
     }
 
     #[inline(always)]
-    fn evaluate(&self, bucket: Bucket, demand: &Demand, clock: &Clock) -> Option<(Evaluation, Timestamp)> {
+    fn evaluate<M: Moment>(
+        &self,
+        bucket: Bucket,
+        demand: &Demand,
+        clock: &Clock,
+    ) -> Option<(Evaluation, M, Timestamp)> {
         let now = clock.now();
-        let evaluation = bucket.evaluate(now, demand.quota, demand.cells, self.horizon());
-        (evaluation.clamped == bucket).then_some((evaluation, now))
+        let moment = M::of(self.window(), bucket, now);
+        let mut evaluation = bucket.evaluate(moment.stands_at(now), demand.quota, demand.cells, self.horizon());
+        if let Some(window) = moment.window() {
+            evaluation.wait_until_end(window.left);
+        }
+        (evaluation.clamped == bucket).then_some((evaluation, moment, now))
     }
 
     /// How the bucket of `key` stands, by the quota that is asked for if it was chosen, and else by
     /// the one that was chosen for the key before, or by the policy's own; a full one where there
     /// is none. Writes nothing.
-    pub(super) fn peek(&self, key: Key, asked: Basis, clock: &Clock) -> (Quota, Nanos) {
+    pub(super) fn peek(&self, key: Key, asked: Basis, clock: &Clock) -> Level {
         let own = asked.quota;
         // What a bucket remembers: the quota that was chosen, and the time of a cell.
         let (bucket, plan, cell) = match &self.storage {
@@ -410,12 +503,12 @@ impl PolicyBuckets {
             }
         };
         let (now, pause) = (clock.now(), self.pause_of(key));
-        let at = pause.stands_at(now);
+        let (at, window) = self.stands_at(bucket, now, pause);
         let bucket = bucket.clamped(at, self.horizon());
         let quota = plan.filter(|_| !asked.planned && !bucket.is_idle(at)).unwrap_or(own);
         let cell = cell.unwrap_or(quota.cell_nanos());
         let backlog = bucket.converted(at, cell, quota.cell_nanos()).backlog(at);
-        (quota, pause.shown(backlog, quota, now))
+        Self::level(quota, backlog, window, pause, now)
     }
 
     /// The guard of the bucket that a receipt is for.
@@ -432,13 +525,18 @@ impl PolicyBuckets {
     /// line, only the last one is refunded: the requests behind another one keep their times, and a
     /// new request would be served at the same time as the last one.
     pub(super) fn refund(&self, receipt: &Receipt, at: Timestamp, clock: &Clock) {
-        let quota = receipt.outcome.quota;
+        let quota = receipt.outcome.quota();
         let mut guard = self.guard_of(receipt);
         loop {
             let (found, remembered) = guard.read(Basis { quota, planned: false });
             // All are read under the lock: a receipt that is void stays void.
             let (now, pause) = (clock.now(), self.pause_of_bucket(receipt.key, guard.placement()));
-            let (now, paused) = (pause.stands_at(now), pause.since(receipt.paused));
+            let (now, window) = self.stands_at(found, now, pause);
+            // Of a window, everything comes back when the next one starts, and nothing before.
+            let (at, paused) = match window {
+                Some(_) => (receipt.after.own_start(), Nanos::ZERO),
+                None => (at, pause.since(receipt.paused)),
+            };
             let valid =
                 self.generation(receipt.key) == receipt.generation && remembered.cell(quota) == quota.cell_nanos();
             let no_line = self.slack().is_zero() || found.backlog(now) <= quota.burst_nanos();
@@ -460,7 +558,7 @@ impl PolicyBuckets {
     /// Charges what a request has cost beyond its receipt, to the same bucket. Another quota that
     /// has decided since stays: cells are cells.
     fn charge_beyond(&self, receipt: &Receipt, cells: u32, clock: &Clock) {
-        let quota = receipt.outcome.quota;
+        let quota = receipt.outcome.quota();
         let guard = self.guard_of(receipt);
         // A slot that keys share is nobody's plan.
         let planned = receipt.planned && guard.placement() == Placement::Own;
@@ -470,12 +568,12 @@ impl PolicyBuckets {
 
     /// Charges `cells` whether or not they are there, and returns how the bucket stands afterwards.
     /// The quota is as in [`peek`](Self::peek).
-    pub(super) fn charge(&self, key: Key, cells: u32, own: Quota, clock: &Clock) -> (Quota, Nanos) {
+    pub(super) fn charge(&self, key: Key, cells: u32, own: Quota, clock: &Clock) -> Level {
         let guard = self.guard(key);
         let tracked = !matches!(guard.placement(), Placement::Full | Placement::Untracked);
         let basis = |plan: Option<Quota>| Basis { quota: plan.unwrap_or(own), planned: plan.is_some() };
-        let (quota, backlog) = self.charge_guarded(guard, key, cells, clock, basis, (own, false));
-        (quota, if tracked { backlog } else { Nanos::ZERO })
+        let level = self.charge_guarded(guard, key, cells, clock, basis, (own, false));
+        if tracked { level } else { Level { backlog: Nanos::ZERO, ..level } }
     }
 
     /// Charges by what `choose` returns for the quota that was chosen for the key. `own` is what a
@@ -489,11 +587,11 @@ impl PolicyBuckets {
         clock: &Clock,
         choose: impl Fn(Option<Quota>) -> Basis,
         (own, stays): (Quota, bool),
-    ) -> (Quota, Nanos) {
+    ) -> Level {
         loop {
             let (found, remembered) = guard.read(Basis { quota: own, planned: false });
             let (read_at, pause) = (clock.now(), self.pause_of_bucket(key, guard.placement()));
-            let now = pause.stands_at(read_at);
+            let (now, window) = self.stands_at(found, read_at, pause);
             let used = !found.is_idle(now);
             let basis = choose(guard.plan().filter(|_| used || stays));
             let (quota, cell) = (basis.quota, remembered.cell(own));
@@ -511,16 +609,16 @@ impl PolicyBuckets {
             self.allow_burst(burst);
             let after = bucket.charge(now, cost, self.deepest_debt(burst, bucket.backlog(now)));
             let backlog = after.converted(now, after_cell, quota.cell_nanos()).backlog(now);
-            let backlog = pause.shown(backlog, quota, read_at);
+            let level = Self::level(quota, backlog, window, pause, read_at);
             // A full bucket needs no place.
             if after.is_idle(now) {
-                return (quota, backlog);
+                return level;
             }
             if after_cell != cell {
                 self.advance_generation(key);
             }
             if guard.write(found, after, (!keeps).then_some(basis)) {
-                return (quota, backlog);
+                return level;
             }
         }
     }
@@ -534,8 +632,9 @@ impl PolicyBuckets {
             let now = clock.now();
             let (mut was_paused, mut was_used) = (false, false);
             bucket.change_closed(|found| {
-                was_used = !found.is_idle(now);
                 was_paused = end_pause(now);
+                let (now, _) = self.stands_at(found, now, Pause::default());
+                was_used = !found.is_idle(now);
                 if was_used {
                     // A later request has the new generation and a bucket that is not reset again.
                     self.advance_generation(key);
@@ -554,7 +653,7 @@ impl PolicyBuckets {
             return was_paused;
         }
         let (found, _) = guard.read(UNASKED);
-        let was_used = !found.is_idle(now);
+        let was_used = !found.is_idle(self.stands_at(found, now, Pause::default()).0);
         if was_used {
             // Not for others' sake, who share the generation, where there is nothing to reset.
             self.advance_generation(key);
@@ -602,7 +701,7 @@ mod models {
     use ::loom::thread;
 
     use super::*;
-    use crate::{clock::ManualClock, decision::PolicyOutcome};
+    use crate::{clock::ManualClock, decision::PolicyOutcome, limiter::moment::WithWindows};
 
     const START: Timestamp = Timestamp::ORIGIN;
 
@@ -613,15 +712,15 @@ mod models {
     }
 
     fn acquire(buckets: &PolicyBuckets, demand: &Demand, clock: &Clock) -> Option<Receipt> {
-        let FastPath { evaluation, now, generation } = loop {
-            match buckets.fast_path(demand, clock) {
+        let FastPath { evaluation, moment, now, generation } = loop {
+            match buckets.fast_path::<WithWindows>(demand, clock) {
                 Some(found) => break found,
                 // It is closed: waits until it is not.
                 None => drop(buckets.peek(Key::GLOBAL, demand.basis(), clock)),
             }
         };
         evaluation.is_granted().then(|| Receipt {
-            outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, now),
+            outcome: PolicyOutcome::of(0, demand, evaluation.after, evaluation, moment.stands_at(now), moment.window()),
             key: demand.key,
             cells: demand.cells,
             planned: demand.planned,
@@ -666,10 +765,10 @@ mod models {
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
             on_two_threads(move || other.refund(&receipt, START, &its_clock), || buckets.reset(Key::GLOBAL, &clock));
             // Before the reset or after it: the bucket is full, and not fuller.
-            assert_eq!(buckets.peek(Key::GLOBAL, demand.basis(), &clock).1, Nanos::ZERO);
+            assert_eq!(buckets.peek(Key::GLOBAL, demand.basis(), &clock).backlog, Nanos::ZERO);
             let later = acquire(&buckets, &demand, &clock).unwrap();
             buckets.refund(&receipt, START, &clock);
-            let backlog = buckets.peek(Key::GLOBAL, demand.basis(), &clock).1;
+            let backlog = buckets.peek(Key::GLOBAL, demand.basis(), &clock).backlog;
             assert_eq!(backlog, later.after.backlog(START), "a receipt from before the reset is void");
         });
     }
@@ -684,10 +783,10 @@ mod models {
                 move || acquire(&other, &demand, &its_clock).unwrap(),
                 || buckets.reset(Key::GLOBAL, &clock),
             );
-            let before = buckets.peek(Key::GLOBAL, demand.basis(), &clock).1;
+            let before = buckets.peek(Key::GLOBAL, demand.basis(), &clock).backlog;
             let later = acquire(&buckets, &demand, &clock).unwrap();
             buckets.refund(&receipt, START, &clock);
-            let backlog = buckets.peek(Key::GLOBAL, demand.basis(), &clock).1;
+            let backlog = buckets.peek(Key::GLOBAL, demand.basis(), &clock).backlog;
             // At least the later cells, which nobody has refunded.
             assert!(backlog >= later.added, "a backlog of {backlog:?} after {before:?}");
         });
@@ -700,13 +799,13 @@ mod models {
             let [old, new] = [Quota::per_hour(10), Quota::per_hour(1_000).burst(50)];
             let (buckets, clock) = (Arc::new(PolicyBuckets::global(old, true)), Clock::from(ManualClock::new()));
             let demand = |quota| Demand { key: Key::GLOBAL, quota, cells: 1, planned: false, shadow: false };
-            assert!(buckets.fast_path(&demand(old), &clock).unwrap().evaluation.is_granted());
+            assert!(buckets.fast_path::<WithWindows>(&demand(old), &clock).unwrap().evaluation.is_granted());
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
             on_two_threads(
                 move || other.charge(Key::GLOBAL, 0, new, &its_clock),
                 || {
                     // `None` is for the other path.
-                    let found = buckets.fast_path(&demand(new), &clock);
+                    let found = buckets.fast_path::<WithWindows>(&demand(new), &clock);
                     assert!(found.is_none_or(|found| found.evaluation.is_granted()));
                 },
             );

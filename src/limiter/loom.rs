@@ -12,6 +12,7 @@ use crate::{
     key::{Key, key_fn},
     policy::{AtCap, Policy},
     quota::Quota,
+    window::Window,
 };
 
 const CELL: Duration = Duration::from_secs(3_600);
@@ -170,7 +171,7 @@ fn loom_a_change_of_quota_beside_decisions_admits_what_one_of_the_quotas_does() 
         let (limiter, _clock) = limiter([per_user(1)]);
         let ((), admitted) = beside(
             &limiter,
-            |limiter| limiter.set_quota("user", Quota::per_hour(2)).unwrap(),
+            |limiter| limiter.set_limit("user", Quota::per_hour(2)).unwrap(),
             |limiter| [admits(limiter, 1), admits(limiter, 1), admits(limiter, 1)],
         );
         // The first by both quotas, and one more after the change.
@@ -278,5 +279,58 @@ fn loom_who_gives_up_beside_a_pause_leaves_its_place() {
         let first = limiter.reserve("key", 7, 99 * CELL).unwrap();
         beside(limiter, move |_| drop(first), |limiter| limiter.pause("key", 7, PAUSE).unwrap());
         assert_eq!(limiter.reserve("key", 7, 99 * CELL).unwrap().wait(), Some(PAUSE + CELL));
+    });
+}
+
+/// In a map, and as the only global one, whose bucket is an atomic: a window of two cells, used up
+/// in the last minute.
+fn at_the_end_of_a_window(model: impl Fn(&Limiter, &ManualClock) + Clone + Send + Sync + 'static) {
+    const MINUTE: Duration = Duration::from_secs(60);
+    for policy in [Policy::by_key(Window::fixed(2, MINUTE)), Policy::global(Window::fixed(2, MINUTE))] {
+        let model = model.clone();
+        models(move || {
+            let (limiter, clock) = limiter([policy.clone().named("key")]);
+            clock.set(2 * MINUTE - Duration::from_nanos(1));
+            limiter.acquire_n("key", 7, 2).unwrap();
+            model(&limiter, &clock);
+        });
+    }
+}
+
+fn acquires(limiter: &Limiter) -> usize {
+    (0..2).filter(|_| limiter.acquire("key", 7).is_ok()).count()
+}
+
+#[test]
+fn loom_the_cells_of_a_window_that_two_threads_begin_come_back_once() {
+    at_the_end_of_a_window(|limiter, clock| {
+        clock.advance(Duration::from_nanos(1));
+        let (a, b) = beside(limiter, acquires, acquires);
+        assert_eq!(a + b, 2);
+    });
+}
+
+/// While the clock moves on, and the sweeper begins the next window, too.
+#[test]
+fn loom_a_window_that_ends_beside_a_decision_and_a_sweep_gives_its_cells_once() {
+    at_the_end_of_a_window(|limiter, clock| {
+        let clock = clock.clone();
+        let (a, ()) = beside(limiter, acquires, move |limiter| {
+            clock.advance(Duration::from_nanos(1));
+            limiter.sweep();
+        });
+        assert_eq!(a + acquires(limiter), 2);
+    });
+}
+
+/// A refund of the last window returns nothing to the next one.
+#[test]
+fn loom_a_refund_beside_the_end_of_its_window_returns_cells_to_no_other() {
+    at_the_end_of_a_window(|limiter, clock| {
+        limiter.reset("key", 7).unwrap();
+        let admission = limiter.acquire("key", 7).unwrap();
+        clock.advance(Duration::from_nanos(1));
+        beside(limiter, move |_| admission.refund(), |limiter| limiter.acquire("key", 7).unwrap());
+        assert_eq!(acquires(limiter), 1);
     });
 }

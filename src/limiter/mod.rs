@@ -39,6 +39,7 @@ mod live_quota;
 mod local_buckets;
 #[cfg(all(test, tower_quota_loom))]
 mod loom;
+mod moment;
 mod pauses;
 mod penalties;
 mod policy_set;
@@ -47,11 +48,13 @@ mod reload;
 mod remembered;
 mod reservation;
 mod top_denied;
+mod window_clock;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::Request;
 
+use self::moment::{RatesOnly, WithWindows};
 pub(crate) use self::{
     acquire::Grant,
     into_limiter::{Handle, Settle},
@@ -64,7 +67,7 @@ pub use self::{
     admin::Page,
     admission::Admission,
     builder::Builder,
-    error::{AcquireError, BlockError, ConfigError, ConfigErrorKind, UnknownPolicy},
+    error::{AcquireError, BlockError, ConfigError, ConfigErrorKind, LimitError, UnknownPolicy},
     into_limiter::IntoLimiter,
     reservation::Reservation,
     top_denied::DeniedKey,
@@ -126,12 +129,17 @@ impl Limiter {
     /// Locks one bucket of each keyed policy that applies, for the length of the arithmetic. It
     /// waits for nothing else, and runs no user code under a lock.
     pub fn decide<B>(&self, request: &Request<B>) -> Decision<'_> {
-        self.decide_for(self.set().parts(request).head())
+        let parts = self.set().parts(request);
+        if self.parts.buckets.has_windows { self.decide_windows(parts.head()) } else { self.decide_rates(parts.head()) }
     }
 
     // Not generic over the request's body: compiled once, where all of a decision can be inlined.
-    fn decide_for(&self, head: RequestHead<'_>) -> Decision<'_> {
-        self.parts.buckets.decide(self.set(), head)
+    fn decide_rates(&self, head: RequestHead<'_>) -> Decision<'_> {
+        self.parts.buckets.decide::<RatesOnly>(self.set(), head)
+    }
+
+    fn decide_windows(&self, head: RequestHead<'_>) -> Decision<'_> {
+        self.parts.buckets.decide::<WithWindows>(self.set(), head)
     }
 
     /// Decides like [`decide`](Self::decide), and writes receipts only where they are wanted.

@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     clock::{Clock, Nanos, Timestamp},
+    decision::{DecidedLimit, Level, WindowLeft},
     key::Key,
     quota::Quota,
     store::{AtCap, Cap, Expiring, Placement, Store, Sweepable},
@@ -61,6 +62,19 @@ impl Pause {
         }
         let all_but_one = quota.burst_nanos().saturating_sub(quota.cell_nanos());
         backlog.max(all_but_one).saturating_add(left)
+    }
+}
+
+impl Pause {
+    /// The same of a window: in a pause it is used up, and nothing comes back before both have
+    /// ended.
+    pub(super) fn shown_in_window(self, quota: Quota, backlog: Nanos, window: WindowLeft, now: Timestamp) -> Level {
+        let left = self.until.since(now);
+        if left.is_zero() {
+            return Level { limit: DecidedLimit::of(quota, Some(window)), backlog };
+        }
+        let window = WindowLeft { left: window.left.max(left), ..window };
+        Level { limit: DecidedLimit::of(quota, Some(window)), backlog: backlog.max(quota.burst_nanos()) }
     }
 }
 

@@ -104,7 +104,7 @@ impl PolicySet {
         let default = if clock.is_system() { Sweep::Background } else { Sweep::Manual };
         let live = policies
             .iter()
-            .map(|policy| LivePolicy { quota: LiveQuota::new(policy.quota()), penalties: Arc::default() });
+            .map(|policy| LivePolicy { quota: LiveQuota::new(policy.basis()), penalties: Arc::default() });
         let set = Self {
             live: live.collect(),
             meters: Meters::new(policies.len()),
@@ -220,7 +220,7 @@ impl PolicySet {
         HeadParts::new(request, &self.hasher)
     }
 
-    /// The policy's own quota, as it is now.
+    /// What the policy's buckets are decided by now, unless another limit is chosen.
     #[inline(always)]
     pub(crate) fn quota(&self, index: usize) -> Quota {
         self.live[index].quota()
@@ -523,7 +523,7 @@ pub(crate) fn is_near_limit(backlog: Nanos, quota: Quota) -> bool {
 #[cfg(feature = "tracing")]
 fn watching_dates(hasher: KeyHasher, policies: &[Policy]) -> KeyHasher {
     const DAY: Duration = Duration::from_secs(86_400);
-    let stays = |policy: &&Policy| !policy.is_global() && policy.quota().time_to_fill() >= DAY;
+    let stays = |policy: &&Policy| !policy.is_global() && policy.time_to_fill() >= DAY;
     let names: Vec<_> = policies.iter().filter(stays).map(Policy::name).collect();
     hasher.watching_dates((!names.is_empty()).then(|| names.join(", ")))
 }

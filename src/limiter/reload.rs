@@ -8,10 +8,12 @@ use crate::policy::Policy;
 impl Limiter {
     /// Returns a limiter with other policies, for a configuration that has changed. Policies that
     /// stay have their buckets, blocks, bans and pauses in common with this limiter: those of the
-    /// same name, if both are global or neither is. Their quotas, closures and options are the new
-    /// ones. Added policies begin with full buckets, and those that are left out are gone.
+    /// same name, if both are global or neither is, and both have a rate or a window. Their limits,
+    /// closures and options are the new ones. Added policies begin with full buckets, and those
+    /// that are left out are gone.
     ///
-    /// This limiter stays as it is, and layers that have it still use it. To change a layer, see
+    /// This limiter stays as it is, and layers that have it still use it. Only the period of a
+    /// window is that of both, from now on. To change a layer, see
     /// [`RateLimitLayer::reloadable`](crate::RateLimitLayer::reloadable).
     ///
     /// A plan that the new policy does not have ends: the key is counted by the policy's own quota,

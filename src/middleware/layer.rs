@@ -14,9 +14,9 @@ use super::{
 use crate::{
     decision::Denied,
     key::{PeerIp, RequestHead},
+    limit::IntoLimit,
     limiter::{ConfigError, Handle, IntoLimiter, Limiter},
     policy::Policy,
-    quota::Quota,
     response::{
         AnyBody, BoxRespond, Respond, RespondFn, RespondTo, Standard,
         headers::{Draft, FieldStyle, Reset},
@@ -37,13 +37,13 @@ pub struct RateLimitLayer<L = Limiter, R = Standard> {
 impl RateLimitLayer {
     /// Limits each client by the address of its connection, whatever its header fields are. See
     /// [`PeerIp`].
-    pub fn per_ip(quota: Quota) -> Self {
-        Self::new(Policy::per(PeerIp, quota))
+    pub fn per_ip(limit: impl IntoLimit) -> Self {
+        Self::new(Policy::per(PeerIp, limit))
     }
 
     /// Limits all requests together.
-    pub fn global(quota: Quota) -> Self {
-        Self::new(Policy::global(quota))
+    pub fn global(limit: impl IntoLimit) -> Self {
+        Self::new(Policy::global(limit))
     }
 }
 

@@ -110,7 +110,7 @@ impl<T: Stateful<L>, L: Handle> ReloadableLayer<T, L> {
 impl<T: Stateful<Limiter>> ReloadableLayer<T> {
     /// Replaces the policies. Those that stay have their buckets, blocks, bans and pauses as
     /// before: see [`Limiter::with_policies`]. The quotas are those of the new policies, also where
-    /// [`Limiter::set_quota`] had set others.
+    /// [`Limiter::set_limit`] had set others.
     ///
     /// # Errors
     ///

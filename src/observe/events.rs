@@ -151,6 +151,19 @@ pub(crate) fn too_many_quotas() {
     );
 }
 
+/// Reported at most once for each sweep.
+pub(crate) fn clock_step_refused(policy: &str, step: Nanos) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        policy,
+        seconds = step.get() / Nanos::SECOND.get(),
+        remedy = "if the wall clock is right, restart",
+        "the wall clock has moved by more than a window of this policy, whose windows do not follow it"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = (policy, step);
+}
+
 pub(crate) fn banned(policy: &str, length: Nanos) {
     #[cfg(feature = "tracing")]
     tracing::debug!(policy, seconds = length.get() / Nanos::SECOND.get(), "key banned after repeated denials");

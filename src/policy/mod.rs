@@ -1,4 +1,4 @@
-//! Contains [`Policy`]: a name, a key, a quota, and which requests it applies to.
+//! Contains [`Policy`]: a name, a key, a limit, and which requests it applies to.
 //!
 //! A policy contains the user's closures, and evaluates a request to what it asks of the policy.
 //! This folder must not know of buckets, of other policies, or of the decision.
@@ -32,7 +32,7 @@ mod paths;
 mod plans;
 mod response_head;
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, StatusCode};
 
@@ -46,13 +46,15 @@ use self::{
 pub use crate::{key::Missing, store::AtCap};
 use crate::{
     key::{Key, KeyExtractor, NetworkError, Networks, RequestHead},
+    limit::{IntoLimit, Limit},
     quota::Quota,
     store::Cap,
 };
 
-/// A name, a key, a quota, and which requests it applies to.
+/// A name, a key, a limit, and which requests it applies to.
 ///
-/// A policy has one quota at a time. For several windows use several policies. This is the model of
+/// A policy has one limit at a time: a rate ([`Quota`]) or a number of cells in each hour, day or
+/// month ([`Window`](crate::Window)). For several limits use several policies. This is the model of
 /// the IETF `RateLimit` fields.
 #[derive(Clone)]
 #[must_use]
@@ -61,7 +63,7 @@ pub struct Policy {
     /// Escaped for a quoted string in structured fields and in JSON.
     escaped_name: Arc<str>,
     counted_by: CountedBy,
-    quota: Quota,
+    limit: Limit,
     chooser: Option<Arc<Chooser>>,
     plans: Option<Arc<Plans>>,
     cost_by: Option<Arc<CostBy>>,
@@ -96,14 +98,22 @@ enum Enforce {
     Below(u64),
 }
 
+/// What chooses limits of another kind than the policy's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LimitMisfit {
+    LimitBy,
+    Plan,
+    QuotaBy,
+}
+
 type CostBy = dyn Fn(RequestHead<'_>) -> u32 + Send + Sync;
 type CountIf = dyn Fn(ResponseHead<'_>) -> bool + Send + Sync;
 
 impl Policy {
     /// Counts all requests together, to protect the service itself. The policy is named `global`,
     /// and [advertises](Self::advertise) [`Advertise::RetryAfter`], unless set.
-    pub fn global(quota: Quota) -> Self {
-        Self::new("global".into(), CountedBy::Nothing, quota).advertise(Advertise::RetryAfter)
+    pub fn global(limit: impl IntoLimit) -> Self {
+        Self::new("global".into(), CountedBy::Nothing, limit.into_limit()).advertise(Advertise::RetryAfter)
     }
 
     /// Counts what no request head has: an account name in a body, a message of a WebSocket, a job,
@@ -112,9 +122,9 @@ impl Policy {
     ///
     /// The policy is named `by-key`, unless set. What needs a request cannot be set on it:
     /// [`when`](Self::when), [`methods`](Self::methods), [`paths`](Self::paths),
-    /// [`except`](Self::except), [`quota_by`](Self::quota_by), [`cost_by`](Self::cost_by),
-    /// [`count_if`](Self::count_if), [`on_missing`](Self::on_missing) and
-    /// [`require`](Self::require). Otherwise building the limiter fails.
+    /// [`except`](Self::except), [`quota_by`](Self::quota_by), [`limit_by`](Self::limit_by),
+    /// [`cost_by`](Self::cost_by), [`count_if`](Self::count_if), [`on_missing`](Self::on_missing)
+    /// and [`require`](Self::require). Otherwise building the limiter fails.
     ///
     /// ```
     /// use tower_quota::{Limiter, Policy, Quota};
@@ -122,8 +132,8 @@ impl Policy {
     /// let accounts = Limiter::new(Policy::by_key(Quota::per_hour(5)).named("account"));
     /// assert!(accounts.acquire("account", "alice@example.org").is_ok());
     /// ```
-    pub fn by_key(quota: Quota) -> Self {
-        Self::new("by-key".into(), CountedBy::CallersKey, quota)
+    pub fn by_key(limit: impl IntoLimit) -> Self {
+        Self::new("by-key".into(), CountedBy::CallersKey, limit.into_limit())
     }
 
     /// Counts the requests of each key separately. To count by a closure, wrap it in
@@ -131,16 +141,29 @@ impl Policy {
     /// [`key`](crate::key) for the extractors.
     ///
     /// The policy is named `per-` and the extractor's name, unless set: `per-ip`, `per-x-api-key`.
-    pub fn per(key: impl KeyExtractor, quota: Quota) -> Self {
-        Self::new(format!("per-{}", key.name()).into(), CountedBy::Extracted(Arc::new(key)), quota)
+    ///
+    /// The limit is a [`Quota`] or a [`Window`](crate::Window). Use both, in two policies, where a
+    /// rate protects the machine and a window is on the invoice:
+    ///
+    /// ```
+    /// use tower_quota::{Limiter, Policy, Quota, Window, key::Header};
+    ///
+    /// let limiter = Limiter::new([
+    ///     Policy::per(Header::new("x-api-key"), Quota::per_second(10)).named("rate"),
+    ///     Policy::per(Header::new("x-api-key"), Window::daily(10_000)).named("day"),
+    /// ]);
+    /// ```
+    pub fn per(key: impl KeyExtractor, limit: impl IntoLimit) -> Self {
+        let name = format!("per-{}", key.name()).into();
+        Self::new(name, CountedBy::Extracted(Arc::new(key)), limit.into_limit())
     }
 
-    fn new(name: Arc<str>, counted_by: CountedBy, quota: Quota) -> Self {
+    fn new(name: Arc<str>, counted_by: CountedBy, limit: Limit) -> Self {
         Self {
             escaped_name: escaped(&name),
             name,
             counted_by,
-            quota,
+            limit,
             chooser: None,
             plans: None,
             cost_by: None,
@@ -256,24 +279,48 @@ impl Policy {
     ///
     /// The choice must not depend on anything that a client can vary from request to request. That
     /// belongs into the key.
+    ///
+    /// This is for a policy with a rate. For one with a window there is
+    /// [`limit_by`](Self::limit_by).
     pub fn quota_by(mut self, choose: impl Fn(RequestHead<'_>) -> Option<Quota> + Send + Sync + 'static) -> Self {
         self.chooser = Some(Arc::new(Chooser::Quota(Box::new(choose))));
         self
     }
 
-    /// Sets the quotas of plans, by their names, from configuration for instance.
+    /// Chooses how many cells each request's key has in the policy's window. `None` says nothing,
+    /// as in [`quota_by`](Self::quota_by). Zero denies, without `Retry-After`.
+    ///
+    /// A change keeps the count: who has used 500 of 1,000 and gets 10,000 has 9,500 left. A
+    /// smaller limit than what is used denies until the window ends.
+    ///
+    /// ```
+    /// use tower_quota::{Policy, Window, key::Header};
+    ///
+    /// #[derive(Clone)]
+    /// struct Plan { daily: u32 }
+    ///
+    /// let policy = Policy::per(Header::new("x-api-key"), Window::daily(1_000))
+    ///     .limit_by(|head| Some(head.extensions().get::<Plan>()?.daily));
+    /// ```
+    pub fn limit_by(mut self, choose: impl Fn(RequestHead<'_>) -> Option<u32> + Send + Sync + 'static) -> Self {
+        self.chooser = Some(Arc::new(Chooser::Limit(Box::new(choose))));
+        self
+    }
+
+    /// Sets the limits of plans, by their names, from configuration for instance: quotas for a
+    /// policy with a rate, and windows of the same period for one with a window.
     /// [`plan_by`](Self::plan_by) says which plan a request has. Where nothing says it, building
     /// the limiter fails, unless the policy is [by key](Self::by_key): there a caller passes
     /// [`plan`](Self::plan) to [`Limiter::acquire_as`](crate::Limiter::acquire_as).
-    pub fn plans<N: AsRef<str>>(mut self, plans: impl IntoIterator<Item = (N, Quota)>) -> Self {
+    pub fn plans<N: AsRef<str>, L: IntoLimit>(mut self, plans: impl IntoIterator<Item = (N, L)>) -> Self {
         self.plans = Some(Arc::new(Plans::new(plans)));
         self
     }
 
-    /// Chooses the quota of each request by the name of its plan, among [`plans`](Self::plans).
+    /// Chooses the limit of each request by the name of its plan, among [`plans`](Self::plans).
     /// `None` is as in [`quota_by`](Self::quota_by), which this replaces.
     ///
-    /// A plan that is not among them has the policy's own quota. That is an error of configuration,
+    /// A plan that is not among them has the policy's own limit. That is an error of configuration,
     /// and reported by an event. Without `tracing` the first one is written to the standard error.
     ///
     /// ```
@@ -481,18 +528,30 @@ impl Policy {
         &self.name
     }
 
-    /// Returns the quota that the policy was made with. Requests use it unless
-    /// [`quota_by`](Self::quota_by) chooses another, or
-    /// [`Limiter::set_quota`](crate::Limiter::set_quota) has replaced it: see
-    /// [`Limiter::quota`](crate::Limiter::quota).
+    /// Returns the limit that the policy was made with. Requests use it unless another one is
+    /// chosen for them, or [`Limiter::set_limit`](crate::Limiter::set_limit) has replaced it: see
+    /// [`Limiter::limit`](crate::Limiter::limit).
     #[must_use]
-    pub fn quota(&self) -> Quota {
-        self.quota
+    pub fn limit(&self) -> &Limit {
+        &self.limit
     }
 
-    /// Returns the quota of the plan of this name, if there is one: see [`plans`](Self::plans).
+    /// What buckets are decided by, unless another limit is chosen.
+    pub(crate) fn basis(&self) -> Quota {
+        self.limit.basis()
+    }
+
+    /// How long it takes until nothing is used of a whole limit.
+    pub(crate) fn time_to_fill(&self) -> Duration {
+        match &self.limit {
+            Limit::Quota(quota) => quota.time_to_fill(),
+            Limit::Window(window) => window.longest().into(),
+        }
+    }
+
+    /// Returns the limit of the plan of this name, if there is one: see [`plans`](Self::plans).
     #[must_use]
-    pub fn plan(&self, name: &str) -> Option<Quota> {
+    pub fn plan(&self, name: &str) -> Option<&Limit> {
         self.plans.as_ref().and_then(|plans| plans.get(name))
     }
 
@@ -567,10 +626,32 @@ impl Policy {
     /// for requests and callers that name none.
     pub(crate) fn keeps_plan(&self, former: &Self, quota: Quota) -> bool {
         match self.chooser.as_deref() {
-            Some(Chooser::Quota(_)) => true,
+            Some(Chooser::Limit(_) | Chooser::Quota(_)) => true,
             Some(Chooser::Plan(_)) => self.plans.as_ref().is_some_and(|plans| plans.contain(quota)),
             // Callers have named it.
             None => former.chooser.is_none(),
+        }
+    }
+
+    /// What chooses limits of the other kind than the policy's own, if something does.
+    pub(crate) fn misfit(&self) -> Option<LimitMisfit> {
+        let window = self.limit.window();
+        let chooser = match self.chooser.as_deref() {
+            Some(Chooser::Quota(_)) if window.is_some() => Some(LimitMisfit::QuotaBy),
+            Some(Chooser::Limit(_)) if window.is_none() => Some(LimitMisfit::LimitBy),
+            _ => None,
+        };
+        let plans = self.plans.as_ref().filter(|plans| plans.all().any(|plan| !self.fits(plan)));
+        chooser.or(plans.map(|_| LimitMisfit::Plan))
+    }
+
+    /// Whether a limit can be that of a plan of this policy: a rate, or a window with the same
+    /// starts and ends.
+    fn fits(&self, limit: &Limit) -> bool {
+        match (&self.limit, limit) {
+            (Limit::Quota(_), Limit::Quota(_)) => true,
+            (Limit::Window(window), Limit::Window(other)) => window.has_bounds_of(other),
+            _ => false,
         }
     }
 
@@ -703,7 +784,7 @@ impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policy")
             .field("name", &self.name)
-            .field("quota", &format_args!("{}", self.quota))
+            .field("limit", &format_args!("{}", self.limit))
             .field("global", &self.is_global())
             .finish_non_exhaustive()
     }

@@ -298,6 +298,9 @@ impl RedisBuilder {
         if let Some(capped) = self.policies.iter().find(|policy| policy.is_capped()) {
             return Err(RedisConfigError::Capped(capped.name().to_owned()));
         }
+        if let Some(window) = self.policies.iter().find(|policy| policy.limit().window().is_some()) {
+            return Err(RedisConfigError::Window(window.name().to_owned()));
+        }
         if let Some(counting) = self.policies.iter().find(|policy| policy.counts_denied()) {
             return Err(RedisConfigError::CountsDenied(counting.name().to_owned()));
         }

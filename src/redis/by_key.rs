@@ -19,7 +19,8 @@ use crate::{
     clock::Nanos,
     decision::{Receipts, Standing},
     key::{IntoKey, Key},
-    limiter::{AcquireError, Admission, Demands, MAX_PATIENCE, Reservation, ReservedCells, Slack},
+    limit::IntoLimit,
+    limiter::{AcquireError, Admission, Demands, LimitError, MAX_PATIENCE, Reservation, ReservedCells, Slack},
     quota::Quota,
 };
 
@@ -56,22 +57,23 @@ impl RedisLimiter {
         self.admission(self.demand(policy, key, cells, None))
     }
 
-    /// Acquires `cells` cells by the quota `plan` instead of the policy's own. See
+    /// Acquires `cells` cells by the limit `plan` instead of the policy's own. See
     /// [`Limiter::acquire_as`](crate::Limiter::acquire_as). Here the bucket of every policy
     /// remembers the plan. Another process that remembers a denial of a *request* for this key
     /// denies further requests until the former wait is over; calls by key always ask Redis.
     ///
     /// # Errors
     ///
-    /// When the policy denies, or there is no policy of this name.
-    pub fn acquire_as<K: IntoKey>(
+    /// When the policy denies, there is no policy of this name, or `plan` is no limit for it.
+    pub fn acquire_as<K: IntoKey, L: IntoLimit>(
         &self,
         policy: &str,
         key: K,
-        plan: Quota,
+        plan: L,
         cells: u32,
-    ) -> impl Future<Output = Result<Admission, AcquireError>> + Send + use<'_, K> {
-        let demand = self.demand(policy, key, cells, Some(plan));
+    ) -> impl Future<Output = Result<Admission, AcquireError>> + Send + use<'_, K, L> {
+        let plan = self.basis_of(policy, plan).map_err(AcquireError::from);
+        let demand = plan.and_then(|plan| self.demand(policy, key, cells, Some(plan)));
         async move {
             let asked: Option<Key> =
                 demand.as_ref().ok().and_then(|demands| demands.first()).map(|(_, demand)| demand.key);
@@ -161,6 +163,12 @@ impl RedisLimiter {
             let standings = join_all(asked.map(|demand| self.standing_of(demand, start))).await;
             standings.into_iter().collect::<Result<_, ControlError>>().map_err(StandingsError::Control)
         }
+    }
+
+    /// What buckets of the policy of this name are decided by under this limit of a key.
+    pub(super) fn basis_of(&self, policy: &str, limit: impl IntoLimit) -> Result<Quota, LimitError> {
+        let (index, policy) = self.parts.set.find(policy)?;
+        self.parts.fallback.basis_of(index, policy, &limit.into_limit())
     }
 
     fn demand(

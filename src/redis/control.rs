@@ -19,9 +19,10 @@ use super::{
 use crate::{
     bucket::{Bucket, MAX_SLACK},
     clock::{Nanos, Timestamp},
-    decision::{Allowed, Denied, Receipt, Standing},
+    decision::{Allowed, DecidedLimit, Denied, Level, Receipt, Standing},
     key::{IntoKey, Key},
-    limiter::{DeniedKey, MAX_PATIENCE, Settle as _, UnknownPolicy},
+    limit::{IntoLimit, Limit},
+    limiter::{DeniedKey, LimitError, MAX_PATIENCE, Settle as _, UnknownPolicy},
     observe::{events, metrics},
     policy::Demand,
     quota::Quota,
@@ -56,7 +57,8 @@ impl Controlled {
     fn standing<'a>(&self, policy: &'a str, quota: Quota) -> Standing<'a> {
         let start = Timestamp::ORIGIN;
         let bucket = Bucket::with_backlog(start, self.backlog).converted(start, self.cell, quota.cell_nanos());
-        Standing::of(policy, quota, self.pause.shown(bucket.backlog(start), quota))
+        let backlog = self.pause.shown(bucket.backlog(start), quota);
+        Standing::of(policy, Level { limit: DecidedLimit::Rate(quota), backlog })
     }
 }
 
@@ -82,16 +84,20 @@ impl RedisLimiter {
     ///
     /// # Errors
     ///
-    /// When there is no policy of this name, or Redis does not answer within the
-    /// [timeout](super::RedisBuilder::timeout). Then nothing has changed.
-    pub fn peek_as<K: IntoKey>(
+    /// When there is no policy of this name, or `plan` is no limit for it, or Redis does not answer
+    /// within the [timeout](super::RedisBuilder::timeout). Then nothing has changed.
+    pub fn peek_as<K: IntoKey, L: IntoLimit>(
         &self,
         policy: &str,
         key: K,
-        plan: Quota,
-    ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K> {
+        plan: L,
+    ) -> impl Future<Output = Result<Standing<'_>, ControlError>> + Send + use<'_, K, L> {
+        let plan = self.basis_of(policy, plan);
         let asked = self.action(policy, self.key(key), Action::Peek);
-        async move { asked.await.map(|(name, bucket)| bucket.standing(name, plan)) }
+        async move {
+            let plan = plan?;
+            asked.await.map(|(name, bucket)| bucket.standing(name, plan))
+        }
     }
 
     /// Charges `cells` whether or not they are there, and returns how `key` stands afterwards. See
@@ -209,63 +215,72 @@ impl RedisLimiter {
         async move { asked.await.map(|(_, bucket)| (!bucket.pause.left.is_zero()).then(|| bucket.pause.left.into())) }
     }
 
-    /// Returns the quota of the policy of this name, as this process knows it now.
+    /// Returns the limit of the policy of this name, as this process knows it now.
     ///
     /// # Errors
     ///
     /// When there is no policy of this name.
-    pub fn quota(&self, policy: &str) -> Result<Quota, UnknownPolicy> {
+    pub fn limit(&self, policy: &str) -> Result<Limit, UnknownPolicy> {
         let (index, _) = self.parts.set.find(policy)?;
-        Ok(self.parts.set.quota(index))
+        Ok(Limit::Quota(self.parts.set.quota(index)))
     }
 
-    /// Sets the quota of the policy of this name, for every later decision of all processes. A
-    /// change keeps the count. See [`Limiter::set_quota`](crate::Limiter::set_quota).
+    /// Sets the limit of the policy of this name, for every later decision of all processes. A
+    /// change keeps the count. See [`Limiter::set_limit`](crate::Limiter::set_limit).
     ///
-    /// The quota stays in Redis: a process that is started later has it too, whatever quota its
+    /// The limit stays in Redis: a process that is started later has it too, whatever limit its
     /// policy was built with, and reports that with `tracing`. Set it again to change it back.
     ///
     /// # Errors
     ///
-    /// When there is no policy of this name, or Redis does not answer within the
-    /// [timeout](super::RedisBuilder::timeout): see [`ControlError`].
-    pub fn set_quota(
+    /// When there is no policy of this name, or it has a rate and would get a window, or the
+    /// reverse; when Redis does not answer within the [timeout](super::RedisBuilder::timeout): see
+    /// [`ControlError`].
+    pub fn set_limit<L: IntoLimit>(
         &self,
         policy: &str,
-        quota: Quota,
-    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_> {
-        self.set_found(self.parts.set.find(policy).map(|(index, _)| vec![(index, quota)]))
+        limit: L,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_, L> {
+        self.set_found(self.found(policy, limit).map(|found| vec![found]))
     }
 
-    /// Sets the quotas of several policies: all of them, or none.
+    /// Sets the limits of several policies: all of them, or none. See
+    /// [`set_limit`](Self::set_limit).
     ///
     /// # Errors
     ///
-    /// When there is no policy of one of the names, or Redis does not answer within the
-    /// [timeout](super::RedisBuilder::timeout): see [`ControlError`].
-    pub fn set_quotas<N: AsRef<str>, Q: IntoIterator<Item = (N, Quota)>>(
+    /// When [`set_limit`](Self::set_limit) fails for one of them.
+    pub fn set_limits<N: AsRef<str>, L: IntoLimit, I: IntoIterator<Item = (N, L)>>(
         &self,
-        quotas: Q,
-    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_, N, Q> {
-        let found = quotas.into_iter().map(|(name, quota)| Ok((self.parts.set.find(name.as_ref())?.0, quota)));
-        self.set_found(found.collect())
+        limits: I,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_, N, L, I> {
+        self.set_found(limits.into_iter().map(|(name, limit)| self.found(name.as_ref(), limit)).collect())
+    }
+
+    fn found(&self, name: &str, limit: impl IntoLimit) -> Result<(usize, Limit), ControlError> {
+        let (index, policy) = self.parts.set.find(name)?;
+        let limit = limit.into_limit();
+        if !policy.limit().is_like(&limit) {
+            return Err(LimitError::misfit(policy, limit).into());
+        }
+        Ok((index, limit))
     }
 
     fn set_found(
         &self,
-        found: Result<Vec<(usize, Quota)>, UnknownPolicy>,
+        found: Result<Vec<(usize, Limit)>, ControlError>,
     ) -> impl Future<Output = Result<(), ControlError>> + Send + use<'_> {
         let names = &self.parts.names;
         async move {
-            let found = found.map_err(ControlError::UnknownPolicy)?;
+            let found = found?;
             if found.is_empty() {
                 return Ok(());
             }
             let start = self.parts.set.now();
             let control = names.control();
             let mut arguments = vec![control.clone(), Announcement::Quotas.to_string()];
-            for (policy, quota) in &found {
-                arguments.extend([quota_field(self.policies()[*policy].name()), quota.to_string()]);
+            for (policy, limit) in &found {
+                arguments.extend([quota_field(self.policies()[*policy].name()), limit.to_string()]);
             }
             self.query(Query::Script { script: &QUOTAS, key: control.clone(), arguments }, start).await?;
             // Read, and not taken as it was sent: others may have set them since. Where that fails,
@@ -668,6 +683,8 @@ pub enum ControlError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The limit is none for this policy. Boxed, because it is large.
+    Limit(Box<LimitError>),
     /// There was no answer in time. It may have been done, wholly, or not at all.
     Unanswered,
     /// There is no policy of this name.
@@ -696,6 +713,7 @@ impl ControlError {
 impl fmt::Display for ControlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Limit(error) => error.fmt(f),
             Self::NotDone { reason } => write!(f, "nothing was changed: {reason}"),
             Self::Unanswered => f.write_str(
                 "Redis has not answered in time: the change may have been made, or not at all; look, or repeat it",
@@ -709,7 +727,17 @@ impl error::Error for ControlError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             Self::UnknownPolicy(unknown) => Some(unknown),
+            Self::Limit(error) => Some(error),
             Self::NotDone { .. } | Self::Unanswered => None,
+        }
+    }
+}
+
+impl From<LimitError> for ControlError {
+    fn from(error: LimitError) -> Self {
+        match error {
+            LimitError::UnknownPolicy(unknown) => Self::UnknownPolicy(unknown),
+            misfit @ LimitError::Misfit { .. } => Self::Limit(Box::new(misfit)),
         }
     }
 }

@@ -9,8 +9,11 @@ use crate::{
     clock::{Nanos, Timestamp},
     decision::{Denied, Receipt, Receipts},
     key::Key,
-    limiter::{Demands, Grant, LocalBuckets, Pause, PolicySet, Slack},
+    limit::Limit,
+    limiter::{Demands, Grant, LimitError, LocalBuckets, Pause, PolicySet, Slack},
     observe::metrics::{DecidedBy, Outcome},
+    policy::Policy,
+    quota::Quota,
 };
 
 /// What happens to requests when Redis does not answer.
@@ -45,6 +48,11 @@ pub(super) struct FallbackBuckets {
 impl FallbackBuckets {
     pub(super) fn new(set: &PolicySet, on_failure: Box<[OnFailure]>) -> Self {
         Self { buckets: LocalBuckets::new(set, DecidedBy::Fallback, " (fallback)"), on_failure }
+    }
+
+    /// What buckets are decided by under this limit of a key.
+    pub(super) fn basis_of(&self, index: usize, policy: &Policy, limit: &Limit) -> Result<Quota, LimitError> {
+        self.buckets.basis_of(index, policy, limit)
     }
 
     /// Decides without Redis, as each policy says.

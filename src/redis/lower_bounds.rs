@@ -256,7 +256,7 @@ impl LowerBounds {
                 // In shadow mode the policy may have denied.
                 let allowed = outcome.verdict == Verdict::Granted;
                 let counted = if allowed { Outcome::Allowed } else { Outcome::Denied };
-                let near_limit = || allowed && is_near_limit(outcome.backlog, outcome.quota);
+                let near_limit = || allowed && is_near_limit(outcome.backlog, outcome.quota());
                 let policy = (outcome.policy, &set.policies()[outcome.policy]);
                 set.count(policy, counted, outcome.shadow, DecidedBy::Redis, near_limit);
             }
@@ -476,7 +476,7 @@ fn answer(policy: usize, demand: &Demand, state: &BucketState, patience: Nanos) 
     evaluation.wait = evaluation.wait.saturating_add(paused_for);
     wait_if_reserved = wait_if_reserved.saturating_add(paused_for);
     let mut after = if evaluation.is_granted() { evaluation.after } else { evaluation.clamped };
-    let mut outcome = PolicyOutcome::of(policy, demand, after, evaluation, now);
+    let mut outcome = PolicyOutcome::of(policy, demand, after, evaluation, now, None);
     let may_wait =
         !evaluation.is_granted() && !shadow && wait_if_reserved <= patience && wait_if_reserved != Evaluation::NEVER;
     let reserved = match may_wait {

@@ -79,7 +79,7 @@
 //! # Control
 //!
 //! [`block`](RedisLimiter::block), [`reset`](RedisLimiter::reset),
-//! [`set_quota`](RedisLimiter::set_quota) and the like are those of a
+//! [`set_limit`](RedisLimiter::set_limit) and the like are those of a
 //! [`Limiter`](crate::Limiter), and count for all processes: what is done is in Redis, and is
 //! announced. So are bans, which each process decides by the denials that it has counted. The
 //! differences to a limiter in memory are listed in `docs/redis.md`.

@@ -118,7 +118,7 @@ type Stands = (String, String, Duration, bool, Option<Duration>);
 
 fn stands(standing: Standing<'_>) -> Stands {
     let (violated, wait) = (standing.is_violated(), standing.wait());
-    (standing.policy().to_owned(), standing.quota().to_string(), standing.until_full(), violated, wait)
+    (standing.policy().to_owned(), format!("{:?}", standing.quota()), standing.until_full(), violated, wait)
 }
 
 #[derive(Debug, PartialEq)]
@@ -272,7 +272,10 @@ impl Both {
         let (here, there, when) = self.admitted.swap_remove(at);
         let cells = random.pick(&[0, 0, 0, 1, 5]);
         for (here, there) in here.iter().zip(&*there) {
-            assert_eq!((here.added, here.cells, here.outcome.quota), (there.added, there.cells, there.outcome.quota));
+            assert_eq!(
+                (here.added, here.cells, here.outcome.quota()),
+                (there.added, there.cells, there.outcome.quota())
+            );
             let refund = if cells == 0 { there.added } else { Nanos::ZERO };
             let settlement = self.there.settlement(there, refund, cells).unwrap();
             if cells == 0 {
@@ -316,9 +319,9 @@ impl Both {
             }
             4 => {
                 let quota = if random.below(2) == 0 { random.pick(&OWN) } else { random.pick(&PLANS) };
-                there.set_quota(policy, quota).await?;
-                here.set_quota(policy, quota).unwrap();
-                assert_eq!(there.quota(policy).unwrap(), quota);
+                there.set_limit(policy, quota).await?;
+                here.set_limit(policy, quota).unwrap();
+                assert_eq!(there.limit(policy).unwrap(), quota);
             }
             5 | 6 => {
                 let time = Duration::from_micros(random.pick(&[0, 1, 70_000, 900_000, 3_000_000, 60_000_000]));

@@ -27,7 +27,7 @@ impl RedisLimiter {
             key: names.bucket(principal, self.policies()[policy].name()),
             refund,
             generation: receipt.generation,
-            quota: receipt.outcome.quota,
+            quota: receipt.outcome.quota(),
             planned: receipt.planned,
             arrival: (!self.slack(policy).is_zero()).then(|| Timestamp::from_nanos(receipt.after.to_bits())),
             charge,
@@ -42,7 +42,7 @@ impl RedisLimiter {
     /// this process's clock.
     pub(super) fn record_refund(&self, receipt: &Receipt, at: Timestamp) {
         let RedisParts { set, lower_bounds, .. } = &*self.parts;
-        let bucket = (receipt.key, receipt.outcome.quota);
+        let bucket = (receipt.key, receipt.outcome.quota());
         lower_bounds.record_refund(set, receipt.outcome.policy, bucket, receipt.added, at);
     }
 

@@ -14,10 +14,10 @@
 //!
 //! | parameter | meaning | computed as |
 //! |---|---|---|
-//! | `q`, `w` | `q` cells in `w` seconds | `w = max(1, ⌈B·P/R⌉)`, `q = max(B, ⌊w/T⌋)` for `R` cells in `P` seconds, a burst of `B` and the [cell period](Quota::cell_period) `T` |
+//! | `q`, `w` | `q` cells in `w` seconds | of a rate: `w = max(1, ⌈B·P/R⌉)`, `q = max(B, ⌊w/T⌋)` for `R` cells in `P` seconds, a burst of `B` and the [cell period](Quota::cell_period) `T`; of a window: its limit, and its length |
 //! | `qu` | what a cell is, where it is not a request | [`Policy::unit`](crate::Policy::unit) |
 //! | `r` | cells that would be granted now | [`Standing::remaining`] |
-//! | `t` | seconds until one more cell; omitted when the bucket is full | [`Standing::next_cell`], rounded up, at least 1 |
+//! | `t` | of a rate: seconds until one more cell, omitted when the bucket is full; of a window: seconds to its end | [`Standing::next_cell`], rounded up, at least 1 |
 //!
 //! Clients read cells as requests, unless `qu` says what they are: see
 //! [`Policy::unit`](crate::Policy::unit).
@@ -44,12 +44,14 @@ use super::{
     template::{HeaderTemplate, MAX_FIELDS, blank, name, no_store},
 };
 use crate::{
-    clock,
-    decision::{Denied, LONGEST_ADVERTISED, PolicyOutcome, Receipt, Standing},
+    clock::{self, Nanos},
+    decision::{Denied, LONGEST_ADVERTISED, PolicyOutcome, Receipt, Standing, WindowLeft},
     key::entropy,
+    limit::Limit,
     observe::events,
     policy::{Advertise, Policy},
     quota::Quota,
+    window::Window,
 };
 
 /// The syntax of the fields. They are defined by an Internet-Draft, which has changed them before.
@@ -112,7 +114,8 @@ struct PolicyItem {
     name: Box<str>,
     /// `;qu="tokens"`, or nothing.
     unit: Box<str>,
-    quota: Quota,
+    /// What nearly all requests are decided by.
+    limit: FieldLimit,
     advertise: Advertise,
     /// Whether the policy applies where a caller names a key, and to no request.
     by_key: bool,
@@ -129,7 +132,8 @@ impl FieldWriter {
         let items = policies.iter().map(|policy| {
             let name = format!("\"{}\"", policy.escaped_name()).into();
             let unit = policy.cell_unit().map(|unit| format!(";qu=\"{unit}\"")).unwrap_or_default().into();
-            PolicyItem { name, unit, quota: policy.quota(), advertise: policy.advertised(), by_key: policy.is_by_key() }
+            let limit = FieldLimit::of(policy.limit());
+            PolicyItem { name, unit, limit, advertise: policy.advertised(), by_key: policy.is_by_key() }
         });
         let items: Box<[PolicyItem]> = items.collect();
         // For each item its name, and three parameters with a separator and at most 20 digits each.
@@ -146,7 +150,7 @@ impl FieldWriter {
             for_requests: policies.iter().filter(|policy| !policy.is_by_key()).count(),
         };
         let for_requests = || writer.items.iter().enumerate().filter(|(_, item)| !item.by_key);
-        let all = || for_requests().map(|(index, item)| (index, item.quota));
+        let all = || for_requests().map(|(index, item)| (index, item.limit));
         (writer.always, writer.on_denial) =
             (writer.render_policies(all(), ALWAYS), writer.render_policies(all(), ON_DENIAL));
         writer.allowed = HeaderTemplate::of_allowed(writer.always.clone());
@@ -273,7 +277,7 @@ impl FieldWriter {
             return None;
         }
         let enforced = outcomes.filter(|outcome| !outcome.shadow);
-        self.render_policies(enforced.map(|outcome| (outcome.policy, outcome.quota)), listed)
+        self.render_policies(enforced.map(|outcome| (outcome.policy, FieldLimit::decided(outcome))), listed)
     }
 
     /// Whether every policy applied, by its own quota, and is enforced.
@@ -281,18 +285,22 @@ impl FieldWriter {
         outcomes.len() == self.for_requests
             && outcomes.clone().all(|outcome| {
                 let item = &self.items[outcome.policy];
-                outcome.quota == item.quota && !outcome.shadow && !item.by_key
+                FieldLimit::decided(outcome) == item.limit && !outcome.shadow && !item.by_key
             })
     }
 
-    fn render_policies(&self, quotas: impl Iterator<Item = (usize, Quota)>, listed: Listed) -> Option<HeaderValue> {
+    fn render_policies(
+        &self,
+        limits: impl Iterator<Item = (usize, FieldLimit)>,
+        listed: Listed,
+    ) -> Option<HeaderValue> {
         line::field(self.longest, |line| {
-            for (index, quota) in quotas {
+            for (index, limit) in limits {
                 let PolicyItem { name, unit, advertise, .. } = &self.items[index];
                 if !listed(*advertise) {
                     continue;
                 }
-                let AdvertisedQuota { quota: q, seconds } = AdvertisedQuota::of(quota);
+                let AdvertisedQuota { quota: q, seconds } = limit.advertised();
                 line.separate();
                 match self.style.draft {
                     Draft::V11 => {
@@ -319,15 +327,17 @@ impl FieldWriter {
                 line.put(&self.items[outcome.policy].name);
                 line.put(";r=");
                 line.number(standing.remaining().into());
-                if let Some(next) = standing.next_cell() {
+                let end = outcome.limit.window().map(|window| window.left.into());
+                if let Some(next) = end.or_else(|| standing.next_cell()) {
                     line.put(";t=");
                     line.number(advertised_seconds(next).max(1));
                 }
             }),
             Draft::V7 => {
-                let Some(standing) = tightest(listed) else { return };
+                let Some(outcome) = tightest(listed) else { return };
+                let standing = outcome.unnamed();
                 line.put("limit=");
-                line.number(AdvertisedQuota::of(standing.quota()).quota);
+                line.number(FieldLimit::decided(outcome).advertised().quota);
                 line.put(", remaining=");
                 line.number(standing.remaining().into());
                 line.put(", reset=");
@@ -339,7 +349,7 @@ impl FieldWriter {
 
     fn legacy<'a>(&self, listed: impl Iterator<Item = &'a PolicyOutcome>) -> Option<LegacyFields> {
         let reset = self.style.legacy?;
-        let standing = tightest(listed)?;
+        let standing = tightest(listed)?.unnamed();
         let until_full = advertised_seconds(standing.until_full());
         Some(LegacyFields {
             limit: number(standing.limit().into()),
@@ -403,6 +413,33 @@ impl LegacyFields {
     }
 }
 
+/// What a request is decided by, as far as the fields show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FieldLimit {
+    quota: Quota,
+    /// The length of the window, if it is one.
+    window: Option<Nanos>,
+}
+
+impl FieldLimit {
+    /// Where windows differ in length, that of the longest: the others are rendered.
+    fn of(limit: &Limit) -> Self {
+        Self { quota: limit.basis(), window: limit.window().map(Window::longest) }
+    }
+
+    #[inline]
+    fn decided(outcome: &PolicyOutcome) -> Self {
+        Self { quota: outcome.quota(), window: outcome.limit.window().map(WindowLeft::length) }
+    }
+
+    fn advertised(self) -> AdvertisedQuota {
+        match self.window {
+            Some(length) => AdvertisedQuota { quota: self.quota.burst_size().into(), seconds: length.seconds_up() },
+            None => AdvertisedQuota::of(self.quota),
+        }
+    }
+}
+
 /// A quota in whole seconds, as the fields advertise it: never less than the burst, never more than
 /// the rate.
 struct AdvertisedQuota {
@@ -432,14 +469,15 @@ fn at_most_15_digits(number: u128) -> u64 {
 
 /// The standing with the least left; among those of policies that denied, the one with the longest
 /// wait.
-fn tightest<'a>(outcomes: impl Iterator<Item = &'a PolicyOutcome>) -> Option<Standing<'static>> {
+fn tightest<'a>(outcomes: impl Iterator<Item = &'a PolicyOutcome>) -> Option<&'a PolicyOutcome> {
     let wait = |standing: &Standing<'_>| {
         if standing.is_violated() { standing.wait().unwrap_or(Duration::MAX) } else { Duration::ZERO }
     };
     let left = |standing: &Standing<'_>| u64::from(standing.remaining());
-    outcomes.map(PolicyOutcome::unnamed).reduce(|a, b| {
+    outcomes.reduce(|first, second| {
+        let [a, b] = [first.unnamed(), second.unnamed()];
         let share = (left(&a) * u64::from(b.limit())).cmp(&(left(&b) * u64::from(a.limit())));
-        if wait(&b).cmp(&wait(&a)).then(share).is_le() { a } else { b }
+        if wait(&b).cmp(&wait(&a)).then(share).is_le() { first } else { second }
     })
 }
 

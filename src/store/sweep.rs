@@ -1,11 +1,12 @@
 //! Contains the sweep of a store: it removes the numbers that time has emptied and returns memory.
 
 use super::{Store, capacity::Capacity, expiring::Expiring};
+use crate::clock::Timestamp;
 
 /// A store, as the sweeper sees it.
 pub(crate) trait Sweepable: Send + Sync {
-    /// The size of the map, and its cap.
-    fn capacity(&self) -> &Capacity;
+    /// The size of the map, and its cap. `None` where there is no map.
+    fn capacity(&self) -> Option<&Capacity>;
 
     /// Removes the numbers that are over, returns memory that is mostly unused, and returns how
     /// many were removed.
@@ -18,17 +19,23 @@ pub(crate) trait Sweepable: Send + Sync {
 
     /// Whether over 80 % of the cap are used.
     fn is_near_cap(&self) -> bool {
-        self.capacity().is_near()
+        self.capacity().is_some_and(Capacity::is_near)
     }
 }
 
 impl<V: Expiring + Send + Sync> Sweepable for Store<V> {
-    fn capacity(&self) -> &Capacity {
-        &self.capacity
+    fn capacity(&self) -> Option<&Capacity> {
+        Some(&self.capacity)
     }
 
     fn sweep(&self) -> usize {
-        let now = self.clock.now();
+        self.sweep_until(self.clock.now())
+    }
+}
+
+impl<V: Expiring> Store<V> {
+    /// Removes the numbers that are over at this time.
+    pub(crate) fn sweep_until(&self, now: Timestamp) -> usize {
         let mut removed = 0;
         self.map.retain(|key, value| {
             let over = value.is_over(now);

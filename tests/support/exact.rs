@@ -371,7 +371,7 @@ pub(crate) fn agree(steps: &[Step], second: bool, sweeping: bool) {
             }
             Step::SetQuotas(second) => {
                 own = OWN[usize::from(*second)];
-                limiter.set_quotas(NAMES.into_iter().zip(own)).unwrap();
+                limiter.set_limits(NAMES.into_iter().zip(own)).unwrap();
             }
             Step::Sweep => {
                 if sweeping {
@@ -397,7 +397,7 @@ pub(crate) fn agree_on_one(steps: &[(u64, u32, u8)]) {
         now += i128::from(*by);
         if let Some(quota) = PLANS.get(usize::from(*quota)) {
             own = *quota;
-            limiter.set_quota("global", own).unwrap();
+            limiter.set_limit("global", own).unwrap();
         }
         if *cost == 0 {
             if let Some((allowed, at, added, generation)) = last.take() {
