@@ -80,6 +80,7 @@ pub mod quota;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod response;
+mod snapshot;
 mod store;
 mod sweeper;
 mod sync;

@@ -272,6 +272,11 @@ impl Quota {
         Self { cells: NonZeroU32::MIN, burst: limit, period: 1, cell_period: 1 }
     }
 
+    /// A quota whose cells take so long.
+    pub(crate) const fn of_cell(cell: Nanos) -> Self {
+        Self { cells: NonZeroU32::MIN, burst: 1, period: cell.get(), cell_period: cell.get() }
+    }
+
     /// Three words, for storage in atomics.
     pub(crate) const fn to_words(self) -> [u64; 3] {
         [(self.cells.get() as u64) << 32 | self.burst as u64, self.period, self.cell_period]
@@ -286,6 +291,15 @@ impl Quota {
             None => NonZeroU32::MIN,
         };
         Self { cells, burst: counts as u32, period, cell_period }
+    }
+
+    /// The quota of words that may come from anywhere, if they are those of one. A limit of a
+    /// window may be zero.
+    pub(crate) fn from_checked_words(words: [u64; 3]) -> Option<Self> {
+        let quota = Self::from_words(words);
+        let Self { period, cell_period, burst, .. } = quota;
+        let fits = u128::from(cell_period) * u128::from(burst) <= u128::from(MAX_NANOS) && period <= MAX_NANOS;
+        (quota.to_words() == words && period > 0 && cell_period > 0 && fits).then_some(quota)
     }
 
     /// `burst × T`, at most [`MAX_NANOS`].

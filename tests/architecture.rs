@@ -8,7 +8,7 @@ use std::{
 };
 
 /// From the top. `docs/architecture.md` shows the same order.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "sync",
     "clock",
     "quota",
@@ -20,6 +20,7 @@ const ORDER: [&str; 18] = [
     "store",
     "sweeper",
     "policy",
+    "snapshot",
     "config",
     "decision",
     "limiter",

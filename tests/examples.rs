@@ -2,12 +2,15 @@
 
 #[path = "support/example.rs"]
 mod example;
+#[path = "support/waiting.rs"]
+mod waiting;
 #[path = "support/wire.rs"]
 mod wire;
 
 use std::{env, fs, process::Command, time::Duration};
 
 use example::{Example, path};
+use waiting::within_a_minute;
 use wire::{Connection, Reply, statuses};
 
 fn get(example: &Example, fields: &[(&str, &str)], times: usize) -> Vec<u16> {
@@ -346,6 +349,60 @@ fn usage() {
     assert_eq!(get(&example, &[("x-api-key", "pro-1")], 3), [200; 3]);
     assert_eq!([show("pro-1"), show("pro-1"), show("free-1")], [(100, 97), (100, 97), (10, 10)]);
     assert_eq!(statuses(example.address, "/usage", &[], 1), [401]);
+}
+
+/// Written on SIGTERM, and now and then; a process that is killed loses what came after the last snapshot, and no more.
+#[test]
+fn durable() {
+    let folder = env::temp_dir().join(format!("tower-quota-durable-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("limits.snapshot");
+    let run = |every| Example::run_with("durable", &[("LIMITS", file.to_str().unwrap()), ("EVERY", every)]);
+    let ask = |example: &Example, times| get(example, &[("x-api-key", "k1")], times);
+    let left = |example: &Example| -> u32 {
+        let answer = Connection::open(example.address).send("GET", "/", &[("x-api-key", "k1")]);
+        let (_, month) = answer.field("ratelimit").unwrap().split_once("\"month\";r=").unwrap();
+        month.split(';').next().unwrap().parse().unwrap()
+    };
+
+    let mut first = run("3600");
+    assert_eq!(first.line(), "0 buckets were restored");
+    assert_eq!(ask(&first, 3), [200; 3]);
+    first.signal("TERM");
+    assert_eq!(first.line(), "the state was saved");
+    first.ended();
+
+    let mut second = run("0.05");
+    let line = second.line();
+    // That of the rate is perhaps full again.
+    assert!(line == "1 buckets were restored" || line == "2 buckets were restored", "{line}");
+    assert_eq!(left(&second), 96);
+    // Killed at any moment, it has a whole snapshot.
+    let mut used = 4;
+    let mut running = second;
+    for _ in 0..5 {
+        used += u32::try_from(ask(&running, 5).len()).unwrap();
+        let written = || fs::metadata(&file).and_then(|file| file.modified()).unwrap();
+        let before = written();
+        within_a_minute(|| written() > before);
+        let again = written();
+        within_a_minute(|| written() > again);
+        // What is asked from here on may be lost.
+        ask(&running, 2);
+        running.signal("KILL");
+        running = run("0.05");
+        assert!(running.line().ends_with("buckets were restored"));
+        let left = left(&running);
+        assert!((100 - used - 3..100 - used).contains(&left), "{left} of 100 are left, and {used} were used");
+        used = 100 - left;
+    }
+    running.signal("KILL");
+
+    // A file that is no snapshot is no reason for a fresh month.
+    fs::write(&file, "{}").unwrap();
+    let mut refused = run("3600");
+    assert_eq!(refused.line(), "");
+    fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

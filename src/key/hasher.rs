@@ -8,9 +8,7 @@ use std::{
     net::Ipv6Addr,
 };
 
-#[cfg(feature = "redis")]
-use siphasher::sip128::SipHasher24;
-use siphasher::sip128::{Hasher128, SipHasher13};
+use siphasher::sip128::{Hasher128, SipHasher13, SipHasher24};
 
 #[cfg(feature = "tracing")]
 use super::dates::DateWatch;
@@ -57,10 +55,31 @@ impl KeyHasher {
     }
 
     /// A hasher under the secret of a deployment, of any length.
-    #[cfg(feature = "redis")]
     pub(crate) fn with_secret(secret: &[u8]) -> Self {
         let hash = SipHasher24::new().hash(secret);
         Self::of(SipHasher13::new_with_keys(hash.h1, hash.h2))
+    }
+
+    /// The digest of a file, which nobody can make without the secret.
+    pub(crate) fn checksum(&self, content: &[u8]) -> [u8; 16] {
+        let mut hasher = self.keyed;
+        hasher.write(&[FILE]);
+        hasher.write(content);
+        hasher.finish128().as_u128().to_le_bytes()
+    }
+
+    /// Spreads the keys without a place of their own over 64 bits: those of one network together,
+    /// in the same way wherever the secret is the same.
+    pub(crate) fn spread(&self, key: Key) -> u64 {
+        let (kind, value) = match key.network() {
+            None => (SPREAD, key.bits()),
+            Some(Network::V4(network)) => (SPREAD_V4, network),
+            Some(Network::V6(network)) => (SPREAD_V6, network),
+        };
+        let mut hasher = self.keyed;
+        hasher.write(&[kind]);
+        hasher.write(&value.to_le_bytes());
+        hasher.finish()
     }
 
     /// The key of what is known of `key` under one quota.
@@ -128,6 +147,12 @@ impl KeyHasher {
         hasher.finish128().as_u128() >> 24
     }
 }
+
+/// What is hashed that is no key: the kinds of keys are smaller numbers.
+const FILE: u8 = 255;
+const SPREAD: u8 = 254;
+const SPREAD_V4: u8 = 253;
+const SPREAD_V6: u8 = 252;
 
 fn within(network: Network, digest: u128) -> Key {
     let (kind, network) = match network {

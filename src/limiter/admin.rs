@@ -17,8 +17,12 @@ use crate::{
     key::{IntoKey, Key},
     limit::{IntoLimit, Limit},
     policy::{Basis, Policy},
+    snapshot::ResetMark,
     sweeper,
 };
+
+/// How long it is remembered that blocks were ended: no older snapshot is worth restoring.
+const REMEMBERED: Nanos = Nanos::new(31 * 86_400 * Nanos::SECOND.get());
 
 impl Limiter {
     /// Returns the policies, in the limiter's order: the keyed ones as they were given, then the
@@ -103,8 +107,15 @@ impl Limiter {
     pub fn reset(&self, policy: &str, key: impl IntoKey) -> Result<bool, UnknownPolicy> {
         let (index, policy, buckets) = self.find(policy)?;
         let key = policy.key(self.key(key));
-        let was_used = buckets.reset(key, self.set().clock());
-        let was_blocked = self.set().forgive(index, key);
+        let set = self.set();
+        if set.has_secret() {
+            // First: a snapshot that is restored meanwhile brings nothing back.
+            let now = set.now();
+            let until = buckets.forgotten_at(now).max(now.saturating_add(REMEMBERED));
+            buckets.remember_reset(key, ResetMark { bucket: now, block: now, until }, set, policy);
+        }
+        let was_used = buckets.reset(key, set.clock());
+        let was_blocked = set.forgive(index, key);
         Ok(was_used || was_blocked)
     }
 
@@ -123,11 +134,12 @@ impl Limiter {
         let now = self.set().now();
         let penalties = self.set().penalties_or_new(index);
         buckets.know_penalties();
-        if penalties.block(policy.key(self.key(key)), now.saturating_add(time.into()), now) {
-            Ok(())
-        } else {
-            Err(BlockError::Full)
+        let key = policy.key(self.key(key));
+        if time.is_zero() && self.set().has_secret() {
+            let mark = ResetMark { block: now, until: now.saturating_add(REMEMBERED), ..ResetMark::default() };
+            buckets.remember_reset(key, mark, self.set(), policy);
         }
+        if penalties.block(key, now.saturating_add(time.into()), now) { Ok(()) } else { Err(BlockError::Full) }
     }
 
     /// Returns the remaining time for which `key` is blocked under the policy of this name.
@@ -331,6 +343,9 @@ impl Limiter {
             }
             if let Some(pauses) = buckets.pauses() {
                 pauses.sweep();
+            }
+            if let Some(resets) = buckets.resets() {
+                resets.sweep();
             }
             match (buckets.keyed(), buckets.window()) {
                 (Some(keyed), _) => sweeper::sweep_now(policy.name(), keyed),

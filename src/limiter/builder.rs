@@ -2,12 +2,12 @@
 
 use super::{
     Limiter,
-    error::ConfigError,
+    error::{ConfigError, ConfigErrorKind, MIN_SECRET},
     into_limiter::IntoLimiter,
     local_buckets::LocalBuckets,
     policy_set::{PolicySet, PolicySetOptions},
 };
-use crate::{clock::Clock, observe::metrics::DecidedBy, policy::Policy, sweeper::Sweep};
+use crate::{clock::Clock, key::KeyHasher, observe::metrics::DecidedBy, policy::Policy, sweeper::Sweep};
 
 impl Limiter {
     /// Returns the builder of a limiter, to set a clock for instance.
@@ -22,6 +22,7 @@ impl Limiter {
 pub struct Builder {
     policies: Vec<Policy>,
     options: PolicySetOptions,
+    short_secret: bool,
 }
 
 impl Builder {
@@ -58,6 +59,18 @@ impl Builder {
         self
     }
 
+    /// Makes keys mean the same in every process with this secret, so that a
+    /// [snapshot](super::Limiter::snapshot) of one can be restored in the next. Random unless set.
+    ///
+    /// Use at least 16 bytes that nobody can guess, from a secret store and not from the sources:
+    /// who knows the secret can find two keys that share a bucket, and can write snapshots.
+    pub fn secret(mut self, secret: impl AsRef<[u8]>) -> Self {
+        let secret = secret.as_ref();
+        self.short_secret = secret.len() < MIN_SECRET;
+        self.options.hasher = Some(KeyHasher::with_secret(secret));
+        self
+    }
+
     /// Accepts that there is no policy, where a configuration may say so. Such a limiter limits
     /// nothing. Unless set, building it fails.
     pub fn allow_empty(mut self) -> Self {
@@ -76,8 +89,12 @@ impl Builder {
     /// longer than 64 bytes, not printable ASCII, or used twice; when a policy's
     /// [`max_keys`](Policy::max_keys) is zero or above 2³² − 1, or the status of
     /// [`Missing::Reject`](crate::policy::Missing::Reject) is not an error; when a policy [by
-    /// key](Policy::by_key) has something set that needs a request.
+    /// key](Policy::by_key) has something set that needs a request; when a policy with a window
+    /// chooses rates, or the reverse; when the secret is shorter than 16 bytes.
     pub fn build(self) -> Result<Limiter, ConfigError> {
+        if self.short_secret {
+            return Err(ConfigError::new("", ConfigErrorKind::ShortSecret));
+        }
         let set = PolicySet::new(self.policies, self.options)?;
         let buckets = LocalBuckets::new(&set, DecidedBy::Memory, "");
         Ok(Limiter::of(set, buckets))

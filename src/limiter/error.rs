@@ -8,6 +8,9 @@ use crate::{
     policy::{LimitMisfit, MAX_NAME, Policy},
 };
 
+/// The shortest secret in bytes.
+pub(crate) const MIN_SECRET: usize = 16;
+
 /// Why a [`Limiter`](crate::Limiter) cannot be built. The text names the policy, the rule, and what
 /// to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +70,8 @@ pub enum ConfigErrorKind {
     QuotaByOnWindow,
     /// Policies that stay are in another order.
     Reordered,
+    /// The secret is shorter than 16 bytes.
+    ShortSecret,
     /// The unit of a policy is empty, longer than 64 bytes, or not printable ASCII.
     Unit,
     /// The name of a policy is not printable ASCII.
@@ -131,6 +136,10 @@ impl fmt::Display for ConfigError {
             ConfigErrorKind::QuotaByOnWindow => write!(
                 f,
                 "the policy {policy:?} has a window, and `quota_by` chooses a rate: call `Policy::limit_by`"
+            ),
+            ConfigErrorKind::ShortSecret => write!(
+                f,
+                "the secret is shorter than {MIN_SECRET} bytes: use a longer one, which nobody can guess"
             ),
             ConfigErrorKind::Unit => write!(
                 f,

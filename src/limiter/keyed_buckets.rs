@@ -13,7 +13,7 @@ use super::{
 use crate::{
     bucket::Bucket,
     clock::{Clock, Timestamp},
-    key::Key,
+    key::{Key, KeyHasher},
     policy::Basis,
     store::{Cap, Capacity, Expiring, Placement, Store, StoreGuard, Sweepable},
 };
@@ -58,8 +58,8 @@ pub(super) struct KeyedBuckets {
 }
 
 impl KeyedBuckets {
-    pub(super) fn new(cap: Cap, clock: Clock, window: Option<Arc<WindowClock>>) -> Arc<Self> {
-        Arc::new(Self { store: Store::new(cap, clock), quotas: QuotaTable::new(), window })
+    pub(super) fn new(cap: Cap, clock: Clock, hasher: KeyHasher, window: Option<Arc<WindowClock>>) -> Arc<Self> {
+        Arc::new(Self { store: Store::with_overflow(cap, clock, hasher), quotas: QuotaTable::new(), window })
     }
 
     #[inline(always)]
@@ -114,6 +114,11 @@ impl<'a> KeyedGuard<'a> {
         Self { guard: StoreGuard::Overflow(buckets.store.overflow_slot(key)), quotas: &buckets.quotas }
     }
 
+    /// The guard of the slot at this index of the overflow table.
+    pub(super) fn slot(buckets: &'a KeyedBuckets, index: usize) -> Self {
+        Self { guard: StoreGuard::Overflow(buckets.store.lock_overflow(index)), quotas: &buckets.quotas }
+    }
+
     #[inline(always)]
     pub(super) fn placement(&self) -> Placement {
         self.guard.placement()
@@ -150,12 +155,13 @@ impl<'a> KeyedGuard<'a> {
 #[cfg(all(test, not(tower_quota_loom)))]
 mod tests {
     use super::*;
-    use crate::{clock::ManualClock, key::IntoKey as _, key::KeyHasher, quota::Quota, store::AtCap};
+    use crate::{clock::ManualClock, key::IntoKey as _, quota::Quota, store::AtCap};
 
     #[test]
     fn the_sweeper_frees_the_numbers_of_quotas_that_no_bucket_has() {
         let clock = ManualClock::new();
-        let buckets = KeyedBuckets::new(Cap::new(100_000, AtCap::Deny), clock.clone().into(), None);
+        let buckets =
+            KeyedBuckets::new(Cap::new(100_000, AtCap::Deny), clock.clone().into(), KeyHasher::random(), None);
         let (keys, ahead) = (KeyHasher::random(), Bucket::from_bits(u64::MAX));
         // An application that computes a quota for each request.
         for n in 0..200_000_u32 {

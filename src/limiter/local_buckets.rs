@@ -13,6 +13,7 @@ use super::{
     moment::Moment,
     pauses::{Pause, Pauses},
     policy_set::PolicySet,
+    resets::Resets,
     window_clock::WindowClock,
 };
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     observe::metrics::DecidedBy,
     policy::{Basis, Demand, Policy},
     quota::Quota,
+    snapshot::ResetMark,
     store::{Placement, Sweepable},
     sweeper::{self, Sweeping},
     sync::{
@@ -155,6 +157,8 @@ pub(super) struct PolicyBuckets {
     window: Option<Arc<WindowClock>>,
     /// Follows the wall clock where no sweep of a map does.
     _following: Option<Sweeping>,
+    /// Made with the first reset, for snapshots.
+    resets: OnceLock<Resets>,
 }
 
 /// Each has a generation, or many. It is advanced when a backlog is converted, cut or reset, which
@@ -201,7 +205,7 @@ impl PolicyBuckets {
             let buckets = Self::global(policy.basis(), set.has_atomic(policy));
             return Self { window, _following: following, ..buckets };
         }
-        let buckets = KeyedBuckets::new(policy.cap(), set.clock().clone(), window.clone());
+        let buckets = KeyedBuckets::new(policy.cap(), set.clock().clone(), set.hasher().clone(), window.clone());
         let sweeping = swept_as.map(|name| start_sweeping(name, &buckets, policy));
         let generations = Box::new([(); GENERATIONS].map(|()| AtomicU64::new(0)));
         Self { window, ..Self::new(policy.basis(), Storage::Keyed { buckets, sweeping, generations }) }
@@ -242,6 +246,7 @@ impl PolicyBuckets {
             longest_burst,
             window: None,
             _following: None,
+            resets: OnceLock::new(),
         }
     }
 
@@ -305,7 +310,7 @@ impl PolicyBuckets {
     }
 
     /// The slack never shrinks, so that what is reserved stays reserved. Nobody waits for a window.
-    fn allow_slack(&self, slack: Slack) {
+    pub(super) fn allow_slack(&self, slack: Slack) {
         if self.window.is_some() {
             return;
         }
@@ -331,7 +336,7 @@ impl PolicyBuckets {
     }
 
     /// Prepares for buckets that are ahead by this burst, and by a debt as deep.
-    fn allow_burst(&self, burst: Nanos) {
+    pub(super) fn allow_burst(&self, burst: Nanos) {
         let burst = burst.min(MAX_SLACK).get();
         if self.longest_burst.load(Ordering::Relaxed) < burst {
             self.longest_burst.fetch_max(burst, Ordering::Relaxed);
@@ -379,8 +384,7 @@ impl PolicyBuckets {
     /// Pauses `key` for `time` from now on. False where there is no place for another key. The
     /// bucket moves by as much, so that whoever waits for its cells stays in line.
     pub(super) fn pause(&self, key: Key, time: Nanos, clock: &Clock, swept_as: Option<&Arc<str>>) -> bool {
-        let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as));
-        self.knows_exceptions.store(true, Ordering::Release);
+        let pauses = self.pauses_or_new(clock, swept_as);
         let mut has_place = false;
         // The bucket afterwards, if the pause is longer than before.
         let mut pause = |bucket: Bucket, now: Timestamp| {
@@ -406,6 +410,29 @@ impl PolicyBuckets {
             guard.write(found, moved, None);
         }
         has_place
+    }
+
+    pub(super) fn pauses_or_new(&self, clock: &Clock, swept_as: Option<&Arc<str>>) -> &Pauses {
+        let pauses = self.pauses.get_or_init(|| Pauses::new(clock, swept_as));
+        self.knows_exceptions.store(true, Ordering::Release);
+        pauses
+    }
+
+    /// Until when a bucket that means nothing is full: now, or the start of the current window.
+    pub(super) fn idle_until(&self, now: Timestamp) -> Timestamp {
+        self.window.as_ref().map_or(now, |window| window.start_at(now))
+    }
+
+    /// The bucket of a global policy, and a quota with the time of its cells.
+    pub(super) fn read_global(&self) -> Option<(Bucket, Basis)> {
+        match &self.storage {
+            Storage::Keyed { .. } => None,
+            Storage::Locked { bucket, .. } => Some(*lock(bucket)),
+            Storage::Atomic { bucket, .. } => {
+                let (bucket, cell) = bucket.read();
+                Some((bucket, Basis { quota: Quota::of_cell(cell), planned: false }))
+            }
+        }
     }
 
     #[inline(always)]
@@ -660,6 +687,27 @@ impl PolicyBuckets {
             guard.write(found, Bucket::default(), None);
         }
         was_paused | was_used
+    }
+
+    /// Remembers what was reset, so that no snapshot from before brings it back.
+    pub(super) fn remember_reset(&self, key: Key, mark: ResetMark, set: &PolicySet, policy: &Policy) {
+        let swept_as = set.swept_as(policy);
+        self.resets.get_or_init(|| Resets::new(set.clock(), swept_as.as_ref())).remember(key, mark);
+    }
+
+    pub(super) fn reset_mark(&self, key: Key) -> ResetMark {
+        self.resets.get().map(|resets| resets.of(key)).unwrap_or_default()
+    }
+
+    pub(super) fn resets(&self) -> Option<&Resets> {
+        self.resets.get()
+    }
+
+    /// Until when a bucket of now may say something: a snapshot from before a reset matters for as
+    /// long.
+    pub(super) fn forgotten_at(&self, now: Timestamp) -> Timestamp {
+        let window = self.window.as_ref().map(|window| window.window().longest());
+        now.saturating_add(window.unwrap_or_else(|| self.horizon()))
     }
 
     #[inline(always)]

@@ -47,6 +47,9 @@ mod quota_table;
 mod reload;
 mod remembered;
 mod reservation;
+mod resets;
+mod saving;
+mod snapshot;
 mod top_denied;
 mod window_clock;
 
@@ -70,6 +73,7 @@ pub use self::{
     error::{AcquireError, BlockError, ConfigError, ConfigErrorKind, LimitError, UnknownPolicy},
     into_limiter::IntoLimiter,
     reservation::Reservation,
+    snapshot::Restored,
     top_denied::DeniedKey,
 };
 #[cfg(feature = "redis")]
@@ -79,12 +83,12 @@ pub(crate) use self::{
     policy_set::{Demands, PolicySetOptions, is_near_limit},
     reservation::MAX_PATIENCE,
 };
-pub use crate::sweeper::Sweep;
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Decision, Denied, Receipt, Receipts},
     key::RequestHead,
 };
+pub use crate::{snapshot::SnapshotError, sweeper::Sweep};
 
 /// Policies and their buckets in memory.
 ///

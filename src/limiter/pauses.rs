@@ -152,6 +152,11 @@ impl Pauses {
         })
     }
 
+    /// The keys that are paused, and until when.
+    pub(super) fn save(&self) -> Vec<(Key, Timestamp)> {
+        self.store.all().into_iter().map(|(key, known)| (key, known.pause.until)).collect()
+    }
+
     pub(super) fn sweep(&self) {
         self.store.sweep();
     }

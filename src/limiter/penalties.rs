@@ -18,6 +18,7 @@ use crate::{
     clock::{Clock, Nanos, Timestamp},
     key::Key,
     policy::Ban,
+    snapshot::{BanRecord, PenaltyRecord},
     store::{AtCap, Cap, Placement, Store, Sweepable},
     sweeper::{self, Sweeping},
 };
@@ -169,6 +170,46 @@ impl Penalties {
     pub(super) fn hand_over(&self, key: Key) {
         if let Some(mut end) = self.bans.as_ref().and_then(|bans| bans.blocks.get(key)) {
             *end = Timestamp::ORIGIN;
+        }
+    }
+
+    /// What a snapshot says of them.
+    pub(super) fn save(&self) -> PenaltyRecord {
+        let bans = self.bans.as_ref().map(|Bans { rule, blocks, strikes, severity }| BanRecord {
+            strikes_by: rule.strikes,
+            blocks: blocks.all(),
+            severity: severity.all(),
+            strikes: strikes.all(),
+        });
+        PenaltyRecord { blocks: self.blocks.all(), bans }
+    }
+
+    /// Restores them, where they `stand`: whoever is blocked is so for no less. Where there is no
+    /// rule any more, bans end.
+    pub(super) fn restore(
+        &self,
+        PenaltyRecord { blocks, bans }: &PenaltyRecord,
+        shift: impl Fn(Timestamp) -> Timestamp,
+        stand: impl Fn(Key) -> bool,
+    ) {
+        let ends = |store: &Store<Timestamp>, record: &[(Key, Timestamp)]| {
+            for (key, until) in record.iter().filter(|(key, _)| stand(*key)) {
+                let mut guard = store.guard(*key);
+                let until = guard.value().max(shift(*until));
+                guard.write(until);
+            }
+        };
+        ends(&self.blocks, blocks);
+        if let (Some(here), Some(record)) = (&self.bans, bans) {
+            ends(&here.blocks, &record.blocks);
+            ends(&here.severity, &record.severity);
+            // Strikes are counted by the rule, and anew by another one.
+            let same = record.strikes.iter().filter(|_| here.rule.strikes == record.strikes_by);
+            for (key, bucket) in same.filter(|(key, _)| stand(*key)) {
+                let mut guard = here.strikes.guard(*key);
+                let bucket = guard.value().full_at().max(shift(bucket.full_at()));
+                guard.write(Bucket::from_bits(bucket.as_nanos()));
+            }
         }
     }
 

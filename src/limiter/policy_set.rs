@@ -52,6 +52,8 @@ pub(crate) struct PolicySet {
     top_denied: Option<TopDenied>,
     sweep: Sweep,
     allow_empty: bool,
+    /// Whether keys mean the same in every process with the secret.
+    has_secret: bool,
 }
 
 /// What changes of a policy while the limiter runs.
@@ -98,6 +100,7 @@ impl PolicySet {
         check(&policies)?;
         let (mut policies, global): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| !policy.is_global());
         policies.extend(global);
+        let has_secret = hasher.is_some();
         let hasher = hasher.unwrap_or_else(KeyHasher::random);
         #[cfg(feature = "tracing")]
         let hasher = watching_dates(hasher, &policies);
@@ -116,6 +119,7 @@ impl PolicySet {
             top_denied: (top_denied > 0).then(|| TopDenied::new(top_denied)),
             sweep: sweep.unwrap_or(default),
             allow_empty,
+            has_secret,
         };
         for (index, _) in set.policies.iter().enumerate().filter(|(_, policy)| policy.ban_rule().is_some()) {
             set.penalties_or_new(index);
@@ -142,6 +146,7 @@ impl PolicySet {
                 allow_empty: self.allow_empty,
             },
         )?;
+        next.has_secret = self.has_secret;
         let origins = origins(&self.policies, &next.policies)?;
         for (index, origin) in origins.iter().enumerate() {
             let Some(origin) = *origin else { continue };
@@ -191,6 +196,11 @@ impl PolicySet {
 
     pub(crate) fn hasher(&self) -> &KeyHasher {
         &self.hasher
+    }
+
+    /// Whether keys mean the same in every process with the secret.
+    pub(super) fn has_secret(&self) -> bool {
+        self.has_secret
     }
 
     /// The policy of a set that has one.

@@ -115,7 +115,11 @@ impl WindowClock {
 
     /// The start of the current window, before which no bucket means anything.
     pub(super) fn start(&self) -> Timestamp {
-        self.current(self.clock.now()).start
+        self.start_at(self.clock.now())
+    }
+
+    pub(super) fn start_at(&self, now: Timestamp) -> Timestamp {
+        self.current(now).start
     }
 
     /// The window of a policy whose limit was set.

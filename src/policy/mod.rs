@@ -625,11 +625,15 @@ impl Policy {
     /// Whether a quota that was chosen under the policy before this one still is one of its plans,
     /// for requests and callers that name none.
     pub(crate) fn keeps_plan(&self, former: &Self, quota: Quota) -> bool {
+        // Callers have named it.
+        (self.chooser.is_some() || former.chooser.is_none()) && self.restores_plan(quota)
+    }
+
+    /// Whether a key may still have a quota that was chosen for it before a restart.
+    pub(crate) fn restores_plan(&self, quota: Quota) -> bool {
         match self.chooser.as_deref() {
-            Some(Chooser::Limit(_) | Chooser::Quota(_)) => true,
             Some(Chooser::Plan(_)) => self.plans.as_ref().is_some_and(|plans| plans.contain(quota)),
-            // Callers have named it.
-            None => former.chooser.is_none(),
+            Some(Chooser::Limit(_) | Chooser::Quota(_)) | None => true,
         }
     }
 

@@ -18,7 +18,7 @@ use std::{
 
 use super::expiring::Expiring;
 use crate::{
-    key::Key,
+    key::{Key, KeyHasher},
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -155,20 +155,27 @@ impl<V: Expiring> Overflow<V> {
         Self { len, chunks: (0..len.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() }
     }
 
-    pub(super) fn lock(&self, hasher: &impl BuildHasher, key: Key) -> MutexGuard<'_, V> {
-        let index = match key.network() {
-            Some(network) => overflow_slot(hasher, network, self.len),
-            None => overflow_slot(hasher, key, self.len),
-        };
+    pub(super) fn lock(&self, hasher: &KeyHasher, key: Key) -> MutexGuard<'_, V> {
+        self.lock_slot(overflow_slot(hasher, key, self.len))
+    }
+
+    /// Locks the slot at this index, which is less than [`len`](Self::len).
+    pub(super) fn lock_slot(&self, index: usize) -> MutexGuard<'_, V> {
         let chunk = self.chunks[index / CHUNK].get_or_init(|| (0..CHUNK).map(|_| Mutex::new(V::default())).collect());
         // No panic can leave a number half-written.
         chunk[index % CHUNK].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows every number to `see`, under its lock.
-    pub(super) fn see_all(&self, mut see: impl FnMut(V)) {
-        for slot in self.chunks.iter().filter_map(OnceLock::get).flatten() {
-            see(*slot.lock().unwrap_or_else(PoisonError::into_inner));
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Shows every number to `see` with its index, under its lock.
+    pub(super) fn see_all(&self, mut see: impl FnMut(usize, V)) {
+        let chunks = self.chunks.iter().enumerate().filter_map(|(index, chunk)| Some((index, chunk.get()?)));
+        let slots = chunks.flat_map(|(index, chunk)| (index * CHUNK..).zip(chunk));
+        for (index, slot) in slots {
+            see(index, *slot.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 }
@@ -180,22 +187,24 @@ const CHUNK: usize = if cfg!(tower_quota_loom) { 1 } else { 1_024 };
 /// At 16 bytes each.
 const MAX_SLOTS: usize = 1 << 20;
 
-/// By the upper half of the hash, of which [`network_slot`] knows nothing: a network whose count is
-/// that of a flooded one has another slot here, but by chance.
+/// By the secret of the keys, so that the slot is the same in the next process; another hash than
+/// that of [`network_slot`], so that a network whose count is that of a flooded one has another
+/// slot, but by chance.
 #[allow(clippy::cast_possible_truncation, reason = "less than `len`")]
-fn overflow_slot(hasher: &impl BuildHasher, value: impl Hash, len: usize) -> usize {
-    ((hasher.hash_one(value) >> 32) % len as u64) as usize
+fn overflow_slot(hasher: &KeyHasher, key: Key, len: usize) -> usize {
+    (hasher.spread(key) % len as u64) as usize
 }
 
 #[cfg(all(test, not(tower_quota_loom)))]
 mod tests {
-    use std::{collections::HashSet, hash::RandomState, net::Ipv4Addr};
+    use std::{
+        collections::HashSet,
+        hash::RandomState,
+        net::{Ipv4Addr, Ipv6Addr},
+    };
 
     use super::*;
-    use crate::{
-        bucket::Bucket,
-        key::{IntoKey as _, KeyHasher},
-    };
+    use crate::{bucket::Bucket, key::IntoKey as _};
 
     #[test]
     fn every_reservation_is_released_completely() {
@@ -235,9 +244,9 @@ mod tests {
 
     #[test]
     fn the_whole_overflow_table_is_used() {
-        let (hasher, keys) = (RandomState::new(), KeyHasher::random());
+        let keys = KeyHasher::random();
         let overflow = Overflow::<Bucket>::new(16 * 4_096);
-        let slot = |n: u64| std::ptr::from_ref::<Bucket>(&overflow.lock(&hasher, n.key(&keys)));
+        let slot = |n: u64| std::ptr::from_ref::<Bucket>(&overflow.lock(&keys, n.key(&keys)));
         let slots: HashSet<_> = (0..100_000).map(slot).collect();
         // Of 4,096, each is missed with a probability of e^-24.
         assert!(slots.len() > 4_000, "{}", slots.len());
@@ -245,10 +254,13 @@ mod tests {
 
     #[test]
     fn networks_that_share_a_count_do_not_share_their_overflow() {
-        let hasher = RandomState::new();
-        let (count, overflow) = (network_slot(&hasher, 0_u32), overflow_slot(&hasher, 0_u32, 256));
-        let counted_alike: Vec<_> = (1..1_000_000_u32).filter(|other| network_slot(&hasher, other) == count).collect();
-        let alike = counted_alike.iter().filter(|other| overflow_slot(&hasher, **other, 256) == overflow).count();
+        let (hasher, keys) = (RandomState::new(), KeyHasher::random());
+        let key = |network: u32| Ipv6Addr::from_bits(u128::from(network) << 88).key(&keys);
+        let count = |key: Key| network_slot(&hasher, key.network().unwrap());
+        let flooded = key(0);
+        let counted_alike: Vec<_> = (1..1_000_000).map(key).filter(|other| count(*other) == count(flooded)).collect();
+        let slot = |key: Key| overflow_slot(&keys, key, 256);
+        let alike = counted_alike.iter().filter(|other| slot(**other) == slot(flooded)).count();
         // About 61 of them, and each by chance of 1/256.
         assert!(alike < 8, "{alike} of {}", counted_alike.len());
     }

@@ -38,7 +38,7 @@ pub(crate) use self::{expiring::Expiring, sweep::Sweepable};
 use crate::{
     bucket::Bucket,
     clock::Clock,
-    key::{Key, entropy},
+    key::{Key, KeyHasher, entropy},
     sync::MutexGuard,
 };
 
@@ -46,18 +46,27 @@ pub(crate) struct Store<V = Bucket> {
     map: DashMap<PackedKey, V, SeedableRandomState>,
     capacity: Capacity,
     overflow: Overflow<V>,
+    /// Chooses the slots of the overflow table.
+    keys: KeyHasher,
     at_cap: AtCap,
     clock: Clock,
 }
 
 impl<V: Expiring> Store<V> {
+    /// For keys that have a place, or none: a store with an overflow table chooses its slots
+    /// [by the secret](Self::with_overflow) of the keys.
     pub(crate) fn new(cap: Cap, clock: Clock) -> Self {
+        Self::with_overflow(cap, clock, KeyHasher::random())
+    }
+
+    pub(crate) fn with_overflow(cap: Cap, clock: Clock, keys: KeyHasher) -> Self {
         let Cap { max_keys, beyond: at_cap, .. } = cap;
         let hasher = SeedableRandomState::with_seed(entropy(), SharedSeed::global_random());
         Self {
             map: DashMap::with_hasher_and_shard_amount(hasher, shards(max_keys)),
             capacity: Capacity::new(cap),
             overflow: Overflow::new(max_keys),
+            keys,
             at_cap,
             clock,
         }
@@ -103,7 +112,7 @@ impl<V: Expiring> Store<V> {
 
     /// Locks the slot of the overflow table that `key` uses.
     pub(crate) fn overflow_slot(&self, key: Key) -> MutexGuard<'_, V> {
-        self.overflow.lock(self.map.hasher(), key)
+        self.overflow.lock(&self.keys, key)
     }
 
     /// Lists `limit` keys from position `from` on, shard by shard.
@@ -115,7 +124,41 @@ impl<V: Expiring> Store<V> {
     /// at a time.
     pub(crate) fn see_all(&self, mut see: impl FnMut(V)) {
         self.map.iter().for_each(|entry| see(*entry.value()));
+        self.overflow.see_all(|_, value| see(value));
+    }
+
+    /// Shows every key with its number to `see`, without those in the overflow table. Locks one
+    /// shard at a time.
+    pub(crate) fn see_keys(&self, mut see: impl FnMut(Key, V)) {
+        self.map.iter().for_each(|entry| see((*entry.key()).into(), *entry.value()));
+    }
+
+    /// Shows every number in the overflow table to `see`, with its index. Locks one slot at a time.
+    pub(crate) fn see_overflow(&self, see: impl FnMut(usize, V)) {
         self.overflow.see_all(see);
+    }
+
+    /// Locks the slot of the overflow table at this index, which is less than
+    /// [`overflow_len`](Self::overflow_len).
+    pub(crate) fn lock_overflow(&self, index: usize) -> MutexGuard<'_, V> {
+        self.overflow.lock_slot(index)
+    }
+
+    /// The number of slots in the overflow table.
+    pub(crate) fn overflow_len(&self) -> usize {
+        self.overflow.len()
+    }
+
+    /// Returns every key with its number that means something.
+    pub(crate) fn all(&self) -> Vec<(Key, V)> {
+        let now = self.clock.now();
+        let mut all = Vec::with_capacity(self.len());
+        self.see_keys(|key, value| {
+            if !value.is_over(now) {
+                all.push((key, value));
+            }
+        });
+        all
     }
 
     /// The number of keys in the map.

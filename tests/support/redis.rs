@@ -4,6 +4,9 @@
 #[path = "port.rs"]
 mod port;
 
+#[path = "waiting.rs"]
+mod waiting;
+
 use std::{
     env, fs,
     future::Future,
@@ -12,6 +15,8 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
+
+pub(crate) use waiting::within_a_minute;
 
 pub(crate) use port::free_port;
 
@@ -274,15 +279,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
         let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a condition of another process is polled")]
-pub(crate) fn within_a_minute(mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(60), "it does not come true");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
