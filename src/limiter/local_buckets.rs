@@ -85,6 +85,22 @@ impl LocalBuckets {
         self.each[index].basis_of(policy, limit)
     }
 
+    /// A share of what a policy's buckets are decided by, at least one cell of what is not zero.
+    #[cfg(feature = "redis")]
+    pub(crate) fn share_of(&self, policy: usize, quota: Quota, share: f64) -> Quota {
+        match self.each[policy].window() {
+            Some(_) if quota.burst_size() == 0 => quota,
+            Some(_) => Quota::of_window(quota.scaled(share).burst_size()),
+            None => quota.scaled(share),
+        }
+    }
+
+    /// Sets the window of a policy that has windows.
+    #[cfg(feature = "redis")]
+    pub(crate) fn set_window(&self, policy: usize, limit: &Limit) {
+        self.each[policy].set_window(limit);
+    }
+
     /// Lets requests of a policy wait for as long, now and later.
     pub(crate) fn allow_slack(&self, policy: usize, slack: Slack) {
         self.each[policy].allow_slack(slack);

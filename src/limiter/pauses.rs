@@ -68,7 +68,7 @@ impl Pause {
 impl Pause {
     /// The same of a window: in a pause it is used up, and nothing comes back before both have
     /// ended.
-    pub(super) fn shown_in_window(self, quota: Quota, backlog: Nanos, window: WindowLeft, now: Timestamp) -> Level {
+    pub(crate) fn shown_in_window(self, quota: Quota, backlog: Nanos, window: WindowLeft, now: Timestamp) -> Level {
         let left = self.until.since(now);
         if left.is_zero() {
             return Level { limit: DecidedLimit::of(quota, Some(window)), backlog };

@@ -13,7 +13,7 @@ use std::{
 use crate::clock;
 use crate::clock::{Nanos, Timestamp};
 #[cfg(feature = "redis")]
-use crate::quota::Quota;
+use crate::limit::Limit;
 
 /// Lets one event a minute through.
 #[derive(Debug, Default)]
@@ -296,7 +296,7 @@ pub(crate) fn redis_ban_lost(reason: &str, throttle: &Throttle, now: Timestamp) 
 
 /// The quota of a policy was set by another process, or before this one was started.
 #[cfg(feature = "redis")]
-pub(crate) fn quota_changed(policy: &str, quota: Quota) {
+pub(crate) fn limit_changed(policy: &str, limit: &Limit) {
     #[cfg(feature = "tracing")]
-    tracing::info!(policy, %quota, "an operator has set the quota of this policy in Redis");
+    tracing::info!(policy, %limit, "an operator has set the limit of this policy in Redis");
 }

@@ -1,7 +1,8 @@
 -- Acquires the cells of as many requests as wanted from each bucket, or of as many as all buckets
 -- grant. KEYS: one for each bucket. ARGV: the number of requests, then for each bucket the cells of
 -- a request, the time of a cell, the burst, how long requests may wait, the count and the period of
--- a quota that was chosen for the key (or nothing), and 1 for shadow mode.
+-- a quota that was chosen for the key (or nothing), 1 for shadow mode, and the boundaries of the
+-- policy's windows around now (or nothing).
 --
 -- Returns how many requests are granted, when (seconds and nanoseconds), and for each bucket its
 -- backlog before, the time of a cell that this backlog is in (0: that of the request), how long the
@@ -9,13 +10,21 @@
 -- chosen for the key before, the number of the bucket, and count, period, burst and time of a cell.
 -- Then, for each bucket with a pause, its number below zero, how long the pause lasts, and how long
 -- all pauses together.
+--
+-- Where now is not between the boundaries, does nothing, and returns -1 and when.
 local granted = tonumber(ARGV[1])
 local asked, more = {}, nil
 -- With places for one bucket: a table that grows costs more.
 local reply = { 0, s, us * 1000, 0, 0, 0, 0 }
 
+local windows = {}
 for i = 1, #KEYS do
-    local n, bucket = 6 * i - 4, read(KEYS[i])
+    windows[i] = window_of(ARGV[7 * i + 1])
+    if windows[i] and not windows[i].known then return { -1, s, us * 1000 } end
+end
+
+for i = 1, #KEYS do
+    local n, bucket = 7 * i - 5, read(KEYS[i], windows[i])
     local cells, cell, burst, plan = tonumber(ARGV[n]), ARGV[n + 1], ARGV[n + 2], ARGV[n + 4]
     if plan == '' then
         plan = nil

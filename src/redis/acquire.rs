@@ -48,6 +48,12 @@ struct GroupReply {
     decided: Option<(Arc<Node>, Box<Decided>)>,
 }
 
+impl GroupReply {
+    fn is_outside(&self) -> bool {
+        self.decided.as_ref().is_some_and(|(_, decided)| decided.is_outside)
+    }
+}
+
 impl RedisLimiter {
     /// Decides whether a request is allowed, and acquires its cells if it is. See
     /// [`Limiter::decide`](crate::Limiter::decide).
@@ -103,13 +109,19 @@ impl RedisLimiter {
         // Read before Redis is asked: so recorded bounds are never too high.
         let at = set.now();
         let groups = self.groups(&asked, patience);
-        let mut replies: SmallVec<[GroupReply; 1]> = match &groups[..] {
-            [only] => self.call_group(only.clone()).await,
-            several => {
-                let calls = several.iter().map(|group| self.call_group(group.clone()));
-                join_all(calls).await.into_iter().flatten().collect()
+        let mut replies = self.call_groups(&groups).await;
+        if self.learn_time(&replies, at) {
+            // With the windows around the server's time. Whatever was granted by others is refunded
+            // when its reply is dropped.
+            drop(replies);
+            let asked = self.ask(&demands);
+            replies = self.call_groups(&self.groups(&asked, patience)).await;
+            if self.learn_time(&replies, at) {
+                // The clocks of two nodes differ by more than a window: as if they had not
+                // answered.
+                replies.iter_mut().filter(|reply| reply.is_outside()).for_each(|reply| reply.decided = None);
             }
-        };
+        }
         #[cfg(test)]
         for (_, decided) in replies.iter().filter_map(|reply| reply.decided.as_ref()) {
             super::server_clock::note(decided.at.timestamp());
@@ -140,10 +152,13 @@ impl RedisLimiter {
 
     /// What is asked of each policy, of whom, and in which epoch.
     fn ask(&self, demands: &Demands) -> AllAsked {
-        let RedisParts { set, lower_bounds, .. } = &*self.parts;
+        let RedisParts { set, lower_bounds, windows, .. } = &*self.parts;
+        let now = set.now();
         let asked = demands.iter().map(|(policy, demand)| {
             let principal = Principal::of(demand.key, set.hasher());
-            Asked { policy: *policy, demand: *demand, principal, epoch: lower_bounds.epochs.of(principal) }
+            let (window, current) = (windows.times(*policy, now), windows.current(*policy, now));
+            let epoch = lower_bounds.epochs.of(principal);
+            Asked { policy: *policy, demand: *demand, principal, epoch, window, current }
         });
         asked.collect()
     }
@@ -162,6 +177,27 @@ impl RedisLimiter {
         }
     }
 
+    async fn call_groups(&self, groups: &[CallGroup]) -> SmallVec<[GroupReply; 1]> {
+        match groups {
+            [only] => self.call_group(only.clone()).await,
+            several => {
+                let calls = several.iter().map(|group| self.call_group(group.clone()));
+                join_all(calls).await.into_iter().flatten().collect()
+            }
+        }
+    }
+
+    /// Learns what time it is on the server, for policies with windows. True where a server has
+    /// done nothing, because the windows that were sent are not around its time.
+    fn learn_time(&self, replies: &[GroupReply], now: Timestamp) -> bool {
+        for reply in replies.iter().filter(|reply| reply.group.asked.iter().any(|asked| asked.window.is_some())) {
+            if let Some((_, decided)) = &reply.decided {
+                self.parts.windows.note(decided.at.timestamp(), now);
+            }
+        }
+        replies.iter().any(GroupReply::is_outside)
+    }
+
     /// Groups what can be asked for in one call. In a cluster a call asks for one slot: the
     /// policies that count one principal.
     fn groups(&self, asked: &[Asked], patience: Nanos) -> SmallVec<[CallGroup; 1]> {
@@ -169,7 +205,7 @@ impl RedisLimiter {
         let mut groups: SmallVec<[(AllAsked, Vec<RedisDemand>); 1]> = SmallVec::new();
         for asked in asked {
             let key = names.bucket(asked.principal, self.policies()[asked.policy].name());
-            let redis_demand = RedisDemand::new(key, &asked.demand, patience);
+            let redis_demand = RedisDemand::new(key, &asked.demand, patience, asked.window);
             let slot = |demand: &RedisDemand| if topology.has_slots() { demand.slot() } else { 0 };
             match groups.iter_mut().find(|(_, others)| slot(&others[0]) == slot(&redis_demand)) {
                 Some((group, redis_demands)) => {

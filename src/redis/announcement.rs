@@ -6,7 +6,7 @@
 //! pause.
 
 use super::{names::Principal, protocol::PauseState};
-use crate::{clock::Nanos, quota::Quota};
+use crate::{clock::Nanos, limit::Limit};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Announcement {
@@ -91,9 +91,9 @@ pub(super) fn quota_field(policy: &str) -> String {
     format!("quota:{policy}")
 }
 
-/// The policy and the quota of a field and its value. `None` where it is none that this version
+/// The policy and the limit of a field and its value. `None` where it is none that this version
 /// knows.
-pub(super) fn read_setting((field, value): &(String, String)) -> Option<(&str, Quota)> {
+pub(super) fn read_setting((field, value): &(String, String)) -> Option<(&str, Limit)> {
     Some((field.strip_prefix("quota:")?, value.parse().ok()?))
 }
 

@@ -1,6 +1,7 @@
 -- A bucket is text: "ARRIVAL WRITTEN GENERATION CELL", and then, as far as there are such,
 -- " pCOUNT PERIOD BURST" (the quota that was chosen for the key), " bEND" (a block), " nEND" (a
--- ban), " sEND TOTAL" (a pause, and the nanoseconds of all pauses). The arrival time and the ends
+-- ban), " sEND TOTAL" (a pause, and the nanoseconds of all pauses), " w" (of a window: the arrival
+-- time is its start, and a nanosecond for each cell that is used). The arrival time and the ends
 -- are in nanoseconds since 1970: a Lua number would lose the last digits, so only differences are
 -- numbers here. WRITTEN and GENERATION are in microseconds since 1970, which are exact. CELL,
 -- PERIOD and TOTAL are nanoseconds.
@@ -26,8 +27,22 @@ local function after(nanos)
     return s + carried, max(0, min(999999999, ends - carried * 1000000000))
 end
 
--- An empty value, and one that is not a bucket, are full buckets.
-local function read(key)
+-- The window of now, or the nearest to it: start and end in seconds, of the four boundaries that the
+-- process knows. Where now is not between them, the clocks differ by more than a window.
+local function window_of(boundaries)
+    if boundaries == '' then return nil end
+    local first, second, third, last = match(boundaries, '^(%d+) (%d+) (%d+) (%d+)$')
+    first, second, third, last = tonumber(first), tonumber(second), tonumber(third), tonumber(last)
+    local known = s >= first and s < last
+    if s >= third then return { starts = third, ends = last, known = known } end
+    if s >= second then return { starts = second, ends = third, known = known } end
+    return { starts = first, ends = second, known = known }
+end
+
+-- An empty value, and one that is not a bucket, are full buckets. So is one of a rate in a window,
+-- and the reverse. What is used of a window is counted from its start, or from the bucket's own where
+-- that is later, because a clock has stepped back.
+local function read(key, window)
     local value = redis.call('GET', key)
     local arrives, nanos, written, generation, cell, more
     if value then
@@ -35,7 +50,7 @@ local function read(key)
             match(value, '^(%d+)(%d%d%d%d%d%d%d%d%d) (%d+) (%d+) ([1-9]%d*)(.*)$')
     end
     if not arrives or #arrives > 10 then
-        return { backlog = 0, block = 0, ban = 0, pause = 0, paused = 0, generation = now }
+        return { backlog = 0, block = 0, ban = 0, pause = 0, paused = 0, generation = now, window = window }
     end
     -- Where the clock has stepped back, everything lasts as long as it did when it was written. By
     -- the time of now, a large step would lose the last digits.
@@ -47,7 +62,8 @@ local function read(key)
     local backlog = (tonumber(arrives) - at_s) * 1000000000 + (tonumber(nanos) - at_us * 1000)
     local bucket = {
         backlog = max(0, backlog), block = 0, ban = 0, generation = tonumber(generation), cell = cell,
-        from = tonumber(cell), moved = moved, arrives = arrives, nanos = nanos, pause = 0, paused = 0
+        from = tonumber(cell), moved = moved, arrives = arrives, nanos = nanos, pause = 0, paused = 0,
+        window = window
     }
     if more ~= '' then
         bucket.plan, bucket.burst = match(more, ' p([1-9]%d* [1-9]%d*) ([1-9]%d*)')
@@ -62,6 +78,16 @@ local function read(key)
             if bucket.pause > 0 or bucket.backlog > 0 then bucket.paused = tonumber(total) end
         end
     end
+    local in_window = match(more, ' w') ~= nil
+    if window then
+        local own = tonumber(arrives) - tonumber(arrives) % 60
+        bucket.starts = max(window.starts, own)
+        bucket.backlog = max(0, (tonumber(arrives) - bucket.starts) * 1000000000 + tonumber(nanos))
+    end
+    if in_window ~= (window ~= nil) then
+        bucket.backlog, bucket.cell, bucket.from, bucket.plan, bucket.burst = 0, nil, nil, nil, nil
+        bucket.starts = window and window.starts
+    end
     return bucket
 end
 
@@ -70,9 +96,19 @@ local function write(key, bucket)
     bucket.backlog = min(bucket.backlog, 4611686018427387904)
     local lasts = bucket.backlog > 0 and bucket.pause + bucket.backlog or 0
     local seconds, nanos = after(lasts)
+    local window = bucket.window
+    if window then
+        local starts = bucket.starts or window.starts
+        seconds = starts + floor(bucket.backlog / 1000000000)
+        nanos = bucket.backlog % 1000000000
+        -- The end of a window that is ahead is not known: two of its length are enough.
+        local ends = starts > window.starts and starts + 2 * (window.ends - window.starts) or window.ends
+        lasts = bucket.backlog > 0 and (ends - s) * 1000000000 - us * 1000 or 0
+    end
     local value =
         format('%.0f%09.0f %.0f %.0f %s', seconds, nanos, now, bucket.generation, bucket.cell or '1')
     if bucket.plan then value = value .. ' p' .. bucket.plan .. ' ' .. bucket.burst end
+    if window then value = value .. ' w' end
     lasts = max(lasts, bucket.pause)
     if bucket.paused > 0 then
         seconds, nanos = after(bucket.pause)

@@ -24,6 +24,7 @@ use super::{
     node::{Node, NodeConfig},
     protocol::RedisDemand,
     topology::{Cluster, Topology},
+    windows::ServerWindows,
 };
 use crate::{
     key::KeyHasher,
@@ -298,9 +299,6 @@ impl RedisBuilder {
         if let Some(capped) = self.policies.iter().find(|policy| policy.is_capped()) {
             return Err(RedisConfigError::Capped(capped.name().to_owned()));
         }
-        if let Some(window) = self.policies.iter().find(|policy| policy.limit().window().is_some()) {
-            return Err(RedisConfigError::Window(window.name().to_owned()));
-        }
         if let Some(counting) = self.policies.iter().find(|policy| policy.counts_denied()) {
             return Err(RedisConfigError::CountsDenied(counting.name().to_owned()));
         }
@@ -335,6 +333,7 @@ impl RedisBuilder {
                 names,
                 topology,
                 lower_bounds: LowerBounds::new(&set, self.cached_keys),
+                windows: ServerWindows::new(&set),
                 fallback: FallbackBuckets::new(&set, on_failure),
                 config,
                 slacks: set.policies().iter().map(|_| AtomicU64::new(0)).collect(),

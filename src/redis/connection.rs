@@ -20,7 +20,7 @@ use super::{
     address::{Login, NodeAddress},
     dial::BoxedStream,
     names::SLOTS,
-    protocol::{Element, Query, RedisDemand, Reply, Settlement, SettlementPart, plan_text},
+    protocol::{Element, Query, RedisDemand, Reply, ServerTime, Settlement, SettlementPart, boundaries, plan_text},
     reason,
     script::{ACQUIRE, SETTLE, Script},
 };
@@ -192,9 +192,10 @@ impl Connection {
         let call = |verb: &str, script: &str| {
             let mut command = script_call(verb, script, demands.iter().map(|demand| &demand.key));
             command.arg(requests);
-            for RedisDemand { cells, quota, planned, patience, shadow, .. } in demands {
+            for demand @ RedisDemand { cells, quota, planned, patience, shadow, .. } in demands {
                 command.arg(*cells).arg(quota.cell_nanos().get()).arg(quota.burst_size()).arg(patience.get());
                 command.arg(if *planned { plan_text(*quota) } else { String::new() }).arg(u8::from(*shadow));
+                command.arg(demand.boundaries());
             }
             command
         };
@@ -219,14 +220,16 @@ impl Connection {
         let call = |verb: &str, script: &str| {
             let mut command = script_call(verb, script, parts.iter().map(|part| &part.key));
             command.arg(at.seconds).arg(at.nanos);
-            for SettlementPart { refund, generation, quota, planned, arrival, charge, slack, paused, waits, .. } in
-                parts
-            {
+            for part in parts {
+                let SettlementPart {
+                    refund, generation, quota, planned, arrival, charge, slack, paused, waits, ..
+                } = part;
                 command.arg(refund.get()).arg(*generation).arg(quota.cell_nanos().get()).arg(quota.burst_size());
                 command.arg(arrival.map(|arrival| arrival.as_nanos().to_string()).unwrap_or_default());
                 command.arg(*charge).arg(slack.get());
                 command.arg(if *planned { plan_text(*quota) } else { String::new() }).arg(paused.get());
-                command.arg(waits.get());
+                command.arg(waits.get()).arg(boundaries(part.window));
+                command.arg(ServerTime::of(part.window_start).seconds);
             }
             command
         };

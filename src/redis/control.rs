@@ -12,19 +12,20 @@ use super::{
     limiter::{RedisLimiter, RedisParts},
     lower_bounds::NewBans,
     names::{Principal, slot},
-    protocol::{Element, PauseState, Query, read_plan},
+    protocol::{Element, PauseState, Query, boundaries, read_outside, read_plan},
     script::{CONTROL, QUOTAS},
+    windows::WindowTimes,
     worker::QueryError,
 };
 use crate::{
     bucket::{Bucket, MAX_SLACK},
     clock::{Nanos, Timestamp},
-    decision::{Allowed, DecidedLimit, Denied, Level, Receipt, Standing},
+    decision::{Allowed, DecidedLimit, Denied, Level, Receipt, Standing, WindowLeft},
     key::{IntoKey, Key},
     limit::{IntoLimit, Limit},
     limiter::{DeniedKey, LimitError, MAX_PATIENCE, Settle as _, UnknownPolicy},
     observe::{events, metrics},
-    policy::Demand,
+    policy::{Demand, Policy},
     quota::Quota,
 };
 
@@ -50,6 +51,7 @@ struct Controlled {
     cell: Nanos,
     blocked: Nanos,
     pause: PauseState,
+    window: Option<WindowLeft>,
 }
 
 impl Controlled {
@@ -57,8 +59,12 @@ impl Controlled {
     fn standing<'a>(&self, policy: &'a str, quota: Quota) -> Standing<'a> {
         let start = Timestamp::ORIGIN;
         let bucket = Bucket::with_backlog(start, self.backlog).converted(start, self.cell, quota.cell_nanos());
-        let backlog = self.pause.shown(bucket.backlog(start), quota);
-        Standing::of(policy, Level { limit: DecidedLimit::Rate(quota), backlog })
+        let backlog = bucket.backlog(start);
+        let level = match self.window {
+            Some(window) => self.pause.shown_in_window(quota, backlog, window),
+            None => Level { limit: DecidedLimit::Rate(quota), backlog: self.pause.shown(backlog, quota) },
+        };
+        Standing::of(policy, level)
     }
 }
 
@@ -222,7 +228,11 @@ impl RedisLimiter {
     /// When there is no policy of this name.
     pub fn limit(&self, policy: &str) -> Result<Limit, UnknownPolicy> {
         let (index, _) = self.parts.set.find(policy)?;
-        Ok(Limit::Quota(self.parts.set.quota(index)))
+        let own = self.parts.set.quota(index);
+        Ok(match self.parts.windows.window(index) {
+            Some(window) => Limit::Window(window),
+            None => Limit::Quota(own),
+        })
     }
 
     /// Sets the limit of the policy of this name, for every later decision of all processes. A
@@ -450,12 +460,19 @@ impl RedisLimiter {
         action: Action,
         start: Timestamp,
     ) -> Result<Controlled, ControlError> {
-        let RedisParts { set, .. } = &*self.parts;
-        let reply = self.query(self.query_of(index, principal, action), start).await?;
-        read(&reply, set.quota(index)).ok_or_else(ControlError::garbage)
+        let RedisParts { set, windows, .. } = &*self.parts;
+        let mut times = windows.times(index, start);
+        let mut reply = self.query(self.query_of(index, principal, action, times), start).await?;
+        if let Some(at) = read_outside(&reply) {
+            // Nothing was done: now with the windows around the server's time.
+            windows.note(at.timestamp(), start);
+            times = windows.times(index, start);
+            reply = self.query(self.query_of(index, principal, action, times), start).await?;
+        }
+        read(&reply, set.quota(index), times).ok_or_else(ControlError::garbage)
     }
 
-    fn query_of(&self, index: usize, principal: Principal, action: Action) -> Query {
+    fn query_of(&self, index: usize, principal: Principal, action: Action, times: Option<WindowTimes>) -> Query {
         let RedisParts { set, names, .. } = &*self.parts;
         let announcement = match action {
             // Nobody knows of a bucket what these make untrue.
@@ -475,7 +492,7 @@ impl RedisLimiter {
             Action::Peek => "peek",
             Action::Reset => "reset",
         };
-        let mut arguments = vec![what.to_owned(), names.control(), announcement];
+        let mut arguments = vec![what.to_owned(), names.control(), announcement, boundaries(times)];
         match action {
             Action::Ban(time) | Action::Block(time) => arguments.push(time.get().to_string()),
             Action::Pause(time) => {
@@ -524,14 +541,15 @@ impl RedisLimiter {
 
     /// Bans keys in all processes, and does not wait for Redis: this process obeys from now on.
     pub(super) fn ban(&self, bans: NewBans) {
-        let RedisParts { set, lower_bounds, topology, config, .. } = &*self.parts;
+        let RedisParts { set, lower_bounds, topology, config, windows, .. } = &*self.parts;
         for (policy, key, length) in bans {
             let principal = Principal::of(key, set.hasher());
             // From here on Redis has it, and an operator may end it there.
             set.hand_over_ban(policy, key);
             let until = set.now().saturating_add(length);
             lower_bounds.record_block(policy, key, until, lower_bounds.epochs.of(principal));
-            let query = self.query_of(policy, principal, Action::Ban(length));
+            let times = windows.times(policy, set.now());
+            let query = self.query_of(policy, principal, Action::Ban(length), times);
             let Query::Script { key, .. } = &query else { continue };
             if let Some(node) = topology.node_of(slot(key)) {
                 node.send_query(query, config.limits.call_timeout);
@@ -552,8 +570,8 @@ impl Drop for ForgetAtEnd<'_> {
     }
 }
 
-fn read(reply: &[Element], own: Quota) -> Option<Controlled> {
-    let [_seconds, _nanos, was_used, backlog, cell, blocked, Element::Text(plan), paused_for, paused] = reply else {
+fn read(reply: &[Element], own: Quota, times: Option<WindowTimes>) -> Option<Controlled> {
+    let [seconds, nanos, was_used, backlog, cell, blocked, Element::Text(plan), paused_for, paused] = reply else {
         return None;
     };
     let (was_used, backlog, cell) = (was_used.number()? == 1, backlog.nanos()?, cell.nanos()?);
@@ -561,7 +579,9 @@ fn read(reply: &[Element], own: Quota) -> Option<Controlled> {
     let quota = plan.filter(|_| !backlog.is_zero()).unwrap_or(own);
     let cell = if cell.is_zero() { quota.cell_nanos() } else { cell };
     let pause = PauseState { left: paused_for.nanos()?, total: paused.nanos()? };
-    Some(Controlled { was_used, quota, backlog, cell, blocked: blocked.nanos()?, pause })
+    let at = Timestamp::from_nanos(seconds.number()?.checked_mul(Nanos::SECOND.get())?.checked_add(nanos.number()?)?);
+    let window = times.map(|times| times.at(at).left);
+    Some(Controlled { was_used, quota, backlog, cell, blocked: blocked.nanos()?, pause, window })
 }
 
 impl Listener for RedisParts {
@@ -584,17 +604,29 @@ impl Listener for RedisParts {
 
     fn apply(&self, settings: &[(String, String)]) {
         for setting in settings {
-            let found = read_setting(setting).map(|(policy, quota)| (self.set.find(policy), quota));
+            let found = read_setting(setting).map(|(policy, limit)| (self.set.find(policy), limit));
             match found {
-                Some((Ok((index, _)), quota)) if quota != self.set.quota(index) => {
-                    self.set.set_quota(index, quota);
-                    events::quota_changed(self.set.policies()[index].name(), quota);
+                Some((Ok((index, policy)), limit)) if self.changes(index, policy, &limit) => {
+                    self.set.set_quota(index, limit.basis());
+                    if let Some(window) = limit.window() {
+                        self.windows.set(index, window, self.set.now());
+                        self.fallback.set_window(index, &limit);
+                    }
+                    events::limit_changed(policy.name(), &limit);
                 }
                 // It is known, or its policy is another limiter's.
                 Some(_) => {}
                 None => metrics::redis_announcement_ignored(),
             }
         }
+    }
+}
+
+impl RedisParts {
+    /// Whether a limit is another one than the policy has now, and of its kind.
+    fn changes(&self, index: usize, policy: &Policy, limit: &Limit) -> bool {
+        policy.limit().is_like(limit)
+            && (limit.basis() != self.set.quota(index) || limit.window() != self.windows.window(index).as_ref())
     }
 }
 

@@ -59,8 +59,6 @@ pub enum RedisConfigError {
     TlsWithoutAddress,
     /// `on_failure_of` names a policy that does not exist.
     UnknownPolicy(UnknownPolicy),
-    /// The policy of this name has a window, which is not possible over Redis.
-    Window(String),
 }
 
 impl fmt::Display for RedisConfigError {
@@ -116,7 +114,6 @@ impl fmt::Display for RedisConfigError {
                 write!(f, "the timeout {timeout:?} is invalid: use more than zero and at most a minute")
             }
             Self::UnknownPolicy(unknown) => unknown.fmt(f),
-            Self::Window(policy) => write!(f, "the policy {policy:?} has a window, which is not possible over Redis"),
         }
     }
 }

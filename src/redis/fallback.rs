@@ -55,6 +55,11 @@ impl FallbackBuckets {
         self.buckets.basis_of(index, policy, limit)
     }
 
+    /// Prepares for another limit of a policy.
+    pub(super) fn set_window(&self, policy: usize, limit: &Limit) {
+        self.buckets.set_window(policy, limit);
+    }
+
     /// Decides without Redis, as each policy says.
     #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
     pub(super) fn acquire(
@@ -78,7 +83,7 @@ impl FallbackBuckets {
                 OnFailure::Local { share } => {
                     let mut demand = *demand;
                     let whole = demand.quota.burst_size();
-                    demand.quota = demand.quota.scaled(share);
+                    demand.quota = self.buckets.share_of(*policy, demand.quota, share);
                     if (demand.quota.burst_size() + 1..=whole).contains(&demand.cells) && !demand.shadow {
                         // The whole quota may grant the request, and a share of it never does.
                         return Err(set.unavailable(*policy));

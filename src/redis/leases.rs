@@ -79,6 +79,10 @@ impl Leases {
 
     /// How many requests to acquire in advance.
     pub(super) fn in_advance(&self, demands: &RedisDemands, now: Timestamp) -> u32 {
+        // Cells of a window must not be used in the next one.
+        if demands.iter().any(|demand| demand.window.is_some()) {
+            return 0;
+        }
         let Some(lease) = self.active.get(demands) else { return 0 };
         let (age, time) = (now.since(lease.since), self.time());
         // Not extrapolated below the time of a lease: a second request a millisecond later does not
@@ -182,6 +186,8 @@ fn refund_of(lease: &Lease, demands: &RedisDemands) -> Option<Settlement> {
         slack: Nanos::ZERO,
         waits: Nanos::ZERO,
         paused: all.pause.total,
+        window: demand.window,
+        window_start: all.window.map(|window| window.start).unwrap_or_default(),
     });
     Some(Settlement { at: reply.at, parts: parts.collect() })
 }
@@ -203,13 +209,14 @@ mod tests {
     fn demands(burst: u64) -> RedisDemands {
         let quota = Quota::every(Duration::from_nanos(10)).burst(burst.try_into().unwrap());
         let key = "{p:00000000000000000000000abc}:k".to_owned();
-        [RedisDemand { key, cells: 1, quota, planned: false, patience: Nanos::ZERO, shadow: false }].into()
+        [RedisDemand { key, cells: 1, quota, planned: false, patience: Nanos::ZERO, shadow: false, window: None }]
+            .into()
     }
 
     fn reply(granted: u32, backlog: u64) -> Reply {
         let backlog = Nanos::new(backlog);
         let bucket = BucketState { generation: 3, ..BucketState::with_backlog(backlog) };
-        Reply { granted, at: AT, buckets: [bucket].into_iter().collect() }
+        Reply { granted, at: AT, buckets: [bucket].into_iter().collect(), is_outside: false }
     }
 
     fn leases(max: u32) -> Leases {

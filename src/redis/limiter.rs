@@ -13,7 +13,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     fallback::FallbackBuckets, health::CallCounts, lower_bounds::LowerBounds, names::KeyNames, node::NodeConfig,
-    topology::Topology,
+    topology::Topology, windows::ServerWindows,
 };
 use crate::{
     bucket::MAX_SLACK,
@@ -38,6 +38,7 @@ pub(super) struct RedisParts {
     pub(super) topology: Topology,
     pub(super) lower_bounds: LowerBounds,
     pub(super) fallback: FallbackBuckets,
+    pub(super) windows: ServerWindows,
     pub(super) config: NodeConfig,
     /// How long requests may wait, in nanoseconds, by the policy's index.
     pub(super) slacks: Box<[AtomicU64]>,
@@ -56,8 +57,11 @@ impl RedisLimiter {
         Nanos::new(self.parts.debt_slacks[policy].load(Ordering::Relaxed))
     }
 
-    /// Lets requests of a policy wait for as long, now and later.
+    /// Lets requests of a policy wait for as long, now and later. Nobody waits for a window.
     pub(super) fn allow_slack(&self, policy: usize, slack: Slack) {
+        if self.policies()[policy].limit().window().is_some() {
+            return;
+        }
         let RedisParts { slacks, debt_slacks, fallback, .. } = &*self.parts;
         let (Slack::OfLayer(time) | Slack::OfReservation(time)) = slack;
         let time = time.min(MAX_SLACK).get();

@@ -13,11 +13,12 @@ use super::{
     epochs::{Epoch, Epochs},
     names::Principal,
     protocol::{BucketState, Decided, PauseState, ServerTime},
+    windows::{ServerWindow, WindowTimes},
 };
 use crate::{
     bucket::{Bucket, Evaluation},
     clock::{Nanos, Timestamp},
-    decision::{Denied, PolicyOutcome, PolicyOutcomes, Receipt, ReceiptOrigin, Receipts, Verdict},
+    decision::{Denied, Level, PolicyOutcome, PolicyOutcomes, Receipt, ReceiptOrigin, Receipts, Verdict, WindowLeft},
     key::Key,
     limiter::{Demands, Grant, MAX_PATIENCE, Pause, Pauses, PolicySet, is_near_limit, start_sweeping},
     observe::metrics::{DecidedBy, Outcome},
@@ -70,6 +71,10 @@ pub(super) struct Asked {
     pub(super) demand: Demand,
     pub(super) principal: Principal,
     pub(super) epoch: Epoch,
+    /// Around now, for a policy with windows.
+    pub(super) window: Option<WindowTimes>,
+    /// The current window, as far as the server's time is known.
+    pub(super) current: Option<ServerWindow>,
 }
 
 /// Who asks.
@@ -153,7 +158,10 @@ impl LowerBounds {
             let now = set.now();
             let until = entry.as_deref().copied().unwrap_or_default().since(epoch);
             drop(entry);
-            answer(policy, &demand, &BucketState::with_backlog(until.since(now)), patience).denied()
+            // What is used of a window is not known here.
+            let window = asked.current;
+            let known = if window.is_some() { Nanos::ZERO } else { until.since(now) };
+            answer(policy, &demand, &BucketState { window, ..BucketState::with_backlog(known) }, patience).denied()
         };
         let blocks = |asked: &Asked| {
             let blocks = &self.each[asked.policy].blocks;
@@ -225,7 +233,7 @@ impl LowerBounds {
                 answer.outcome.verdict = Verdict::Granted;
             }
             let acquired = granted && answer.outcome.verdict == Verdict::Granted;
-            let bound = if !state.pause.left.is_zero() {
+            let bound = if state.window.is_some() || !state.pause.left.is_zero() {
                 // A bound says nothing of a pause, and the denial has to.
                 None
             } else if acquired {
@@ -274,8 +282,9 @@ impl LowerBounds {
             if blocks.len() == 0 { None } else { blocks.get(demand.key).map(|known| known.until) }
         };
         let known = |index: usize| {
-            let Asked { policy, demand, .. } = &asked[index];
-            answer(*policy, demand, &BucketState::with_backlog(Nanos::ZERO), Nanos::ZERO).denied()
+            let Asked { policy, demand, current: window, .. } = asked[index];
+            let empty = BucketState { window, ..BucketState::with_backlog(Nanos::ZERO) };
+            answer(policy, &demand, &empty, Nanos::ZERO).denied()
         };
         if (0..asked.len()).all(|index| until(index).is_none()) {
             return None;
@@ -310,7 +319,7 @@ impl LowerBounds {
     /// Records how long a reply says that a key is blocked, which may be not at all. Where its
     /// epoch has ended, that is for the time without Redis, and only if nothing newer is known.
     fn record_block_of_reply(&self, asked: &Asked, at: Timestamp, blocked: Nanos) {
-        let Asked { policy, demand, principal, epoch } = *asked;
+        let Asked { policy, demand, principal, epoch, .. } = *asked;
         let blocks = &self.each[policy].blocks;
         if blocked.is_zero() && blocks.len() == 0 {
             return;
@@ -366,7 +375,7 @@ impl LowerBounds {
 
     /// Records that a bucket is not idle before then.
     fn raise(&self, set: &PolicySet, asked: &Asked, until: Timestamp) {
-        let Asked { policy, demand, principal, epoch } = asked;
+        let Asked { policy, demand, principal, epoch, .. } = asked;
         // Where responses refund regularly, here or in other processes, no bound lasts. Of what
         // only callers ask for, nobody wants one.
         let policy_of = &set.policies()[*policy];
@@ -449,7 +458,8 @@ fn receipt(demand: &Demand, state: &BucketState, answer: &BucketAnswer, acquired
         planned: demand.planned || state.plan.is_some(),
         added: if acquired { demand.quota.cost(demand.cells) } else { Nanos::ZERO },
         generation: state.generation,
-        after: Bucket::with_backlog(at, answer.ahead),
+        // Of a window, from its start: so the receipt says which one it was.
+        after: Bucket::with_backlog(state.window.map_or(at, |window| window.start), answer.ahead),
         paused: state.pause.total,
         origin: ReceiptOrigin::Redis { at },
     }
@@ -472,6 +482,9 @@ fn answer(policy: usize, demand: &Demand, state: &BucketState, patience: Nanos) 
             let evaluation = bucket.evaluate(now, quota, cells, horizon);
             (evaluation, evaluation.wait, false)
         };
+    if let Some(window) = state.window {
+        return answer_in_window(policy, demand, state, evaluation, window.left);
+    }
     let is_granted_then = evaluation.is_granted();
     evaluation.wait = evaluation.wait.saturating_add(paused_for);
     wait_if_reserved = wait_if_reserved.saturating_add(paused_for);
@@ -498,5 +511,36 @@ fn answer(policy: usize, demand: &Demand, state: &BucketState, patience: Nanos) 
         unacquired: shown(evaluation.clamped),
         ahead: paused_for.saturating_add(after.backlog(now)),
         takes_over: !keeps,
+    }
+}
+
+/// The same in a window. Nobody waits for its end.
+fn answer_in_window(
+    policy: usize,
+    demand: &Demand,
+    state: &BucketState,
+    mut evaluation: Evaluation,
+    mut window: WindowLeft,
+) -> BucketAnswer {
+    let start = Timestamp::ORIGIN;
+    evaluation.wait_until_end(window.left);
+    let after = if evaluation.is_granted() { evaluation.after } else { evaluation.clamped };
+    if demand.cells > 0 {
+        evaluation.wait = evaluation.wait.max(state.pause.left);
+    }
+    if !evaluation.is_granted() && evaluation.wait != Evaluation::NEVER {
+        // No field says another time than `Retry-After`.
+        window.left = evaluation.wait;
+    }
+    let shown = |bucket: Bucket| -> Level { state.pause.shown_in_window(demand.quota, bucket.backlog(start), window) };
+    let mut outcome = PolicyOutcome::of(policy, demand, after, evaluation, start, Some(window));
+    let Level { limit, backlog } = shown(after);
+    (outcome.limit, outcome.backlog) = (limit, backlog);
+    BucketAnswer {
+        outcome,
+        wait: Nanos::ZERO,
+        unacquired: shown(evaluation.clamped).backlog,
+        ahead: after.backlog(start),
+        takes_over: false,
     }
 }

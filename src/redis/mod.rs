@@ -123,6 +123,7 @@ mod settlement;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod topology;
+mod windows;
 mod worker;
 
 #[cfg(all(feature = "serde", feature = "redis-tls"))]

@@ -7,10 +7,15 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{names::slot, script::Script};
+use super::{
+    names::slot,
+    script::Script,
+    windows::{ServerWindow, WindowTimes},
+};
 use crate::{
     bucket::{self, Bucket},
     clock::{Nanos, Timestamp},
+    decision::{Level, WindowLeft},
     limiter::Pause,
     policy::Demand,
     quota::Quota,
@@ -28,22 +33,30 @@ pub(super) struct RedisDemand {
     pub(super) patience: Nanos,
     /// Whether the bucket denies nothing.
     pub(super) shadow: bool,
+    /// Around now, for a policy with windows.
+    pub(super) window: Option<WindowTimes>,
 }
 
 /// What a request asks of its buckets. Requests that ask the same can be asked for together.
 pub(super) type RedisDemands = Arc<[RedisDemand]>;
 
 impl RedisDemand {
-    pub(super) fn new(key: String, demand: &Demand, patience: Nanos) -> Self {
+    pub(super) fn new(key: String, demand: &Demand, patience: Nanos, window: Option<WindowTimes>) -> Self {
         let Demand { quota, cells, planned, shadow, .. } = *demand;
-        let patience = if shadow { Nanos::ZERO } else { patience };
-        Self { key, cells, quota, planned, patience, shadow }
+        // Nobody waits for a window.
+        let patience = if shadow || window.is_some() { Nanos::ZERO } else { patience };
+        Self { key, cells, quota, planned, patience, shadow, window }
+    }
+
+    /// What the script reads of the windows.
+    pub(super) fn boundaries(&self) -> String {
+        boundaries(self.window)
     }
 
     /// A demand of no request, which tests whether the script runs.
     pub(super) fn probe(key: String) -> Self {
         const QUOTA: Quota = Quota::per_second(1_000).burst(2);
-        Self { key, cells: 1, quota: QUOTA, planned: false, patience: Nanos::ZERO, shadow: true }
+        Self { key, cells: 1, quota: QUOTA, planned: false, patience: Nanos::ZERO, shadow: true, window: None }
     }
 
     pub(super) fn slot(&self) -> u16 {
@@ -97,6 +110,8 @@ pub(super) struct BucketState {
     /// request.
     pub(super) plan: Option<Quota>,
     pub(super) pause: PauseState,
+    /// In which it was decided, for a policy with windows.
+    pub(super) window: Option<ServerWindow>,
 }
 
 /// How long a key is paused, on the server's clock. The backlog is that at the end.
@@ -115,11 +130,19 @@ impl PauseState {
     }
 }
 
+impl PauseState {
+    /// The same of a window.
+    pub(super) fn shown_in_window(self, quota: Quota, backlog: Nanos, window: WindowLeft) -> Level {
+        let now = Timestamp::ORIGIN;
+        Pause { until: now.saturating_add(self.left), total: self.total }.shown_in_window(quota, backlog, window, now)
+    }
+}
+
 impl BucketState {
     /// A bucket of which nothing else is known.
     pub(super) fn with_backlog(backlog: Nanos) -> Self {
         let pause = PauseState::default();
-        Self { backlog, from: None, blocked: Nanos::ZERO, generation: 0, plan: None, pause }
+        Self { backlog, from: None, blocked: Nanos::ZERO, generation: 0, plan: None, pause, window: None }
     }
 
     /// The quota that decides, where the request has this one.
@@ -154,12 +177,16 @@ pub(super) struct Reply {
     pub(super) at: ServerTime,
     /// Before the call.
     pub(super) buckets: BucketStates,
+    /// The server's time is not in the windows that were sent, and nothing was done.
+    pub(super) is_outside: bool,
 }
 
 /// The server's answer to one request.
 pub(super) struct Decided {
     pub(super) granted: bool,
     pub(super) at: ServerTime,
+    /// The server's time is not in the windows that were sent, and nothing was done.
+    pub(super) is_outside: bool,
     /// Before the request.
     pub(super) buckets: BucketStates,
     /// Cells that nobody has received.
@@ -220,6 +247,10 @@ impl Element {
 impl Reply {
     /// `None` where this is not the reply of the script.
     pub(super) fn read(reply: &[Element], buckets: usize) -> Option<Self> {
+        if let Some(at) = read_outside(reply) {
+            let none = BucketState::with_backlog(Nanos::ZERO);
+            return Some(Self { granted: 0, at, buckets: SmallVec::from_elem(none, buckets), is_outside: true });
+        }
         let [granted, seconds, nanos, rest @ ..] = reply else { return None };
         let (states, more) = rest.split_at_checked(4 * buckets)?;
         let state = |state: &[Element]| {
@@ -232,6 +263,7 @@ impl Reply {
                 generation: generation.number()?,
                 plan: None,
                 pause: PauseState::default(),
+                window: None,
             })
         };
         let mut buckets: BucketStates = states.chunks_exact(4).map(state).collect::<Option<_>>()?;
@@ -249,7 +281,7 @@ impl Reply {
         }
         let [seconds, nanos] = [seconds.number()?, nanos.number()?].map(i64::try_from);
         let at = ServerTime { seconds: seconds.ok()?, nanos: nanos.ok()? };
-        Some(Self { granted: u32::try_from(granted.number()?).ok()?, at, buckets })
+        Some(Self { granted: u32::try_from(granted.number()?).ok()?, at, buckets, is_outside: false })
     }
 
     /// The buckets before the request at this index, of those that were asked for together.
@@ -259,7 +291,8 @@ impl Reply {
             // A bucket in shadow mode may have had less left than the others.
             let granted = if demand.shadow { demand.requests_left(bucket).unwrap_or(0).min(earlier) } else { earlier };
             let cost = bucket.decided_by(demand.quota).cost(demand.cells);
-            bucket.with_added(demand.quota, cost.saturating_mul(granted))
+            let bucket = bucket.with_added(demand.quota, cost.saturating_mul(granted));
+            BucketState { window: demand.window.map(|window| window.at(self.at.timestamp())), ..bucket }
         });
         buckets.collect()
     }
@@ -267,8 +300,22 @@ impl Reply {
     /// The answer to the request at this index.
     pub(super) fn decided(&self, index: u32, demands: &[RedisDemand]) -> Decided {
         let buckets = self.buckets_before(index, demands);
-        Decided { granted: index < self.granted, at: self.at, buckets, unclaimed: None }
+        let is_outside = self.is_outside;
+        Decided { granted: index < self.granted, at: self.at, is_outside, buckets, unclaimed: None }
     }
+}
+
+/// The server's time in the reply of a script that has done nothing, because the windows that were
+/// sent are not around it.
+pub(super) fn read_outside(reply: &[Element]) -> Option<ServerTime> {
+    let [Element::Number(-1), seconds, nanos] = reply else { return None };
+    let [seconds, nanos] = [seconds.number()?, nanos.number()?].map(i64::try_from);
+    Some(ServerTime { seconds: seconds.ok()?, nanos: nanos.ok()? })
+}
+
+/// What a script reads of the windows around now.
+pub(super) fn boundaries(window: Option<WindowTimes>) -> String {
+    window.map(|window| window.to_string()).unwrap_or_default()
 }
 
 /// Reads count, period, burst and the time of a cell.
@@ -322,6 +369,10 @@ pub(super) struct SettlementPart {
     pub(super) waits: Nanos,
     /// The length of the key's pauses until the cells were acquired.
     pub(super) paused: Nanos,
+    /// Around now, for a policy with windows.
+    pub(super) window: Option<WindowTimes>,
+    /// Of the window in which the cells were acquired.
+    pub(super) window_start: Timestamp,
 }
 
 /// What an operator asks of a server.
@@ -377,6 +428,8 @@ impl Settlement {
                 slack: Nanos::ZERO,
                 waits: Nanos::ZERO,
                 paused: bucket.pause.total,
+                window: demand.window,
+                window_start: bucket.window.map(|window| window.start).unwrap_or_default(),
             })
         });
         let parts: SmallVec<_> = parts.collect();
@@ -396,7 +449,7 @@ mod tests {
         // A cell takes a nanosecond.
         let quota = Quota::every(Duration::from_nanos(1)).burst(100);
         let cells = u32::try_from(cost).unwrap();
-        RedisDemand { key: key.to_owned(), cells, quota, planned: false, patience: Nanos::ZERO, shadow }
+        RedisDemand { key: key.to_owned(), cells, quota, planned: false, patience: Nanos::ZERO, shadow, window: None }
     }
 
     fn state(backlog: u64) -> BucketState {
@@ -414,7 +467,7 @@ mod tests {
     #[test]
     fn rds09_elements_that_are_not_a_reply_of_the_script_are_none() {
         let read = |elements: &[i64]| Reply::read(&numbers(elements), 2);
-        let reply = |granted| Some(Reply { granted, at: AT, buckets: states(&[5, 0]) });
+        let reply = |granted| Some(Reply { granted, at: AT, buckets: states(&[5, 0]), is_outside: false });
         assert_eq!(read(&[1, 7, 8, 5, 0, 0, 3, 0, 0, 0, 3]), reply(1));
         assert_eq!(read(&[0, 7, 8, 5, 0, 0, 3, 0, 0, 0, 3]), reply(0));
         for wrong in [
@@ -449,7 +502,7 @@ mod tests {
     #[test]
     fn requests_that_are_granted_together_follow_one_another() {
         let demands = [demand("a", 10, false), demand("b", 0, false), demand("c", 60, true)];
-        let reply = Reply { granted: 3, at: AT, buckets: states(&[20, 7, 30]) };
+        let reply = Reply { granted: 3, at: AT, buckets: states(&[20, 7, 30]), is_outside: false };
         let before = |index| reply.buckets_before(index, &demands);
         assert_eq!(before(0), states(&[20, 7, 30]));
         // The bucket in shadow mode grants only one of them.
@@ -463,7 +516,7 @@ mod tests {
         let demands = [demand("a", 10, false)];
         // Two cells, of five nanoseconds each.
         let found = BucketState { from: Some(Nanos::new(5)), ..state(10) };
-        let reply = Reply { granted: 1, at: AT, buckets: [found].into_iter().collect() };
+        let reply = Reply { granted: 1, at: AT, buckets: [found].into_iter().collect(), is_outside: false };
         assert_eq!(reply.buckets_before(0, &demands)[0], found);
         assert_eq!(reply.buckets_before(1, &demands), states(&[12]));
     }
@@ -485,7 +538,13 @@ mod tests {
         let decided = |received: bool| {
             let sent = sent.clone();
             let unclaimed = Unclaimed::new(refund(), move |refund| drop(sent.send(refund)));
-            let mut decided = Decided { granted: true, at: AT, buckets: states(&[20]), unclaimed: Some(unclaimed) };
+            let mut decided = Decided {
+                granted: true,
+                at: AT,
+                is_outside: false,
+                buckets: states(&[20]),
+                unclaimed: Some(unclaimed),
+            };
             if received {
                 decided.is_received();
             }

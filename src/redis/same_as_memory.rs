@@ -22,9 +22,11 @@ use crate::{
     clock::{ManualClock, Nanos, Timestamp},
     decision::{Denied, Receipts, Standing},
     key::{IntoKey, Key, RequestHead, key_fn},
+    limit::{IntoLimit as _, Limit},
     limiter::{Demands, Grant, Handle as _, Settle as _, Sweep},
     observe::metrics::DecidedBy,
     policy::Demand,
+    window::Window,
 };
 
 /// A xorshift generator: the same operations in each run.
@@ -79,6 +81,25 @@ const OWN: [Quota; 4] = [
 /// In microseconds: what passes between two operations.
 const PAUSES: [i64; 8] = [0, 0, 1, 900, 50_000, 333_333, 1_500_000, 40_000_000];
 
+/// The cells in a window that a request may choose.
+const LIMITS: [u32; 5] = [5, 30, 0, 12, 90];
+
+/// The policies with windows, which are longer than any pause.
+fn window(policy: &str, limit: u32) -> Window {
+    Window::fixed(limit, Duration::from_secs(if policy == "window" { 60 } else { 300 }))
+}
+
+/// A limit of the policy's kind.
+fn plan_of(policy: &str, random: &mut Random) -> Limit {
+    match policy {
+        "window" | "minutes" => window(policy, random.pick(&LIMITS).max(1)).into_limit(),
+        _ => random.pick(&PLANS).into_limit(),
+    }
+}
+
+/// The last two are not in a cluster.
+const NAMES: [&str; 6] = ["user", "watched", "strict", "account", "window", "minutes"];
+
 fn policies(several: bool) -> Vec<Policy> {
     fn asked(head: RequestHead<'_>) -> TestRequest {
         *head.extensions().get().unwrap()
@@ -93,8 +114,14 @@ fn policies(several: bool) -> Vec<Policy> {
     let all =
         Policy::global(OWN[2]).named("all").when(|head| asked(head).shared).cost_by(|head| asked(head).cost.min(2));
     let account = Policy::by_key(OWN[2]).named("account");
+    let window = Policy::per(key_fn(|head| Some(asked(head).user)), window("window", 12))
+        .named("window")
+        .limit_by(|head| asked(head).plan.map(|plan| LIMITS[plan]))
+        .cost_by(|head| asked(head).cost);
+    let minutes = Policy::by_key(self::window("minutes", 9)).named("minutes");
     let mut policies = vec![user, watched, strict, account];
-    policies.extend(several.then_some(all));
+    // The nodes of a cluster have clocks of their own, and a window in memory never goes back.
+    policies.extend([window, minutes, all].into_iter().filter(|_| several));
     policies
 }
 
@@ -174,6 +201,10 @@ impl Both {
         }
     }
 
+    fn names(&self) -> &'static [&'static str] {
+        if self.in_cluster { &NAMES[..4] } else { &NAMES }
+    }
+
     fn pass(&mut self, server: &Server, micros: i64) {
         self.ahead += micros;
         server.step_clock_by_micros(self.ahead);
@@ -187,6 +218,8 @@ impl Both {
             self.stepped_back.set(true);
         }
         self.clock.set(last);
+        // Else the step of this clock counts as a difference between both.
+        self.there.parts.windows.note(last_time(), last_time());
     }
 
     fn agree<T: PartialEq + std::fmt::Debug>(&self, here: &T, there: &T, what: &dyn std::fmt::Debug) {
@@ -207,20 +240,19 @@ impl Both {
 
     /// What a caller asks that names a key: of several policies, or of one by a plan.
     async fn ask_by_key(&mut self, random: &mut Random, user: u64, patience: Nanos) {
-        let names = ["user", "watched", "strict", "account"];
         let cells = |random: &mut Random| random.pick(&[1, 1, 1, 1, 0, 2, 3, 7, 25]);
         // A denial that is remembered asks nobody, so no faster plan takes the bucket over by it.
         let demands = if self.remembers || random.below(2) == 0 {
-            let wanted = names.iter().rev().filter(|_| random.below(2) == 0).copied().collect::<Vec<_>>();
+            let wanted = self.names().iter().rev().filter(|_| random.below(2) == 0).copied().collect::<Vec<_>>();
             let wanted: Vec<_> = wanted.into_iter().map(|name| (name, cells(random))).collect();
             let wanted: Vec<(&str, &(dyn IntoKey + Sync), u32)> =
                 wanted.iter().map(|(name, cells)| (*name, &user as &(dyn IntoKey + Sync), *cells)).collect();
             self.there.policy_set().demands_by_key(&wanted).unwrap()
         } else {
-            let name = random.pick(&names);
+            let name = random.pick(self.names());
             let set = self.there.policy_set();
             let (index, policy) = set.find(name).unwrap();
-            let plan = random.pick(&PLANS);
+            let plan = plan_of(name, random).basis();
             let cells = cells(random).min(plan.burst_size());
             let key = user.key(set.hasher());
             smallvec![(index, policy.demand_by_key(key, cells, Some(plan), || set.quota(index)))]
@@ -293,7 +325,7 @@ impl Both {
 
     async fn control(&mut self, random: &mut Random, users: &[u64]) -> Result<(), ControlError> {
         let (here, there) = (&self.here, &self.there);
-        let policy = random.pick(&["user", "watched", "strict", "account"]);
+        let policy = random.pick(self.names());
         let user = random.pick(users);
         let what = random.below(14);
         match what {
@@ -318,10 +350,10 @@ impl Both {
                 here.block(policy, user, time).unwrap();
             }
             4 => {
-                let quota = if random.below(2) == 0 { random.pick(&OWN) } else { random.pick(&PLANS) };
-                there.set_limit(policy, quota).await?;
-                here.set_limit(policy, quota).unwrap();
-                assert_eq!(there.limit(policy).unwrap(), quota);
+                let limit = plan_of(policy, random);
+                there.set_limit(policy, &limit).await?;
+                here.set_limit(policy, &limit).unwrap();
+                assert_eq!((there.limit(policy), here.limit(policy)), (Ok(limit.clone()), Ok(limit)));
             }
             5 | 6 => {
                 let time = Duration::from_micros(random.pick(&[0, 1, 70_000, 900_000, 3_000_000, 60_000_000]));
@@ -333,10 +365,10 @@ impl Both {
                 self.agree(&here.paused_for(policy, user).unwrap(), &paused, &"paused");
             }
             _ => {
-                let plan = random.pick(&PLANS);
-                let stand = stands(there.peek_as(policy, user, plan).await?);
+                let plan = plan_of(policy, random);
+                let stand = stands(there.peek_as(policy, user, &plan).await?);
                 self.follow();
-                self.agree(&stands(here.peek_as(policy, user, plan).unwrap()), &stand, &"peek_as");
+                self.agree(&stands(here.peek_as(policy, user, &plan).unwrap()), &stand, &"peek_as");
                 let blocked = there.blocked_for(policy, user).await?;
                 self.follow();
                 self.agree(&here.blocked_for(policy, user).unwrap(), &blocked, &"blocked");
@@ -391,7 +423,7 @@ impl Both {
                     if let Some(plan) = asked.plan {
                         // What can never be granted is denied without Redis, and takes no
                         // bucket over.
-                        asked.cost = asked.cost.min(PLANS[plan].burst_size());
+                        asked.cost = asked.cost.min(PLANS[plan].burst_size()).min(LIMITS[plan]);
                     }
                     let patience = if random.below(2) == 0 { slack } else { Duration::ZERO };
                     self.ask(asked, patience.into()).await;

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::protocol::Element;
+use super::protocol::{Element, read_outside};
 use crate::clock::Timestamp;
 
 thread_local! {
@@ -20,7 +20,9 @@ pub(super) fn note(at: Timestamp) {
 
 /// The replies of the scripts begin with seconds and nanoseconds.
 pub(super) fn note_reply(reply: &[Element]) {
-    if let [seconds, nanos, ..] = reply {
+    if let Some(at) = read_outside(reply) {
+        note(at.timestamp());
+    } else if let [seconds, nanos, ..] = reply {
         let [seconds, nanos] = [seconds, nanos].map(|part| part.number().unwrap());
         note(Timestamp::from_nanos(seconds * 1_000_000_000 + nanos));
     }

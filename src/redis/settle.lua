@@ -4,11 +4,14 @@
 -- nanoseconds to refund, the generation, the time of a cell, the burst, the arrival time after the
 -- cells were acquired where requests wait in line (or nothing), the cells to charge, how long debts
 -- may be beyond the burst, the count and the period of a quota that was chosen for the key (or
--- nothing), how long all pauses were until then, and how long requests may wait. Returns when
--- (seconds and nanoseconds).
+-- nothing), how long all pauses were until then, how long requests may wait, the boundaries of the
+-- policy's windows around now (or nothing), and the start of the window in which the cells were
+-- acquired. Returns when (seconds and nanoseconds).
 local since = (s - tonumber(ARGV[1])) * 1000000000 + (us * 1000 - tonumber(ARGV[2]))
 for i = 1, #KEYS do
-    local n, bucket = 10 * i - 7, read(KEYS[i])
+    local n = 12 * i - 9
+    -- Where now is not between the boundaries, the window that is next to it.
+    local bucket = read(KEYS[i], window_of(ARGV[n + 10]))
     local added, cell, burst, arrival = tonumber(ARGV[n]), ARGV[n + 2], tonumber(ARGV[n + 3]), ARGV[n + 4]
     local cells, before = tonumber(ARGV[n + 5]), bucket.backlog
     local is_valid = bucket.generation == tonumber(ARGV[n + 1]) and bucket.from == tonumber(cell)
@@ -20,7 +23,10 @@ for i = 1, #KEYS do
         is_last = arrival == bucket.arrives .. bucket.nanos
             or paused > 0 and left(arrival, s, us) + paused == before + bucket.pause
     end
-    if is_valid and is_last then
+    if is_valid and bucket.window then
+        -- Whole in its window, and nothing after it.
+        if bucket.starts == tonumber(ARGV[n + 11]) then bucket.backlog = max(0, before - added) end
+    elseif is_valid and is_last then
         bucket.backlog = max(0, before - max(0, added - max(0, since + bucket.pause - paused)))
     end
     if cells > 0 then

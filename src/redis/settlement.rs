@@ -19,7 +19,7 @@ impl RedisLimiter {
     /// What settles a receipt from Redis: a refund of the backlog that it has added, or a charge of
     /// cells beyond it. `None` for a receipt of the fallback.
     pub(super) fn settlement(&self, receipt: &Receipt, refund: Nanos, charge: u32) -> Option<Settlement> {
-        let RedisParts { set, names, .. } = &*self.parts;
+        let RedisParts { set, names, windows, .. } = &*self.parts;
         let ReceiptOrigin::Redis { at } = receipt.origin else { return None };
         let principal = Principal::of(receipt.key, set.hasher());
         let policy = receipt.outcome.policy;
@@ -34,6 +34,8 @@ impl RedisLimiter {
             slack: self.debt_slack(policy),
             waits: self.slack(policy),
             paused: receipt.paused,
+            window: windows.times(policy, set.now()),
+            window_start: receipt.after.own_start(),
         };
         Some(Settlement { at: ServerTime::of(at), parts: smallvec![part] })
     }
