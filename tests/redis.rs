@@ -1227,7 +1227,10 @@ fn time_has_returned_a_part_of_what_is_refunded() {
             let drawn = (start - since).to_string();
             let (returned, generation, charged) =
                 (format!("{returned}000000000"), generation.to_string(), charged.to_string());
-            let arguments = [&drawn, "0", &returned, &generation, "1000000000", "600", "", &charged, "0", "", "0", "0"];
+            let mut arguments =
+                vec![&*drawn, "0", &returned, &generation, "1000000000", "600", "", &charged, "0", "", "0", "0"];
+            // Of a rate, which has no windows.
+            arguments.extend(["", "0"]);
             let said = server.cli(&[&["EVAL", script, "1", "k"][..], &arguments].concat());
             assert_eq!(said.lines().count(), 2, "{said}");
             let value: i64 = server.cli(&["GET", "k"]).get(..10).map_or(start, |seconds| seconds.parse().unwrap());

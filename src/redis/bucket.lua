@@ -27,8 +27,8 @@ local function after(nanos)
     return s + carried, max(0, min(999999999, ends - carried * 1000000000))
 end
 
--- The window of now, or the nearest to it: start and end in seconds, of the four boundaries that the
--- process knows. Where now is not between them, the clocks differ by more than a window.
+-- The window of now, or the nearest to it: start and end in seconds, of the four boundaries that
+-- the process knows. Where now is not between them, the clocks differ by more than a window.
 local function window_of(boundaries)
     if boundaries == '' then return nil end
     local first, second, third, last = match(boundaries, '^(%d+) (%d+) (%d+) (%d+)$')
@@ -40,8 +40,8 @@ local function window_of(boundaries)
 end
 
 -- An empty value, and one that is not a bucket, are full buckets. So is one of a rate in a window,
--- and the reverse. What is used of a window is counted from its start, or from the bucket's own where
--- that is later, because a clock has stepped back.
+-- and the reverse. What is used of a window is counted from its start, or from the bucket's own
+-- where that is later, because a clock has stepped back.
 local function read(key, window)
     local value = redis.call('GET', key)
     local arrives, nanos, written, generation, cell, more

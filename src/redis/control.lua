@@ -1,8 +1,8 @@
 -- Does one thing to one bucket, for an operator, and announces it. KEYS: the bucket. ARGV: what,
 -- the channel, the announcement, the boundaries of the policy's windows around now (or nothing),
--- then for a block or a ban its nanoseconds; for a pause these, and
--- the policy; for a charge the cells, the time of a cell and the burst of the policy's own quota,
--- how long debts may be beyond the burst, and how long requests may wait.
+-- then for a block or a ban its nanoseconds; for a pause these, and the policy; for a charge the
+-- cells, the time of a cell and the burst of the policy's own quota, how long debts may be beyond
+-- the burst, and how long requests may wait.
 --
 -- Returns when (seconds and nanoseconds), whether the bucket was used, blocked or paused before,
 -- the backlog, the time of a cell that it is in, how long the key is blocked, the quota that was
