@@ -1,4 +1,4 @@
-//! Several windows and a cap: 10 a second and 60 a minute for each API key, and 100 a second for all together. A request
+//! A rate, a window and a cap: 10 a second and 1,000 a day for each API key, and 100 a second for all together. A request
 //! that one of them denies takes no cells from the others.
 //!
 //! ```sh
@@ -15,13 +15,13 @@ use std::{env, error::Error, net::SocketAddr};
 
 use axum::{Router, routing::get};
 use tokio::net::TcpListener;
-use tower_quota::{Policy, Quota, RateLimitLayer, key::Header};
+use tower_quota::{Policy, Quota, RateLimitLayer, Window, key::Header};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let layer = RateLimitLayer::new([
-        Policy::per(Header::new("x-api-key"), Quota::per_second(10)).named("second"),
-        Policy::per(Header::new("x-api-key"), Quota::per_minute(60)).named("minute"),
+        Policy::per(Header::new("x-api-key"), Quota::per_second(10)).named("rate"),
+        Policy::per(Header::new("x-api-key"), Window::daily(1_000)).named("day"),
         Policy::global(Quota::per_second(100)).named("cap"),
     ]);
 

@@ -21,6 +21,8 @@
 //! | to | see |
 //! |---|---|
 //! | write a rate and a burst | [`Quota`] |
+//! | write so many a day, a month | [`Window`], [`guide::windows`] |
+//! | keep what was used over a restart | [`Limiter::snapshot`], [`guide::windows`] |
 //! | choose what is counted, and for which requests | [`Policy`], [`key`] |
 //! | combine policies, share them, decide without a service | [`Limiter`] |
 //! | limit by a name in a body, a message, a job, an outgoing call | [`Limiter::acquire`], [`Policy::by_key`] |
@@ -37,8 +39,8 @@
 //! - A request is allowed when every policy that applies grants its cells. A denied one leaves
 //!   every bucket as it was, except those of policies that
 //!   [count denied requests](Policy::count_denied).
-//! - In any window `W` a bucket admits at most `burst + floor(W / T)` cells, for any number of
-//!   threads, where `T` is the [time of one cell](Quota::cell_period).
+//! - In any time `W` a bucket of a rate admits at most `burst + floor(W / T)` cells, for any number
+//!   of threads, where `T` is the [time of one cell](Quota::cell_period).
 //! - A client that waits for the time in `Retry-After` is allowed, unless others consume the quota
 //!   first.
 //! - A bucket with a backlog is never evicted. Each policy has a bounded number of keys.
@@ -50,6 +52,7 @@
 //!
 //! - `axum`: reads `ConnectInfo`, `MockConnectInfo` and `MatchedPath`; the default response in
 //!   axum's body; denials as responses of handlers.
+//! - `calendar`: windows of months, and of days, weeks and months in time zones, through `jiff`.
 //! - `hyper`: the default response where the body is hyper's `Incoming`, in a proxy or in a client.
 //!   Part of `axum` and `tonic`.
 //! - `metrics`: counts decisions, keys and sweeps through the `metrics` crate; no key is ever a

@@ -29,6 +29,11 @@
 //!     except = ["10.1.0.0/16"]
 //!
 //!     [[policies]]
+//!     name = "day"
+//!     key = { header = "x-api-key" }
+//!     window = "10000 daily"
+//!
+//!     [[policies]]
 //!     key = "global"
 //!     quota = "5000/s"
 //! "#)?;

@@ -12,7 +12,8 @@ pub enum SnapshotError {
     FromTheFuture(Duration),
     /// Reading or writing failed.
     Io(io::Error),
-    /// The limiter has no [`secret`](super::Builder::secret), so its keys mean nothing elsewhere.
+    /// The limiter has no [`secret`](crate::limiter::Builder::secret), so its keys mean nothing
+    /// elsewhere.
     NoSecret,
     /// It is no snapshot.
     NotASnapshot,
