@@ -43,6 +43,17 @@ fn grouped(number: usize) -> String {
     groups.collect::<Vec<_>>().join(",")
 }
 
+#[test]
+fn windows_start_by_the_calendar_of_the_log() {
+    let (limits, log) = (file("windows.toml"), file("windows.log"));
+    fs::write(&limits, "[[policies]]\nname = \"day\"\nkey = \"peer-ip\"\nwindow = \"1 daily\"\n").unwrap();
+    let line = |time: &str| format!("192.0.2.1 - - [{time} +0000] \"GET / HTTP/1.1\" 200 1\n");
+    let times = ["27/Nov/2026:23:59:58", "27/Nov/2026:23:59:59", "28/Nov/2026:00:00:00", "28/Nov/2026:00:00:01"];
+    fs::write(&log, times.map(line).concat()).unwrap();
+    let said = said(&replay(&[limits.to_str().unwrap(), log.to_str().unwrap()]));
+    assert!(said.contains("2 would be denied (50.00 %)") && said.contains("\nday: 2 (50.00 %)"), "{said}");
+}
+
 /// As many lines as TOWER_QUOTA_LINES says: ten millions take a minute or so, and the numbers are the same.
 #[test]
 fn its_totals_are_those_of_the_limiter_on_the_same_requests() {

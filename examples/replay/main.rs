@@ -100,6 +100,8 @@ fn replay(limits: &str, log: &str, plot: Option<&str>) -> Result<(), Box<dyn Err
         let first = *first.get_or_insert_with(|| {
             now = entry.at;
             swept = entry.at;
+            // Windows start by the calendar of the log.
+            clock.set(Duration::from_nanos(u64::try_from(entry.at).unwrap_or(0)));
             entry.at
         });
         if let Ok(step) = u64::try_from(entry.at - now) {

@@ -525,7 +525,8 @@ impl fmt::Debug for PolicySet {
 
 /// Whether less than a fifth of the burst is left.
 pub(crate) fn is_near_limit(backlog: Nanos, quota: Quota) -> bool {
-    backlog.get() / 4 > quota.burst_nanos().get() / 5
+    // In 128 bits: of a window, a cell is one nanosecond, and nothing may be rounded.
+    u128::from(backlog.get()) * 5 > u128::from(quota.burst_nanos().get()) * 4
 }
 
 /// Buckets that take a day or longer to come back stay beside those of the next day, if a key has a

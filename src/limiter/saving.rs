@@ -25,19 +25,25 @@ use crate::{
 struct Numbers {
     ids: HashMap<Basis, u16>,
     bases: Vec<Basis>,
+    /// What most buckets were decided by.
+    last: Option<(Basis, u16)>,
 }
 
 impl Numbers {
     /// Zero where there is none, or there are too many.
     fn of(&mut self, basis: Option<Basis>) -> u16 {
         let Some(basis) = basis else { return 0 };
-        if let Some(id) = self.ids.get(&basis) {
-            return *id;
+        if let Some((_, id)) = self.last.filter(|(last, _)| *last == basis) {
+            return id;
         }
-        let Ok(id) = u16::try_from(self.bases.len() + 1) else { return 0 };
-        self.bases.push(basis);
-        self.ids.insert(basis, id);
-        id
+        let id = self.ids.get(&basis).copied().or_else(|| {
+            let id = u16::try_from(self.bases.len() + 1).ok()?;
+            self.bases.push(basis);
+            self.ids.insert(basis, id);
+            Some(id)
+        });
+        self.last = id.map(|id| (basis, id));
+        id.unwrap_or(0)
     }
 }
 
@@ -62,7 +68,10 @@ impl PolicyBuckets {
                 // Nothing that is used now becomes idle before `now`: the start of a window is read
                 // once, and never goes back.
                 let idle_until = self.idle_until(now);
-                record.buckets.reserve(store.len() + store.len() / 16);
+                // Written once, so that no page of it is new to the system while a shard is locked.
+                let unused = (Key::GLOBAL, SavedBucket { bucket: Bucket::from_bits(u64::MAX), basis: 0 });
+                record.buckets.resize(store.len() + store.len() / 16, unused);
+                record.buckets.clear();
                 store.see_keys(|key, numbered| {
                     if !numbered.bucket().is_idle(idle_until) {
                         let basis = numbers.of(quotas.get(numbered.quota()));

@@ -204,3 +204,55 @@ fn unpacked(bounds: u64) -> (Timestamp, Timestamp) {
     let minute = |minutes: u64| Timestamp::from_nanos(minutes * Nanos::MINUTE.get());
     (minute(bounds >> 32), minute(bounds & u64::from(u32::MAX)))
 }
+
+#[cfg(all(test, not(tower_quota_loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const HOUR: Nanos = Nanos::new(60 * Nanos::MINUTE.get());
+    const DAY: Nanos = Nanos::new(24 * HOUR.get());
+
+    fn at(days: u64, hours: u64) -> Timestamp {
+        Timestamp::ORIGIN.saturating_add(DAY.saturating_mul(days)).saturating_add(HOUR.saturating_mul(hours))
+    }
+
+    /// A clock that stands at one o'clock of the day 100.
+    fn daily() -> WindowClock {
+        let clock = ManualClock::new();
+        clock.set(at(100, 1).since(Timestamp::ORIGIN).into());
+        WindowClock::new("day".into(), &Window::daily(5), &clock.into())
+    }
+
+    fn end(clock: &WindowClock) -> Timestamp {
+        unpacked(clock.bounds.load(Ordering::Acquire)).1
+    }
+
+    #[test]
+    fn a_step_forward_of_up_to_a_window_begins_the_next_one() {
+        let clock = daily();
+        clock.follow_to(at(101, 0), at(100, 1));
+        assert_eq!((clock.start(), end(&clock)), (at(101, 0), at(102, 0)));
+        // By the limiter's clock it is an hour later.
+        let (_, left) = clock.stands_at(Bucket::default(), at(100, 2));
+        assert_eq!(left.left, HOUR.saturating_mul(23));
+    }
+
+    #[test]
+    fn a_step_back_makes_the_window_longer_and_begins_none_again() {
+        let clock = daily();
+        clock.follow_to(at(99, 2), at(100, 1));
+        assert_eq!((clock.start(), end(&clock)), (at(100, 0), at(101, 0)));
+        let (stands_at, left) = clock.stands_at(Bucket::default(), at(100, 1));
+        assert_eq!((stands_at, left.left), (at(100, 0), HOUR.saturating_mul(46)));
+    }
+
+    #[test]
+    fn a_step_of_more_than_a_window_is_not_followed() {
+        for wall in [at(101, 2), at(99, 0), Timestamp::from_nanos(u64::MAX), Timestamp::ORIGIN] {
+            let clock = daily();
+            clock.follow_to(wall, at(100, 1));
+            assert_eq!((clock.start(), end(&clock)), (at(100, 0), at(101, 0)), "{wall:?}");
+        }
+    }
+}
