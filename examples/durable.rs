@@ -18,6 +18,7 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -32,6 +33,9 @@ use tower_quota::{Limiter, Policy, Quota, RateLimitLayer, Window, key::Header};
 
 /// Writes a new file and renames it: whoever reads finds the old one or the new one, and both are whole.
 fn save(limiter: &Limiter, path: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
+    // One at a time: the last one waits for one that is going on.
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let new = path.with_extension("new");
     let mut file = File::create(&new)?;
     limiter.snapshot(&mut file)?;
@@ -97,9 +101,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         terminated.recv().await;
     };
     axum::serve(listener, app).with_graceful_shutdown(ended).await?;
-    // After the last request, and after a save that is going on.
+    // After the last request.
     saving.abort();
-    let _ = saving.await;
     save(&limiter, &path)?;
     println!("the state was saved");
     Ok(())

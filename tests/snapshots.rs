@@ -220,6 +220,62 @@ fn a_reset_that_is_newer_than_the_snapshot_wins() {
 }
 
 #[test]
+fn a_reset_at_the_time_of_the_snapshot_wins_too() {
+    let limiter = build(&at(DAY), [rate(Quota::per_hour(3))]);
+    assert_eq!(admitted(&limiter, &with_header("x-k", "a"), 3), 3);
+    let file = saved(&limiter);
+    limiter.reset("rate", "a").unwrap();
+    limiter.restore(&file[..]).unwrap();
+    assert_eq!(left(&limiter, "rate", "a"), 3);
+}
+
+#[test]
+fn windows_of_a_clock_that_was_wrong_lock_nobody_for_years() {
+    let clock = at(DAY * 22_000);
+    let day = || Policy::by_key(Window::daily(5)).named("day");
+    let first = build(&clock, [day()]);
+    first.acquire_n("day", "a", 5).unwrap();
+    clock.set(DAY * 20_000 + HOUR);
+    let next = build(&clock, [day()]);
+    next.restore(&saved(&first)[..]).unwrap();
+    assert_eq!(left(&next, "day", "a"), 0, "it is used today");
+    clock.set(DAY * 20_001);
+    assert_eq!(left(&next, "day", "a"), 5);
+}
+
+#[test]
+fn a_window_of_another_calendar_keeps_what_was_used_as_long_as_both_last() {
+    let clock = at(DAY * 100 + HOUR * 14);
+    let first = build(&clock, [Policy::by_key(Window::daily(5)).named("w")]);
+    first.acquire_n("w", "a", 5).unwrap();
+    let file = saved(&first);
+    let hourly = || Policy::by_key(Window::hourly(5)).named("w");
+    let next = build(&clock, [hourly()]);
+    next.restore(&file[..]).unwrap();
+    assert_eq!(left(&next, "w", "a"), 0);
+    clock.advance(HOUR);
+    assert_eq!(left(&next, "w", "a"), 5);
+    clock.advance(DAY);
+    let late = build(&clock, [hourly()]);
+    assert_eq!(late.restore(&file[..]).unwrap().buckets, 0);
+}
+
+#[test]
+fn blocks_that_are_over_take_no_places() {
+    let clock = at(DAY);
+    let policy = || Policy::by_key(Quota::per_hour(1)).named("key");
+    let first = build(&clock, [policy()]);
+    for key in 0..65_536_u32 {
+        first.block("key", key, HOUR).unwrap();
+    }
+    let file = saved(&first);
+    clock.advance(HOUR);
+    let next = build(&clock, [policy()]);
+    next.restore(&file[..]).unwrap();
+    next.block("key", "another", HOUR).unwrap();
+}
+
+#[test]
 fn keys_beyond_the_cap_of_both_processes_have_the_same_debt() {
     let clock = at(DAY);
     let policy = |max_keys| Policy::per(PeerIp, Quota::per_hour(3)).named("ip").max_keys(max_keys);

@@ -378,6 +378,55 @@ fn a_plain_limiter_on_the_systems_clock_counts_windows() {
     assert!(standing.until_full() <= DAY * 7);
 }
 
+#[test]
+fn what_is_used_stays_used_where_the_calendar_changes_within_a_window() {
+    let (limiter, clock) = limiter([per_key(Window::daily(10))]);
+    let a = with_header("x-k", "a");
+    clock.set(DAY * 106 + HOUR * 14 + MINUTE * 30);
+    assert_eq!(admitted(&limiter, &a, 99), 10);
+    limiter.set_limit("w", Window::hourly(10)).unwrap();
+    assert_eq!(wait(&limiter, &a), Some(MINUTE * 30), "until the hour ends");
+    clock.advance(MINUTE * 30);
+    assert_eq!(admitted(&limiter, &a, 99), 10);
+    // The clock was a day ahead, and steps back.
+    clock.set(DAY * 107);
+    assert_eq!(admitted(&limiter, &a, 99), 10);
+    clock.set(DAY * 106);
+    limiter.set_limit("w", Window::fixed(10, MINUTE)).unwrap();
+    let wait = wait(&limiter, &a).unwrap();
+    assert_eq!(wait, DAY + MINUTE);
+    clock.advance(wait);
+    assert!(admits(&limiter, &a));
+}
+
+#[test]
+fn each_limiter_says_its_own_limit_after_a_reload() {
+    let (old, _clock) = limiter([per_key(Window::daily(1_000))]);
+    let new = old.with_policies([per_key(Window::daily(3))]).unwrap();
+    assert_eq!(
+        (old.limit("w").unwrap(), new.limit("w").unwrap()),
+        (Window::daily(1_000).into_limit(), Window::daily(3).into_limit())
+    );
+    new.set_limit("w", Window::daily(7)).unwrap();
+    assert_eq!(old.limit("w").unwrap(), Window::daily(1_000));
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_a_rate_shows_what_is_left_of_its_window() {
+    let layer = RateLimitLayer::new([
+        Policy::global(Window::daily(5)).named("w").advertise(tower_quota::policy::Advertise::Everything),
+        Policy::per(Header::new("x-k"), Quota::per_second(10).burst(1)).named("rate"),
+    ]);
+    let layer = layer.max_delay(Duration::from_secs(5), tokio::time::sleep);
+    let inner = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::from("served")))));
+    let mut service = layer.layer(inner);
+    for left in (0..5).rev() {
+        let response = service.call(with_header("x-k", "a")).await.unwrap();
+        let limits = field(response.headers(), "ratelimit");
+        assert!(limits.contains(&format!("\"w\";r={left};t=")), "{limits}");
+    }
+}
+
 /// The fields and the body of the answer of a layer over this limiter.
 fn answer(layer: &RateLimitLayer, request: Request<()>) -> (StatusCode, HeaderMap, String) {
     let inner = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::from("served")))));
@@ -575,6 +624,10 @@ mod calendar {
         }
         for text in ["5 monthly in", "5 monthly from day", "5 monthly from day x", "5 monthly in Europe/Zurich x"] {
             assert_eq!(text.parse::<Window>().unwrap_err().kind(), WindowErrorKind::Syntax, "{text}");
+        }
+        // UTC is what is meant where no zone is written.
+        for window in [Window::daily(5), Window::weekly(5), Window::monthly(5)] {
+            assert_eq!(window.clone().time_zone("UTC"), Ok(window));
         }
         assert_eq!("5 monthly in Mars/Base".parse::<Window>().unwrap_err().kind(), WindowErrorKind::UnknownTimeZone);
         // Half an hour from UTC.

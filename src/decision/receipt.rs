@@ -69,6 +69,14 @@ impl PolicyOutcome {
         self.limit.quota()
     }
 
+    /// The outcome, so much later: of a rate cells have come back, and of a window less is left.
+    pub(crate) fn pass(&mut self, time: Nanos) {
+        match &mut self.limit {
+            DecidedLimit::Rate(_) => self.backlog = self.backlog.saturating_sub(time),
+            DecidedLimit::Window { left, .. } => *left = left.saturating_sub(time).max(Nanos::new(1)),
+        }
+    }
+
     /// Whether the policy denies the request.
     #[inline(always)]
     pub(crate) fn denies(&self) -> bool {

@@ -208,7 +208,7 @@ impl Limiter {
     pub fn limit(&self, policy: &str) -> Result<Limit, UnknownPolicy> {
         let (index, _, buckets) = self.find(policy)?;
         Ok(match buckets.window() {
-            Some(window) => Limit::Window(window.window()),
+            Some(window) => Limit::Window(window.window().of_limit(self.set().quota(index).burst_size())),
             None => Limit::Quota(self.set().quota(index)),
         })
     }
@@ -220,8 +220,8 @@ impl Limiter {
     /// [`quota_by`](Policy::quota_by) or [`limit_by`](Policy::limit_by) chooses a limit are not
     /// affected.
     ///
-    /// A window may get another period. The next one then starts by the new calendar, and what was
-    /// used since the later of both starts is used.
+    /// A window may get another period, or another time zone. What was used in the current window
+    /// stays used, until it ends by the new calendar.
     ///
     /// A decision on another thread at the same time may use the former limit.
     ///

@@ -191,11 +191,13 @@ impl Penalties {
         PenaltyRecord { blocks, bans }: &PenaltyRecord,
         shift: impl Fn(Timestamp) -> Timestamp,
         stand: impl Fn(Key) -> bool,
+        now: Timestamp,
     ) {
         let ends = |store: &Store<Timestamp>, record: &[(Key, Timestamp)]| {
-            for (key, until) in record.iter().filter(|(key, _)| stand(*key)) {
-                let mut guard = store.guard(*key);
-                let until = guard.value().max(shift(*until));
+            let lasting = record.iter().map(|(key, until)| (*key, shift(*until))).filter(|(_, until)| *until > now);
+            for (key, until) in lasting.filter(|(key, _)| stand(*key)) {
+                let mut guard = store.guard(key);
+                let until = guard.value().max(until);
                 guard.write(until);
             }
         };
@@ -206,9 +208,12 @@ impl Penalties {
             // Strikes are counted by the rule, and anew by another one.
             let same = record.strikes.iter().filter(|_| here.rule.strikes == record.strikes_by);
             for (key, bucket) in same.filter(|(key, _)| stand(*key)) {
-                let mut guard = here.strikes.guard(*key);
-                let bucket = guard.value().full_at().max(shift(bucket.full_at()));
-                guard.write(Bucket::from_bits(bucket.as_nanos()));
+                let full_at = shift(bucket.full_at());
+                if full_at > now {
+                    let mut guard = here.strikes.guard(*key);
+                    let full_at = guard.value().full_at().max(full_at);
+                    guard.write(Bucket::from_bits(full_at.as_nanos()));
+                }
             }
         }
     }

@@ -149,7 +149,7 @@ impl<L: Settle> ReservedCells<L> {
         self.receipts = Receipts::None;
         for receipt in &mut *receipts {
             // The standings are those of now, and not of when the cells were reserved.
-            receipt.outcome.backlog = receipt.outcome.backlog.saturating_sub(self.grant.wait);
+            receipt.outcome.pass(self.grant.wait);
         }
         (at, receipts, self.limiter.clone())
     }

@@ -87,6 +87,7 @@ impl PolicyBuckets {
                 record.overflow_len = u32::try_from(store.overflow_len()).unwrap_or(u32::MAX);
             }
         }
+        record.window_end = self.window().map(|window| window.end_at(now)).unwrap_or_default();
         record.bases = numbers.bases;
         record.pauses = self.pauses().map(super::pauses::Pauses::save).unwrap_or_default();
         record.resets = self.resets().map(super::resets::Resets::all).unwrap_or_default();
@@ -109,14 +110,14 @@ impl PolicyBuckets {
             let basis = basis.unwrap_or(own);
             Basis { planned: basis.planned && policy.restores_plan(basis.quota), ..basis }
         };
-        // Of windows, the start is a time of the wall clock already.
         let bucket = |saved: SavedBucket| match self.window() {
-            Some(_) => saved.bucket,
+            Some(window) => window.bucket_of_now(saved.bucket, record.window_end, set.now()),
             None => Bucket::from_bits(shift.apply(saved.bucket.full_at()).as_nanos()),
         };
         for (key, saved) in &record.buckets {
             // What was reset since stays so.
-            if self.reset_mark(*key).bucket > shift.written_at() {
+            let reset = self.reset_mark(*key).bucket;
+            if reset != Timestamp::ORIGIN && reset >= shift.written_at() {
                 continue;
             }
             let guard = self.guard(*key);

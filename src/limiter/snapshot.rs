@@ -134,11 +134,14 @@ impl Limiter {
         buckets.restore(set, policy, record, shift, restored);
         let written_at = shift.written_at();
         // Not what was ended since.
-        let stands = |key| buckets.reset_mark(key).block <= written_at;
+        let stands = |key| {
+            let ended = buckets.reset_mark(key).block;
+            ended == Timestamp::ORIGIN || ended < written_at
+        };
         let penalties = &record.penalties;
         if !penalties.blocks.is_empty() || penalties.bans.is_some() {
             buckets.know_penalties();
-            set.penalties_or_new(index).restore(penalties, |time| shift.apply(time), stands);
+            set.penalties_or_new(index).restore(penalties, |time| shift.apply(time), stands, set.now());
         }
         for (key, until) in record.pauses.iter().filter(|(key, _)| stands(*key)) {
             let left = shift.left(*until, set.now());

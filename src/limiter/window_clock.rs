@@ -127,14 +127,33 @@ impl WindowClock {
         self.lock().clone()
     }
 
-    /// Replaces the window. One of other bounds begins where it began by its own calendar, but no
-    /// earlier than the current one.
+    /// The bucket of a snapshot whose window ended then, in the current window: what was used in a
+    /// window that still lasts is used, also where this one started at another time, and so is what
+    /// a clock that was wrong took for later.
+    pub(super) fn bucket_of_now(&self, saved: Bucket, window_end: Timestamp, now: Timestamp) -> Bucket {
+        let (start, own) = (self.start_at(now), saved.own_start());
+        if own == start || (own < start && window_end <= self.wall(now)) {
+            return saved;
+        }
+        Bucket::with_backlog(start, saved.backlog(own))
+    }
+
+    /// When the current window ends.
+    pub(super) fn end_at(&self, now: Timestamp) -> Timestamp {
+        let CurrentWindow { left, .. } = self.current(now);
+        self.wall(now).saturating_add(left.left)
+    }
+
+    /// Replaces the window. The current one goes on, so that what was used of it stays used, and
+    /// ends by the new calendar.
     pub(super) fn set(&self, window: &Window) {
         let mut current = self.lock();
         let same = current.has_bounds_of(window);
         *current = window.clone();
         if !same {
-            self.publish(window.at(self.wall(self.clock.now())));
+            let (start, _) = unpacked(self.bounds.load(Ordering::Acquire));
+            let bounds = window.at(self.wall(self.clock.now()));
+            self.publish(window, WindowBounds { start, ..bounds });
         }
     }
 
@@ -168,7 +187,7 @@ impl WindowClock {
         let window = self.lock();
         // Another thread may have been here.
         if wall >= unpacked(self.bounds.load(Ordering::Acquire)).1 {
-            self.publish(window.at(wall));
+            self.publish(&window, window.at(wall));
         }
         let (start, end) = unpacked(self.bounds.load(Ordering::Acquire));
         // In the year 2554 time has an end, and the last window has none.
@@ -176,10 +195,15 @@ impl WindowClock {
     }
 
     /// Called while the window is locked.
-    fn publish(&self, WindowBounds { start, end, length }: WindowBounds) {
+    fn publish(&self, window: &Window, WindowBounds { start, mut end, mut length }: WindowBounds) {
         let (before, _) = unpacked(self.bounds.load(Ordering::Acquire));
+        let start = start.max(before);
+        if end <= start {
+            // The clock has stepped back to before the current window.
+            WindowBounds { end, length, .. } = window.at(start);
+        }
         self.length.store(minutes(length), Ordering::Relaxed);
-        self.bounds.store(packed(start.max(before), end), Ordering::Release);
+        self.bounds.store(packed(start, end), Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, Window> {

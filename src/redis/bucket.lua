@@ -1,10 +1,10 @@
 -- A bucket is text: "ARRIVAL WRITTEN GENERATION CELL", and then, as far as there are such,
 -- " pCOUNT PERIOD BURST" (the quota that was chosen for the key), " bEND" (a block), " nEND" (a
--- ban), " sEND TOTAL" (a pause, and the nanoseconds of all pauses), " w" (of a window: the arrival
--- time is its start, and a nanosecond for each cell that is used). The arrival time and the ends
--- are in nanoseconds since 1970: a Lua number would lose the last digits, so only differences are
--- numbers here. WRITTEN and GENERATION are in microseconds since 1970, which are exact. CELL,
--- PERIOD and TOTAL are nanoseconds.
+-- ban), " sEND TOTAL" (a pause, and the nanoseconds of all pauses), " wEND" (of a window, and when
+-- it ends, in seconds: the arrival time is its start, and a nanosecond for each cell that is used).
+-- The arrival time and the ends are in nanoseconds since 1970: a Lua number would lose the last
+-- digits, so only differences are numbers here. WRITTEN and GENERATION are in microseconds since
+-- 1970, which are exact. CELL, PERIOD and TOTAL are nanoseconds.
 --
 -- In a pause nothing comes back: the arrival time is that much later, and the backlog is the one at
 -- its end.
@@ -78,13 +78,19 @@ local function read(key, window)
             if bucket.pause > 0 or bucket.backlog > 0 then bucket.paused = tonumber(total) end
         end
     end
-    local in_window = match(more, ' w') ~= nil
-    if window then
+    local ends = tonumber(match(more, ' w(%d+)'))
+    if window and ends then
         local own = tonumber(arrives) - tonumber(arrives) % 60
         bucket.starts = max(window.starts, own)
-        bucket.backlog = max(0, (tonumber(arrives) - bucket.starts) * 1000000000 + tonumber(nanos))
+        bucket.backlog = (tonumber(arrives) - own) * 1000000000 + tonumber(nanos)
+        if own < window.starts and ends <= s then
+            bucket.backlog = 0
+        elseif own < window.starts or ends < window.ends then
+            -- By another calendar, whose window still lasts: what was used is used in this one.
+            bucket.moved = true
+        end
     end
-    if in_window ~= (window ~= nil) then
+    if (ends ~= nil) ~= (window ~= nil) then
         bucket.backlog, bucket.cell, bucket.from, bucket.plan, bucket.burst = 0, nil, nil, nil, nil
         bucket.starts = window and window.starts
     end
@@ -96,19 +102,19 @@ local function write(key, bucket)
     bucket.backlog = min(bucket.backlog, 4611686018427387904)
     local lasts = bucket.backlog > 0 and bucket.pause + bucket.backlog or 0
     local seconds, nanos = after(lasts)
-    local window = bucket.window
+    local window, ends = bucket.window, 0
     if window then
         local starts = bucket.starts or window.starts
         seconds = starts + floor(bucket.backlog / 1000000000)
         nanos = bucket.backlog % 1000000000
         -- The end of a window that is ahead is not known: two of its length are enough.
-        local ends = starts > window.starts and starts + 2 * (window.ends - window.starts) or window.ends
+        ends = starts > window.starts and starts + 2 * (window.ends - window.starts) or window.ends
         lasts = bucket.backlog > 0 and (ends - s) * 1000000000 - us * 1000 or 0
     end
     local value =
         format('%.0f%09.0f %.0f %.0f %s', seconds, nanos, now, bucket.generation, bucket.cell or '1')
     if bucket.plan then value = value .. ' p' .. bucket.plan .. ' ' .. bucket.burst end
-    if window then value = value .. ' w' end
+    if window then value = value .. format(' w%.0f', ends) end
     lasts = max(lasts, bucket.pause)
     if bucket.paused > 0 then
         seconds, nanos = after(bucket.pause)

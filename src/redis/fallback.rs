@@ -27,7 +27,8 @@ pub enum OnFailure {
     ///
     /// With one divided by the number of processes, all together admit no more than the whole
     /// quota, and one more burst when it begins. Where the share of a burst is less than one cell,
-    /// each process has one cell. What was known of a key when Redis was lost still counts. A
+    /// each process has one cell. What was known of a key when Redis was lost still counts,
+    /// except under a window, of which each process begins with its share. A
     /// request that costs more than the share of the burst is denied with 503. Denials do not count
     /// towards a [`Ban`](crate::policy::Ban): a key above the share may be within its limit.
     Local {

@@ -229,6 +229,23 @@ mod tests {
         assert!(left.abs_diff(until_end) < 60_000, "{left} ms, and the window ends in {until_end}");
     }
 
+    /// As in memory.
+    #[tokio::test]
+    async fn what_is_used_stays_used_where_the_calendar_changes() {
+        let server = Server::with_clock(Engine::Valkey, &[]);
+        let process = limiter(&server, Window::fixed(3, Duration::from_secs(60)), Clock::system()).await;
+        assert_eq!(admitted(&process, "ann", 9).await, 3);
+        process.set_limit("account", Window::fixed(3, Duration::from_secs(99 * 86_400))).await.unwrap();
+        assert_eq!(admitted(&process, "ann", 1).await, 0);
+        // Its first window would be over, and is another one now.
+        server.step_clock_by_micros(2 * MINUTE);
+        assert_eq!(admitted(&process, "ann", 1).await, 0);
+        process.set_limit("account", Window::fixed(3, Duration::from_secs(60))).await.unwrap();
+        assert_eq!(admitted(&process, "ann", 1).await, 0);
+        server.step_clock_by_micros(3 * MINUTE);
+        assert_eq!(admitted(&process, "ann", 9).await, 3);
+    }
+
     #[tokio::test]
     async fn a_limit_that_is_set_is_that_of_all_processes_and_keeps_the_count() {
         let server = Server::with_clock(Engine::Valkey, &[]);

@@ -368,6 +368,7 @@ impl Save for PolicyRecord {
         let Self { name, is_global, has_windows, slack, bases, buckets, overflow_len, overflow, .. } = self;
         to.put(name);
         to.put(&(*is_global, *has_windows));
+        to.put(&self.window_end);
         to.put(slack);
         to.put(bases);
         to.put(buckets);
@@ -385,6 +386,7 @@ impl Save for PolicyRecord {
             name,
             is_global,
             has_windows,
+            window_end: from.get()?,
             slack: from.get()?,
             bases: from.get()?,
             buckets: from.get()?,

@@ -24,6 +24,8 @@ pub(crate) struct PolicyRecord {
     pub(crate) name: String,
     pub(crate) is_global: bool,
     pub(crate) has_windows: bool,
+    /// When the current window ends, by the wall clock. The start of 1970 for a policy with a rate.
+    pub(crate) window_end: Timestamp,
     /// How far ahead requests may have acquired cells.
     pub(crate) slack: Nanos,
     /// What buckets were decided by.

@@ -35,7 +35,12 @@ impl CalendarDates {
 
     pub(super) fn in_zone(self, name: &str) -> Result<Self, WindowError> {
         let zone = db().get(name).map_err(|_| WindowError::about(WindowErrorKind::UnknownTimeZone, name))?;
-        Ok(Self { zone, ..self })
+        let dates = Self { zone, ..self };
+        Ok(if dates.is_in_utc() { Self { zone: TimeZone::UTC, ..dates } } else { dates })
+    }
+
+    pub(super) fn is_in_utc(&self) -> bool {
+        self.zone.iana_name() == Some("UTC")
     }
 
     /// With an hour more than in UTC, where daylight saving ends.

@@ -230,7 +230,14 @@ impl Window {
             Span::Week => CalendarDates::of(Unit::Week),
             Span::Fixed(_) => return Err(WindowErrorKind::NoTimeZone.into()),
         };
-        Ok(Self { span: Span::Calendar(dates.in_zone(name)?), ..self })
+        let dates = dates.in_zone(name)?;
+        // Those of UTC are written, and are equal, without a zone.
+        let span = match dates.unit {
+            Unit::Day if dates.is_in_utc() => Span::Fixed(DAY.into()),
+            Unit::Week if dates.is_in_utc() => Span::Week,
+            _ => Span::Calendar(dates),
+        };
+        Ok(Self { span, ..self })
     }
 
     /// Returns the number of cells in each window.
@@ -249,6 +256,11 @@ impl Window {
             return Err(WindowErrorKind::ZeroLimit.into());
         }
         Ok(Self { limit, ..self.clone() })
+    }
+
+    /// The same window with another number of cells, which may be zero.
+    pub(crate) fn of_limit(self, limit: u32) -> Self {
+        Self { limit, ..self }
     }
 
     /// Whether both have the same starts and ends.
