@@ -14,6 +14,7 @@ use tower_quota::{
     key::Header,
     limit::{IntoLimit, Limit},
     limiter::{AcquireError, ConfigErrorKind, LimitError},
+    policy::Advertise,
     window::WindowErrorKind,
 };
 
@@ -413,11 +414,14 @@ fn each_limiter_says_its_own_limit_after_a_reload() {
 
 #[tokio::test]
 async fn a_request_that_waits_for_a_rate_shows_what_is_left_of_its_window() {
-    let layer = RateLimitLayer::new([
-        Policy::global(Window::daily(5)).named("w").advertise(tower_quota::policy::Advertise::Everything),
-        Policy::per(Header::new("x-k"), Quota::per_second(10).burst(1)).named("rate"),
-    ]);
-    let layer = layer.max_delay(Duration::from_secs(5), tokio::time::sleep);
+    let window = Policy::global(Window::daily(5)).named("w").advertise(Advertise::Everything);
+    let rate = Policy::per(Header::new("x-k"), Quota::per_second(10).burst(1)).named("rate");
+    let (limiter, clock) = limiter([window, rate]);
+    let timer = move |time| {
+        clock.advance(time);
+        ready(())
+    };
+    let layer = RateLimitLayer::new(&limiter).max_delay(Duration::from_secs(5), timer);
     let inner = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::from("served")))));
     let mut service = layer.layer(inner);
     for left in (0..5).rev() {
