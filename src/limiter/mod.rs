@@ -133,15 +133,18 @@ impl Limiter {
     /// Locks one bucket of each keyed policy that applies, for the length of the arithmetic. It
     /// waits for nothing else, and runs no user code under a lock.
     pub fn decide<B>(&self, request: &Request<B>) -> Decision<'_> {
-        let parts = self.set().parts(request);
-        if self.parts.buckets.has_windows { self.decide_windows(parts.head()) } else { self.decide_rates(parts.head()) }
+        self.decide_for(self.set().parts(request).head())
     }
 
     // Not generic over the request's body: compiled once, where all of a decision can be inlined.
-    fn decide_rates(&self, head: RequestHead<'_>) -> Decision<'_> {
+    fn decide_for(&self, head: RequestHead<'_>) -> Decision<'_> {
+        if self.parts.buckets.has_windows {
+            return self.decide_windows(head);
+        }
         self.parts.buckets.decide::<RatesOnly>(self.set(), head)
     }
 
+    #[inline(never)]
     fn decide_windows(&self, head: RequestHead<'_>) -> Decision<'_> {
         self.parts.buckets.decide::<WithWindows>(self.set(), head)
     }
