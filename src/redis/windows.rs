@@ -169,6 +169,17 @@ mod tests {
         admitted
     }
 
+    /// Lets the server's clock stand ten seconds after a midnight, so that no window ends while a test
+    /// runs, and returns how far it is ahead.
+    #[allow(clippy::cast_possible_wrap, reason = "less than a day")]
+    fn after_midnight(server: &Server) -> i64 {
+        const DAY: u64 = 86_400_000_000;
+        let micros = Clock::system().now().as_nanos() / 1_000;
+        let ahead = (DAY - micros % DAY) as i64 + 10_000_000;
+        server.step_clock_by_micros(ahead);
+        ahead
+    }
+
     /// Clocks that count from anywhere, beside the system's.
     async fn three_processes(server: &Server, window: &Window) -> [RedisLimiter; 3] {
         let years = ManualClock::new();
@@ -183,11 +194,12 @@ mod tests {
     #[tokio::test]
     async fn processes_whose_clocks_differ_count_the_servers_windows_together() {
         let server = Server::with_clock(Engine::Valkey, &[]);
+        let ahead = after_midnight(&server);
         let window = Window::fixed(9, Duration::from_secs(300));
         let all = three_processes(&server, &window).await;
         // From one window to the next, further than the processes know, and back.
         for (minutes, expected) in [(0, 9), (5, 9), (600, 9), (300, 0), (599, 0), (610, 9), (1_000_000, 9)] {
-            server.step_clock_by_micros(minutes * MINUTE);
+            server.step_clock_by_micros(ahead + minutes * MINUTE);
             let mut granted = 0;
             for process in &all {
                 granted += admitted(process, "ann", 5).await;
@@ -206,6 +218,7 @@ mod tests {
     #[tokio::test]
     async fn a_rate_and_a_window_of_one_name_lock_nobody_out() {
         let server = Server::with_clock(Engine::Valkey, &[]);
+        after_midnight(&server);
         let rate = limiter(&server, Quota::per_hour(2), Clock::system()).await;
         let window = limiter(&server, Window::fixed(3, Duration::from_secs(86_400)), Clock::system()).await;
         assert_eq!(admitted(&rate, "ann", 5).await, 2);
@@ -219,6 +232,7 @@ mod tests {
     #[tokio::test]
     async fn a_bucket_is_gone_after_its_window_and_not_before() {
         let server = Server::with_clock(Engine::Valkey, &[]);
+        after_midnight(&server);
         let window = Window::fixed(3, Duration::from_secs(86_400));
         let process = limiter(&server, &window, Clock::system()).await;
         assert_eq!(admitted(&process, "ann", 1).await, 1);
@@ -233,22 +247,24 @@ mod tests {
     #[tokio::test]
     async fn what_is_used_stays_used_where_the_calendar_changes() {
         let server = Server::with_clock(Engine::Valkey, &[]);
+        let ahead = after_midnight(&server);
         let process = limiter(&server, Window::fixed(3, Duration::from_secs(60)), Clock::system()).await;
         assert_eq!(admitted(&process, "ann", 9).await, 3);
         process.set_limit("account", Window::fixed(3, Duration::from_secs(99 * 86_400))).await.unwrap();
         assert_eq!(admitted(&process, "ann", 1).await, 0);
         // Its first window would be over, and is another one now.
-        server.step_clock_by_micros(2 * MINUTE);
+        server.step_clock_by_micros(ahead + 2 * MINUTE);
         assert_eq!(admitted(&process, "ann", 1).await, 0);
         process.set_limit("account", Window::fixed(3, Duration::from_secs(60))).await.unwrap();
         assert_eq!(admitted(&process, "ann", 1).await, 0);
-        server.step_clock_by_micros(3 * MINUTE);
+        server.step_clock_by_micros(ahead + 3 * MINUTE);
         assert_eq!(admitted(&process, "ann", 9).await, 3);
     }
 
     #[tokio::test]
     async fn a_limit_that_is_set_is_that_of_all_processes_and_keeps_the_count() {
         let server = Server::with_clock(Engine::Valkey, &[]);
+        after_midnight(&server);
         let window = |limit| Window::fixed(limit, Duration::from_secs(86_400));
         let [one, other, _] = three_processes(&server, &window(3)).await;
         assert_eq!(admitted(&one, "ann", 9).await, 3);
