@@ -169,8 +169,8 @@ mod tests {
         admitted
     }
 
-    /// Lets the server's clock stand ten seconds after a midnight, so that no window ends while a test
-    /// runs, and returns how far it is ahead.
+    /// Lets the server's clock stand ten seconds after a midnight, so that no window ends while a
+    /// test runs, and returns how far it is ahead.
     #[allow(clippy::cast_possible_wrap, reason = "less than a day")]
     fn after_midnight(server: &Server) -> i64 {
         const DAY: u64 = 86_400_000_000;
