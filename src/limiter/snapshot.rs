@@ -104,7 +104,9 @@ impl Limiter {
         if !set.has_secret() {
             return Err(SnapshotError::NoSecret);
         }
-        let max_keys = set.policies().iter().map(|policy| policy.cap().max_keys).sum();
+        let caps = set.policies().iter().map(|policy| policy.cap().max_keys);
+        // The sum of two caps can overflow where `usize` has 32 bits.
+        let max_keys = caps.fold(0, usize::saturating_add);
         let records = snapshot::read(set.hasher(), max_keys, from)?;
         let (wall, now) = self.both_clocks();
         let ahead = Duration::from(records.wall.since(wall));
