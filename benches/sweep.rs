@@ -1,5 +1,5 @@
-//! A sweep of a million keys: all stale, and none; a snapshot of as many, and its restore; the slowest decision beside
-//! both.
+//! A sweep of a million keys: all stale, and none; a snapshot of as many, and its restore; the
+//! slowest decision beside both.
 //!
 //! ```sh
 //! cargo bench --bench sweep

@@ -1,4 +1,5 @@
-//! Control at run time, on a separate port that only operators reach: list keys, block, reset, change a limit.
+//! Control at run time, on a separate port that only operators reach: list keys, block, reset,
+//! change a limit.
 //!
 //! ```sh
 //! ADMIN_TOKEN=s3cret cargo run --example admin

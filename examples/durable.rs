@@ -1,5 +1,5 @@
-//! Quotas that survive a deploy: so many requests a month for each API key, and a rate beside it. The state is written
-//! every minute and on SIGTERM, and read at start.
+//! Quotas that survive a deploy: so many requests a month for each API key, and a rate beside it.
+//! The state is written every minute and on SIGTERM, and read at start.
 //!
 //! ```sh
 //! cargo run --example durable
@@ -8,8 +8,9 @@
 //! curl -si -H 'x-api-key: k1' localhost:3000/ | grep -i '^ratelimit:'
 //! ```
 //!
-//! The month has 96 left of 100, not 99. After `pkill -KILL` as many are forgotten as came since the last minute. `PORT`,
-//! `LIMITS` (the file), `LIMITS_SECRET` and `EVERY` (seconds) change the defaults.
+//! The month has 96 left of 100, not 99. After `pkill -KILL` as many are forgotten as came since
+//! the last minute. `PORT`, `LIMITS` (the file), `LIMITS_SECRET` and `EVERY` (seconds) change the
+//! defaults.
 
 use std::{
     env,
@@ -31,7 +32,8 @@ use tokio::{
 };
 use tower_quota::{Limiter, Policy, Quota, RateLimitLayer, Window, key::Header};
 
-/// Writes a new file and renames it: whoever reads finds the old one or the new one, and both are whole.
+/// Writes a new file and renames it: whoever reads finds the old one or the new one, and both are
+/// whole.
 fn save(limiter: &Limiter, path: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
     // One at a time: the last one waits for one that is going on.
     static WRITING: Mutex<()> = Mutex::new(());
@@ -47,7 +49,8 @@ fn save(limiter: &Limiter, path: &Path) -> Result<(), Box<dyn Error + Send + Syn
     Ok(())
 }
 
-/// A file that is there and cannot be read is no reason to give everybody a fresh month: somebody has to look.
+/// A file that is there and cannot be read is no reason to give everybody a fresh month: somebody
+/// has to look.
 fn restore(limiter: &Limiter, path: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
     match File::open(path) {
         Ok(file) => {

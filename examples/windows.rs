@@ -1,5 +1,5 @@
-//! A rate, a window and a cap: 10 a second and 1,000 a day for each API key, and 100 a second for all together. A request
-//! that one of them denies takes no cells from the others.
+//! A rate, a window and a cap: 10 a second and 1,000 a day for each API key, and 100 a second for
+//! all together. A request that one of them denies takes no cells from the others.
 //!
 //! ```sh
 //! cargo run --example windows
@@ -8,8 +8,8 @@
 //! curl -i -H 'x-api-key: k2' localhost:3000/
 //! ```
 //!
-//! Key `k1` gets its 10 (and one more for each tenth of a second that passes), then 429s that name the policy; key `k2`
-//! is not concerned. `PORT` changes the port.
+//! Key `k1` gets its 10 (and one more for each tenth of a second that passes), then 429s that name
+//! the policy; key `k2` is not concerned. `PORT` changes the port.
 
 use std::{env, error::Error, net::SocketAddr};
 

@@ -1,4 +1,5 @@
-//! Windows and rates together, against an exact model: plain counters, and arrival times in 128 bits.
+//! Windows and rates together, against an exact model: plain counters, and arrival times in 128
+//! bits.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,8 +17,8 @@ const MINUTE: u64 = 60_000_000_000;
 const DAY: u64 = 1_440 * MINUTE;
 const START: u64 = 20_000 * DAY;
 
-/// Keyed windows of a day, whose limit a request may choose; of three hours, by callers' keys; a keyed rate; and a
-/// window of five minutes for all.
+/// Keyed windows of a day, whose limit a request may choose; of three hours, by callers' keys; a
+/// keyed rate; and a window of five minutes for all.
 const NAMES: [&str; 4] = ["day", "hours", "rate", "all"];
 const DAY_POLICY: usize = 0;
 const HOURS: usize = 1;
@@ -268,7 +269,8 @@ impl Model {
         Some(u64::try_from(wait).unwrap())
     }
 
-    /// What a denial changes: a faster rate takes the bucket over, and what is too far ahead is cut.
+    /// What a denial changes: a faster rate takes the bucket over, and what is too far ahead is
+    /// cut.
     fn deny_rate(&mut self, key: u8, cells: u32) {
         let (arrival, to) = (self.arrivals.get(&key).copied().unwrap_or_default(), cell(self.rate));
         let denies = self.wait_of_rate(key, cells).is_some_and(|wait| wait > 0);
@@ -470,8 +472,8 @@ fn check(model: &Model, policy: usize, key: u8, standing: &tower_quota::decision
     assert_eq!(standing.until_full(), Duration::from_nanos(until_full));
 }
 
-/// Whether a refund is sure to be valid. Keys share generations by chance, so after a reset or a conversion of another
-/// key it may be void, and need not.
+/// Whether a refund is sure to be valid. Keys share generations by chance, so after a reset or a
+/// conversion of another key it may be void, and need not.
 fn is_certain(model: &Model, receipt: &Receipt) -> bool {
     (model.rate_generation, model.reset_generation) == (receipt.rate_generation, receipt.reset_generation)
 }

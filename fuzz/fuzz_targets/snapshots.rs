@@ -1,5 +1,5 @@
-//! Snapshots: whatever is in a file, restoring it never panics and never forgives; what was altered and not signed
-//! again is an error that changes nothing.
+//! Snapshots: whatever is in a file, restoring it never panics and never forgives; what was altered
+//! and not signed again is an error that changes nothing.
 #![no_main]
 
 use std::{hash::Hasher as _, time::Duration};

@@ -60,7 +60,7 @@ impl KeyHasher {
         Self::of(SipHasher13::new_with_keys(hash.h1, hash.h2))
     }
 
-    /// The digest of a file, which nobody can make without the secret.
+    /// The digest of a file. Only a holder of the secret can make it.
     pub(crate) fn checksum(&self, content: &[u8]) -> [u8; 16] {
         let mut hasher = self.keyed;
         hasher.write(&[FILE]);

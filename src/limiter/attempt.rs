@@ -165,7 +165,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Whether the policy lets the request pass in the current window. Nobody waits for its end.
+    /// Whether the policy lets the request pass in the current window. A request never waits for
+    /// its end.
     #[inline(never)]
     fn evaluate_in_window(&mut self, window: &WindowClock, now: Timestamp) -> bool {
         let (stands_at, left) = window.stands_at(self.found, now);

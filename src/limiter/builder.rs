@@ -62,8 +62,8 @@ impl Builder {
     /// Makes keys mean the same in every process with this secret, so that a
     /// [snapshot](super::Limiter::snapshot) of one can be restored in the next. Random unless set.
     ///
-    /// Use at least 16 bytes that nobody can guess, from a secret store and not from the sources:
-    /// who knows the secret can find two keys that share a bucket, and can write snapshots.
+    /// Use at least 16 random bytes, from a secret store and not from the sources: whoever knows
+    /// the secret can find two keys that share a bucket, and can write snapshots.
     pub fn secret(mut self, secret: impl AsRef<[u8]>) -> Self {
         let secret = secret.as_ref();
         self.short_secret = secret.len() < MIN_SECRET;

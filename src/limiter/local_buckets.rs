@@ -325,7 +325,8 @@ impl PolicyBuckets {
         furthest(Nanos::new(self.longest_burst.load(Ordering::Relaxed)), self.slack())
     }
 
-    /// The slack never shrinks, so that what is reserved stays reserved. Nobody waits for a window.
+    /// The slack never shrinks, so that what is reserved stays reserved. A request never waits for
+    /// a window.
     pub(super) fn allow_slack(&self, slack: Slack) {
         if self.window.is_some() {
             return;

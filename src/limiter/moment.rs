@@ -17,6 +17,7 @@ pub(super) trait Moment: Copy {
     /// The time to which cells have come back.
     fn stands_at(self, now: Timestamp) -> Timestamp;
 
+    /// The window that the bucket is in, for the standing that a response reports.
     fn window(self) -> Option<WindowLeft>;
 }
 

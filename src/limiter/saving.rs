@@ -65,8 +65,7 @@ impl PolicyBuckets {
             }
             Some(keyed) => {
                 let (store, quotas) = (keyed.store(), keyed.quotas());
-                // Nothing that is used now becomes idle before `now`: the start of a window is read
-                // once, and never goes back.
+                // Read once for all keys. What is idle at this time is full at every later time.
                 let idle_until = self.idle_until(now);
                 // Written once, so that no page of it is new to the system while a shard is locked.
                 let unused = (Key::GLOBAL, SavedBucket { bucket: Bucket::from_bits(u64::MAX), basis: 0 });

@@ -1,6 +1,6 @@
 //! Contains [`WindowClock`], the current window of one policy, as all its decisions see it.
 //!
-//! This file must not know of buckets or decisions.
+//! This file must not know where buckets are stored, nor of decisions over several policies.
 
 use std::sync::{Arc, PoisonError};
 

@@ -57,7 +57,8 @@ impl RedisLimiter {
         Nanos::new(self.parts.debt_slacks[policy].load(Ordering::Relaxed))
     }
 
-    /// Lets requests of a policy wait for as long, now and later. Nobody waits for a window.
+    /// Lets requests of a policy wait for as long, now and later. A request never waits for a
+    /// window.
     pub(super) fn allow_slack(&self, policy: usize, slack: Slack) {
         if self.policies()[policy].limit().window().is_some() {
             return;

@@ -514,7 +514,7 @@ fn answer(policy: usize, demand: &Demand, state: &BucketState, patience: Nanos) 
     }
 }
 
-/// The same in a window. Nobody waits for its end.
+/// The same in a window. A request never waits for its end.
 fn answer_in_window(
     policy: usize,
     demand: &Demand,

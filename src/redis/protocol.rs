@@ -43,7 +43,7 @@ pub(super) type RedisDemands = Arc<[RedisDemand]>;
 impl RedisDemand {
     pub(super) fn new(key: String, demand: &Demand, patience: Nanos, window: Option<WindowTimes>) -> Self {
         let Demand { quota, cells, planned, shadow, .. } = *demand;
-        // Nobody waits for a window.
+        // A request never waits for a window.
         let patience = if shadow || window.is_some() { Nanos::ZERO } else { patience };
         Self { key, cells, quota, planned, patience, shadow, window }
     }
