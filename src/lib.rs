@@ -27,6 +27,7 @@
 //! | combine policies, share them, decide without a service | [`Limiter`] |
 //! | limit by a name in a body, a message, a job, an outgoing call | [`Limiter::acquire`], [`Policy::by_key`] |
 //! | apply them to a service | [`RateLimitLayer`], [`RateLimit`] |
+//! | limit how many requests are in flight at once | [`in_flight`], [`InFlightLayer`] |
 //! | change the response to denied requests | [`response`], [`Denied`] |
 //! | choose what clients learn | [`headers`], [`policy::Advertise`] |
 //! | read policies from a file, and again while it serves | `config`, [`reload`] |
@@ -73,6 +74,7 @@ pub mod clock;
 pub mod config;
 pub mod decision;
 pub mod guide;
+pub mod in_flight;
 pub mod key;
 pub mod limit;
 pub mod limiter;
@@ -91,6 +93,7 @@ pub mod window;
 
 pub use self::{
     decision::{Decision, Denied},
+    in_flight::InFlightLayer,
     key::Key,
     limiter::Limiter,
     middleware::{delay, future, layer::RateLimitLayer, reload, service::RateLimit},

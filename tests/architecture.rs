@@ -8,7 +8,7 @@ use std::{
 };
 
 /// From the top. `docs/architecture.md` shows the same order.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "sync",
     "clock",
     "quota",
@@ -26,6 +26,7 @@ const ORDER: [&str; 19] = [
     "limiter",
     "response",
     "middleware",
+    "in_flight",
     "redis",
     "guide",
 ];

@@ -78,7 +78,13 @@ impl Summary {
     }
 
     fn wait(self) -> Option<Nanos> {
-        matches!(self.reason, Reason::Blocked | Reason::Exceeded).then_some(self.wait)
+        let helps = match self.reason {
+            Reason::Blocked | Reason::Exceeded => true,
+            // Of the time that somebody has said.
+            Reason::InFlight => !self.wait.is_zero(),
+            _ => false,
+        };
+        helps.then_some(self.wait)
     }
 }
 
@@ -143,13 +149,18 @@ impl Denied {
     }
 
     /// Returns the status of the response: 429 (RFC 6585 §4), or for a missing key what its policy
-    /// says.
+    /// says. Where the requests in flight of all clients are too many, it is 503: no client has done
+    /// anything wrong.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.cause {
             Cause::MissingKey { status, .. } => status,
             #[cfg(feature = "redis")]
             Cause::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Cause::Outcomes if self.summary.reason == Reason::InFlight => match self.violated_policies().next() {
+                Some(policy) if policy.is_global() => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::TOO_MANY_REQUESTS,
+            },
             Cause::Outcomes => StatusCode::TOO_MANY_REQUESTS,
         }
     }

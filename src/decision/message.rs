@@ -38,6 +38,7 @@ impl<'a> Message<'a> {
             }
             Reason::AtCapacity => ("No new clients are accepted now", " by the policy ", "."),
             Reason::Blocked => ("Requests are temporarily blocked", " by the policy ", "."),
+            Reason::InFlight => ("Too many requests at once", " for the policy ", "."),
             Reason::Exceeded => ("Too many requests", " for the policy ", "."),
             Reason::Unavailable => ("The limit cannot be checked now", " for the policy ", "."),
         };

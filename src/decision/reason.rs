@@ -14,6 +14,9 @@ pub enum Reason {
     CostAboveBurst,
     /// A policy has not enough cells now.
     Exceeded,
+    /// As many requests of the key, or of all clients, are in flight as may be: see
+    /// [`in_flight`](crate::in_flight). Nobody knows when one of them ends.
+    InFlight,
     /// The request has no key for a policy that needs one.
     MissingKey,
     /// A policy cannot reach its buckets now, and fails closed.
@@ -26,7 +29,7 @@ impl Reason {
         match self {
             Self::CostAboveBurst => 3,
             Self::AtCapacity => 2,
-            Self::Blocked => 1,
+            Self::Blocked | Self::InFlight => 1,
             Self::Exceeded | Self::MissingKey | Self::Unavailable => 0,
         }
     }

@@ -50,6 +50,12 @@ impl PolicyOutcome {
         Self { policy, shadow, limit, backlog, verdict: Verdict::of(evaluation.wait) }
     }
 
+    /// The outcome of a policy of requests in flight, of which there are `in_flight`.
+    pub(crate) fn of_permits(demand: &Demand, in_flight: u32, verdict: Verdict) -> Self {
+        let limit = DecidedLimit::InFlight(demand.quota.burst_size());
+        Self { policy: 0, shadow: demand.shadow, limit, backlog: Nanos::new(in_flight.into()), verdict }
+    }
+
     pub(crate) fn standing<'a>(&self, policies: &'a [Policy]) -> Standing<'a> {
         Standing { policy: policies[self.policy].name(), ..self.unnamed() }
     }
@@ -72,6 +78,7 @@ impl PolicyOutcome {
     /// The outcome, so much later: of a rate cells have come back, and of a window less is left.
     pub(crate) fn pass(&mut self, time: Nanos) {
         match &mut self.limit {
+            DecidedLimit::InFlight(_) => {}
             DecidedLimit::Rate(_) => self.backlog = self.backlog.saturating_sub(time),
             DecidedLimit::Window { left, .. } => *left = left.saturating_sub(time).max(Nanos::new(1)),
         }

@@ -17,6 +17,8 @@ pub(crate) enum Verdict {
     Blocked(Nanos),
     Granted,
     Never,
+    /// The time to retry in, or zero where nobody has said any.
+    NoPermit(Nanos),
     /// The time until the cells are there.
     Wait(Nanos),
 }
@@ -36,6 +38,7 @@ impl Verdict {
             Self::AtCapacity => Reason::AtCapacity,
             Self::Blocked(_) => Reason::Blocked,
             Self::Never => Reason::CostAboveBurst,
+            Self::NoPermit(_) => Reason::InFlight,
             Self::Granted | Self::Wait(_) => Reason::Exceeded,
         }
     }
@@ -44,6 +47,7 @@ impl Verdict {
     pub(super) fn wait(self) -> Option<Nanos> {
         match self {
             Self::Blocked(wait) | Self::Wait(wait) => Some(wait),
+            Self::NoPermit(retry) => Some(retry).filter(|retry| !retry.is_zero()),
             Self::AtCapacity | Self::Granted | Self::Never => None,
         }
     }
@@ -71,8 +75,14 @@ impl WindowLeft {
 /// What a bucket was decided by. As large as a quota, because each decision moves several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DecidedLimit {
+    /// So many requests at once.
+    InFlight(u32),
     Rate(Quota),
-    Window { left: Nanos, limit: u32, minutes: u32 },
+    Window {
+        left: Nanos,
+        limit: u32,
+        minutes: u32,
+    },
 }
 
 impl DecidedLimit {
@@ -84,18 +94,18 @@ impl DecidedLimit {
         }
     }
 
-    /// Of a window, the one whose cells take a nanosecond.
+    /// Where time brings no cells back, the one whose cells take a nanosecond.
     #[inline(always)]
     pub(crate) fn quota(self) -> Quota {
         match self {
             Self::Rate(quota) => quota,
-            Self::Window { limit, .. } => Quota::of_window(limit),
+            Self::InFlight(limit) | Self::Window { limit, .. } => Quota::of_window(limit),
         }
     }
 
     pub(crate) fn window(self) -> Option<WindowLeft> {
         match self {
-            Self::Rate(_) => None,
+            Self::InFlight(_) | Self::Rate(_) => None,
             Self::Window { left, minutes, .. } => Some(WindowLeft { left, minutes }),
         }
     }
@@ -129,27 +139,27 @@ impl<'a> Standing<'a> {
         self.policy
     }
 
-    /// Returns the quota that the request was decided by, or `None` if the policy has a window.
+    /// Returns the quota that the request was decided by, or `None` if the policy has no rate.
     #[must_use]
     pub fn quota(&self) -> Option<Quota> {
         if let DecidedLimit::Rate(quota) = self.level.limit { Some(quota) } else { None }
     }
 
-    /// Returns the length of the current window, or `None` if the policy has a rate.
+    /// Returns the length of the current window, or `None` if the policy has none.
     #[must_use]
     pub fn window(&self) -> Option<Duration> {
         self.level.limit.window().map(|window| window.length().into())
     }
 
-    /// Returns the number of cells that are there when nothing is used: the burst of a rate, or the
-    /// limit of a window.
+    /// Returns the number of cells that are there when nothing is used: the burst of a rate, the
+    /// limit of a window, or the number of requests that may be in flight.
     #[must_use]
     pub fn limit(&self) -> u32 {
         self.level.limit.quota().burst_size()
     }
 
     /// Returns how many requests of one cell would be granted now, and 0 in debt. Of a rate:
-    /// `floor((B·T − backlog) / T)`.
+    /// `floor((B·T − backlog) / T)`. Of requests in flight: how many more may be.
     #[must_use]
     pub fn remaining(&self) -> u32 {
         let Level { limit, backlog } = self.level;
@@ -159,12 +169,13 @@ impl<'a> Standing<'a> {
     }
 
     /// Returns the time until one more cell remains, or `None` when nothing is used. Of a window,
-    /// the time until its end.
+    /// the time until its end. Of requests in flight nobody knows it: `None`.
     #[must_use]
     pub fn next_cell(&self) -> Option<Duration> {
         let remaining = self.remaining();
         let missing = self.limit().checked_sub(remaining)?.checked_sub(1)?;
         let quota = match self.level.limit {
+            DecidedLimit::InFlight(_) => return None,
             DecidedLimit::Rate(quota) => quota,
             DecidedLimit::Window { left, .. } => return Some(left.into()),
         };
@@ -175,12 +186,13 @@ impl<'a> Standing<'a> {
     }
 
     /// Returns the time until nothing is used: zero if that is so now. Of a window, the time until
-    /// its end.
+    /// its end. Of requests in flight nobody knows it: zero.
     #[must_use]
     pub fn until_full(&self) -> Duration {
-        match self.level.limit.window() {
-            Some(window) if !self.level.backlog.is_zero() => window.left.into(),
-            _ => self.level.backlog.into(),
+        match self.level.limit {
+            DecidedLimit::InFlight(_) => Duration::ZERO,
+            DecidedLimit::Window { left, .. } if !self.level.backlog.is_zero() => left.into(),
+            DecidedLimit::Rate(_) | DecidedLimit::Window { .. } => self.level.backlog.into(),
         }
     }
 

@@ -63,7 +63,7 @@ pub(crate) use self::{
     into_limiter::{Handle, Settle},
     local_buckets::{LocalBuckets, Slack},
     pauses::Pause,
-    policy_set::PolicySet,
+    policy_set::{PolicySet, PolicySetOptions, is_near_limit},
     reservation::ReservedCells,
 };
 pub use self::{
@@ -77,12 +77,7 @@ pub use self::{
     top_denied::DeniedKey,
 };
 #[cfg(feature = "redis")]
-pub(crate) use self::{
-    local_buckets::start_sweeping,
-    pauses::Pauses,
-    policy_set::{Demands, PolicySetOptions, is_near_limit},
-    reservation::MAX_PATIENCE,
-};
+pub(crate) use self::{local_buckets::start_sweeping, pauses::Pauses, policy_set::Demands, reservation::MAX_PATIENCE};
 use crate::{
     clock::{Nanos, Timestamp},
     decision::{Decision, Denied, Receipt, Receipts},

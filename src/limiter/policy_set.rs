@@ -360,6 +360,18 @@ impl PolicySet {
         Ok(())
     }
 
+    /// What a request asks of the only policy, if that applies.
+    ///
+    /// # Errors
+    ///
+    /// The denial of a request that lacks a key.
+    #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
+    #[inline(always)]
+    pub(crate) fn evaluate_single(&self, head: RequestHead<'_>) -> Result<Option<Demand>, Denied> {
+        let evaluated = self.policies[0].evaluate(head, || self.quota(0));
+        evaluated.map_err(|status| self.missing_key(0, status, head, DecidedBy::Memory))
+    }
+
     #[cold]
     pub(super) fn missing_key(
         &self,
@@ -427,7 +439,7 @@ impl PolicySet {
                     // A request that can never be granted is not granted after the block either.
                     Verdict::AtCapacity | Verdict::Never => outcome.verdict,
                     Verdict::Wait(wait) => Verdict::Blocked(left.max(wait)),
-                    Verdict::Blocked(_) | Verdict::Granted => Verdict::Blocked(left),
+                    Verdict::Blocked(_) | Verdict::Granted | Verdict::NoPermit(_) => Verdict::Blocked(left),
                 };
                 if let Some(top_denied) = &self.top_denied {
                     top_denied.count(*policy, demand.key);

@@ -1,5 +1,5 @@
-//! Contains every metric: the counters of a limiter's decisions ([`Meters`]), of sweeps and of
-//! Redis.
+//! Contains every metric: the counters of a limiter's decisions ([`Meters`]), of requests in flight
+//! ([`InFlightMeters`]), of sweeps and of Redis.
 
 #![cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::unused_self, reason = "nothing is counted"))]
 
@@ -8,9 +8,11 @@ use std::fmt;
 use std::{sync::OnceLock, time::Duration};
 
 #[cfg(feature = "metrics")]
-use metrics::{Counter, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use crate::clock::Nanos;
+#[cfg(feature = "metrics")]
+use crate::clock::Timestamp;
+use crate::clock::{Clock, Nanos};
 
 /// How a policy answered a request: the label `outcome`.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +134,77 @@ impl Meters {
 impl fmt::Debug for Meters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Meters").finish_non_exhaustive()
+    }
+}
+
+/// The gauges of a policy of requests in flight, and the times of those.
+///
+/// Each is registered when it is first used, as counters are.
+#[derive(Default)]
+pub(crate) struct InFlightMeters {
+    #[cfg(feature = "metrics")]
+    in_flight: OnceLock<Gauge>,
+    #[cfg(feature = "metrics")]
+    waiting: OnceLock<Gauge>,
+    #[cfg(feature = "metrics")]
+    seconds: OnceLock<Histogram>,
+}
+
+/// When a request got its permit, where somebody asks for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PermitStart {
+    #[cfg(feature = "metrics")]
+    at: Timestamp,
+}
+
+impl PermitStart {
+    #[inline(always)]
+    pub(crate) fn now(clock: &Clock) -> Self {
+        Self {
+            #[cfg(feature = "metrics")]
+            at: clock.now(),
+        }
+    }
+}
+
+impl InFlightMeters {
+    #[inline(always)]
+    pub(crate) fn begin(&self, policy: &str) {
+        #[cfg(feature = "metrics")]
+        self.in_flight(policy).increment(1.0);
+    }
+
+    #[inline(always)]
+    pub(crate) fn end(&self, policy: &str, clock: &Clock, start: PermitStart) {
+        #[cfg(feature = "metrics")]
+        {
+            self.in_flight(policy).decrement(1.0);
+            let seconds =
+                self.seconds.get_or_init(|| histogram!("tower_quota_in_flight_seconds", "policy" => policy.to_owned()));
+            seconds.record(Duration::from(clock.now().since(start.at)));
+        }
+    }
+
+    /// Counts a request that begins to wait for a permit.
+    pub(crate) fn wait(&self, policy: &str) {
+        #[cfg(feature = "metrics")]
+        self.waiting(policy).increment(1.0);
+    }
+
+    /// Counts a request that does not wait any more.
+    pub(crate) fn end_wait(&self, policy: &str) {
+        #[cfg(feature = "metrics")]
+        self.waiting(policy).decrement(1.0);
+    }
+
+    #[cfg(feature = "metrics")]
+    fn in_flight(&self, policy: &str) -> &Gauge {
+        self.in_flight.get_or_init(|| gauge!("tower_quota_in_flight", "policy" => policy.to_owned()))
+    }
+
+    #[cfg(feature = "metrics")]
+    fn waiting(&self, policy: &str) -> &Gauge {
+        self.waiting.get_or_init(|| gauge!("tower_quota_in_flight_waiting", "policy" => policy.to_owned()))
     }
 }
 

@@ -28,6 +28,7 @@ mod advertise;
 mod ban;
 mod demand;
 mod gate;
+mod in_flight;
 mod paths;
 mod plans;
 mod response_head;
@@ -69,6 +70,8 @@ pub struct Policy {
     cost_by: Option<Arc<CostBy>>,
     /// Escaped as the name.
     unit: Option<Arc<str>>,
+    /// Whether the limit is a number of requests in flight, and of no rate.
+    in_flight: bool,
     /// Boxed, so that a policy without one has a single thing to look at.
     gate: Option<Box<Gate>>,
     missing: Option<Missing>,
@@ -168,6 +171,7 @@ impl Policy {
             plans: None,
             cost_by: None,
             unit: None,
+            in_flight: false,
             gate: None,
             missing: None,
             cap: default_cap(),
@@ -642,7 +646,7 @@ impl Policy {
         let window = self.limit.window();
         let chooser = match self.chooser.as_deref() {
             Some(Chooser::Quota(_)) if window.is_some() => Some(LimitMisfit::QuotaBy),
-            Some(Chooser::Limit(_)) if window.is_none() => Some(LimitMisfit::LimitBy),
+            Some(Chooser::Limit(_)) if window.is_none() && !self.in_flight => Some(LimitMisfit::LimitBy),
             _ => None,
         };
         let plans = self.plans.as_ref().filter(|plans| plans.all().any(|plan| !self.fits(plan)));

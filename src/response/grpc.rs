@@ -107,7 +107,10 @@ impl Code {
             | (Reason::AtCapacity | Reason::Blocked | Reason::CostAboveBurst | Reason::Exceeded, _) => {
                 Self::ResourceExhausted
             }
-            (Reason::MissingKey, StatusCode::SERVICE_UNAVAILABLE) | (Reason::Unavailable, _) => Self::Unavailable,
+            (Reason::MissingKey | Reason::InFlight, StatusCode::SERVICE_UNAVAILABLE) | (Reason::Unavailable, _) => {
+                Self::Unavailable
+            }
+            (Reason::InFlight, _) => Self::ResourceExhausted,
             (Reason::MissingKey, status) if status.is_server_error() => Self::Internal,
             (Reason::MissingKey, _) => Self::InvalidArgument,
         }

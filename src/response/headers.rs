@@ -119,6 +119,8 @@ struct PolicyItem {
     advertise: Advertise,
     /// Whether the policy applies where a caller names a key, and to no request.
     by_key: bool,
+    /// Whether the policy counts requests in flight, of which time brings none back.
+    in_flight: bool,
 }
 
 /// Whether a policy is listed.
@@ -133,7 +135,8 @@ impl FieldWriter {
             let name = format!("\"{}\"", policy.escaped_name()).into();
             let unit = policy.cell_unit().map(|unit| format!(";qu=\"{unit}\"")).unwrap_or_default().into();
             let limit = FieldLimit::of(policy.limit());
-            PolicyItem { name, unit, limit, advertise: policy.advertised(), by_key: policy.is_by_key() }
+            let (by_key, in_flight) = (policy.is_by_key(), policy.is_in_flight());
+            PolicyItem { name, unit, limit, advertise: policy.advertised(), by_key, in_flight }
         });
         let items: Box<[PolicyItem]> = items.collect();
         // For each item its name, and three parameters with a separator and at most 20 digits each.
@@ -180,7 +183,16 @@ impl FieldWriter {
     /// Renders the fields of the response to an allowed request. They are rendered before the
     /// service is called, because they show how the policies stood when the request was decided.
     pub(crate) fn allowed(self: &Arc<Self>, receipts: &[Receipt]) -> Option<AllowedFields> {
-        let outcomes = || receipts.iter().map(|receipt| &receipt.outcome);
+        self.allowed_by(&receipts.iter().map(|receipt| &receipt.outcome))
+    }
+
+    /// Like [`allowed`](Self::allowed), where nothing can be refunded.
+    #[inline(always)]
+    pub(crate) fn allowed_by<'a>(
+        self: &Arc<Self>,
+        outcomes: &(impl ExactSizeIterator<Item = &'a PolicyOutcome> + Clone),
+    ) -> Option<AllowedFields> {
+        let outcomes = || outcomes.clone();
         let listed = || outcomes().filter(|outcome| !outcome.shadow && ALWAYS(self.items[outcome.policy].advertise));
         let limits = self.render_limits(listed())?;
         let policies = self.changed_policies(outcomes(), ALWAYS);
@@ -296,12 +308,19 @@ impl FieldWriter {
     ) -> Option<HeaderValue> {
         line::field(self.longest, |line| {
             for (index, limit) in limits {
-                let PolicyItem { name, unit, advertise, .. } = &self.items[index];
+                let PolicyItem { name, unit, advertise, in_flight, .. } = &self.items[index];
                 if !listed(*advertise) {
                     continue;
                 }
-                let AdvertisedQuota { quota: q, seconds } = limit.advertised();
                 line.separate();
+                if *in_flight {
+                    line.put(name);
+                    line.put(";q=");
+                    line.number(limit.quota.burst_size().into());
+                    line.put(unit);
+                    continue;
+                }
+                let AdvertisedQuota { quota: q, seconds } = limit.advertised();
                 match self.style.draft {
                     Draft::V11 => {
                         line.put(name);

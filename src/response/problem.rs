@@ -57,9 +57,10 @@ fn problem<'a>(
     let [mut fragments, mut after] = [Fragments::new(), Fragments::new()];
     match reason {
         Reason::CostAboveBurst | Reason::Exceeded => fragments.push(QUOTA_EXCEEDED),
+        Reason::InFlight if *status == StatusCode::TOO_MANY_REQUESTS => fragments.push(QUOTA_EXCEEDED),
         Reason::Blocked => fragments.push(ABNORMAL_USAGE),
         // No type says more than the status does (RFC 9457 §4.2.1).
-        Reason::AtCapacity | Reason::MissingKey | Reason::Unavailable => {
+        Reason::AtCapacity | Reason::InFlight | Reason::MissingKey | Reason::Unavailable => {
             fragments.extend(["{\"title\":\"", status.canonical_reason().unwrap_or("Denied")]);
         }
     }

@@ -1,0 +1,343 @@
+//! Lets requests wait for a permit instead of denying them: [`InFlightQueueLayer`].
+//!
+//! This file decides which requests may wait, and for how long. It must not know of a runtime: the
+//! caller provides the timer.
+
+use std::{
+    fmt, mem,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    body::InFlightBody,
+    future::InFlightFuture,
+    permit::Permit,
+    registry::{Queued, Slot},
+    service::InFlight,
+    state::InFlightState,
+};
+use crate::{decision::PolicyOutcome, policy::Demand, response::Respond};
+
+/// Lets requests wait for a permit, those of one key in the order in which they came, instead of
+/// denying them. Made by [`InFlightLayer::queue`](super::InFlightLayer::queue).
+///
+/// A request is denied at once where too many wait already, and when it has waited for as long as
+/// the layer allows. One that is dropped while it waits leaves its place to the next.
+#[must_use]
+pub struct InFlightQueueLayer<R, T> {
+    /// The layer without a queue, around nothing.
+    limit: InFlight<(), R>,
+    queue: Arc<Queue<T>>,
+}
+
+/// What all services of a layer share.
+struct Queue<T> {
+    timer: T,
+    max_wait: Duration,
+    max_waiters: usize,
+    max_waiters_per_key: usize,
+    waiters: AtomicUsize,
+}
+
+impl<R, T> InFlightQueueLayer<R, T> {
+    pub(super) fn new(limit: InFlight<(), R>, max_wait: Duration, timer: T) -> Self {
+        let waiters = AtomicUsize::new(0);
+        let queue = Queue { timer, max_wait, max_waiters: 1_024, max_waiters_per_key: 64, waiters };
+        Self { limit, queue: Arc::new(queue) }
+    }
+
+    /// Sets how many requests may wait at once, over all keys; 1,024 unless set. Further ones are
+    /// denied. Each stores its request and a clone of the service in memory.
+    pub fn max_waiters(self, max_waiters: usize) -> Self
+    where
+        T: Clone,
+    {
+        self.with_queue(|queue| Queue { max_waiters, ..queue })
+    }
+
+    /// Sets how many requests of one key may wait at once; 64 unless set. So one client cannot take
+    /// every place in the queue. A layer with a single [limit for all
+    /// requests](super::InFlightLayer::global) has one key.
+    pub fn max_waiters_per_key(self, max_waiters_per_key: usize) -> Self
+    where
+        T: Clone,
+    {
+        self.with_queue(|queue| Queue { max_waiters_per_key, ..queue })
+    }
+
+    fn with_queue(self, change: impl FnOnce(Queue<T>) -> Queue<T>) -> Self
+    where
+        T: Clone,
+    {
+        let Queue { ref timer, max_wait, max_waiters, max_waiters_per_key, .. } = *self.queue;
+        let waiters = AtomicUsize::new(0);
+        let queue = Queue { timer: timer.clone(), max_wait, max_waiters, max_waiters_per_key, waiters };
+        Self { queue: Arc::new(change(queue)), ..self }
+    }
+
+    /// Returns how many requests wait now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.waiters.load(Ordering::Acquire)
+    }
+}
+
+// Not derived, because the derived impl would need `T: Clone`.
+impl<R: Clone, T> Clone for InFlightQueueLayer<R, T> {
+    fn clone(&self) -> Self {
+        Self { limit: self.limit.clone(), queue: Arc::clone(&self.queue) }
+    }
+}
+
+impl<S, R: Clone, T> Layer<S> for InFlightQueueLayer<R, T> {
+    type Service = InFlightQueue<S, R, T>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let InFlight { inner: (), state, options, respond } = self.limit.clone();
+        InFlightQueue { limit: InFlight { inner, state, options, respond }, queue: Arc::clone(&self.queue) }
+    }
+}
+
+/// A service whose requests wait for a permit. Made by [`InFlightQueueLayer`].
+///
+/// The inner service is cloned for each request that waits: the instance that was polled ready
+/// waits with the request, as tower's contract requires. What such an instance has reserved (a
+/// permit of a concurrency limit of tower's, for instance) stays reserved while it waits. Apply
+/// limits of that kind outside of this layer.
+pub struct InFlightQueue<S, R, T> {
+    limit: InFlight<S, R>,
+    queue: Arc<Queue<T>>,
+}
+
+impl<S: Clone, R: Clone, T> Clone for InFlightQueue<S, R, T> {
+    fn clone(&self) -> Self {
+        Self { limit: self.limit.clone(), queue: Arc::clone(&self.queue) }
+    }
+}
+
+impl<S, R, T, F, Q, B> Service<Request<Q>> for InFlightQueue<S, R, T>
+where
+    S: Service<Request<Q>, Response = Response<B>> + Clone,
+    R: Respond<B> + Clone,
+    R::Body: Body,
+    T: Fn(Duration) -> F,
+    F: Future<Output = ()>,
+{
+    type Response = Response<InFlightBody<R::Body>>;
+    type Error = S::Error;
+    type Future = QueuedFuture<S, R, Q, T, F, S::Future, R::Body>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.limit.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Q>) -> Self::Future {
+        let limit = &mut self.limit;
+        let demand = match limit.evaluate(&mut request) {
+            Ok(Some(demand)) => demand,
+            Ok(None) => return QueuedFuture::decided(limit.call_freely(request)),
+            Err(response) => return QueuedFuture::decided(InFlightFuture::denied(response)),
+        };
+        let joined = match Permit::take(&limit.state, &demand) {
+            Ok(taken) => Joined::Acquired(taken),
+            Err(_) => Waiting::join(&limit.state, &self.queue, demand),
+        };
+        match joined {
+            Joined::Acquired(taken) => QueuedFuture::decided(limit.call_with(taken, request)),
+            Joined::Behind(waiting) => {
+                // The instance that was polled ready is the one that is called.
+                let clone = limit.clone();
+                let limit = mem::replace(limit, clone);
+                let sleep = (self.queue.timer)(self.queue.max_wait);
+                QueuedFuture { step: QueuedStep::Waiting { sleep, waiting, pending: Some((limit, request)) } }
+            }
+            Joined::Full => {
+                let in_flight = limit.state.registry().in_use(demand.key);
+                QueuedFuture::decided(limit.deny(&demand, in_flight, &request))
+            }
+        }
+    }
+}
+
+/// What a request got that found no permit at once.
+enum Joined<T> {
+    Acquired((Permit, PolicyOutcome)),
+    Behind(Waiting<T>),
+    Full,
+}
+
+/// A request that waits for its permit. Dropping it gives up.
+struct Waiting<T> {
+    state: Arc<InFlightState>,
+    demand: Demand,
+    /// `None` after the end of the wait.
+    slot: Option<Arc<Slot>>,
+    _place: QueuePlace<T>,
+}
+
+impl<T> Waiting<T> {
+    fn join(state: &Arc<InFlightState>, queue: &Arc<Queue<T>>, demand: Demand) -> Joined<T> {
+        let Some(place) = QueuePlace::take(queue) else { return Joined::Full };
+        let limit = demand.quota.burst_size();
+        match state.registry().acquire_or_wait(demand.key, limit, queue.max_waiters_per_key) {
+            Queued::Acquired(in_flight) => Joined::Acquired(Permit::begun(state, &demand, in_flight)),
+            Queued::Behind(slot) => {
+                let waiting = Self { state: Arc::clone(state), demand, slot: Some(slot), _place: place };
+                waiting.state.begin_wait();
+                Joined::Behind(waiting)
+            }
+            Queued::Full => Joined::Full,
+        }
+    }
+
+    /// Ready with the permit when it is there.
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<(Permit, PolicyOutcome)> {
+        let slot = self.slot.as_ref().expect("a future is not polled after it was ready");
+        ready!(slot.poll_granted(cx.waker()));
+        self.slot = None;
+        Poll::Ready(self.granted())
+    }
+
+    /// Ends the wait. Returns the permit if it came at the last moment.
+    fn give_up(&mut self) -> Option<(Permit, PolicyOutcome)> {
+        self.leave().then(|| self.granted())
+    }
+
+    fn granted(&self) -> (Permit, PolicyOutcome) {
+        let in_flight = self.state.registry().in_use(self.demand.key);
+        Permit::begun(&self.state, &self.demand, in_flight)
+    }
+
+    /// Leaves the queue. Whether a permit came first, which the caller then has.
+    fn leave(&mut self) -> bool {
+        self.slot.take().is_some_and(|slot| self.state.registry().give_up(self.demand.key, &slot))
+    }
+}
+
+impl<T> Drop for Waiting<T> {
+    fn drop(&mut self) {
+        self.state.end_wait();
+        if self.leave() {
+            self.state.registry().release(self.demand.key);
+        }
+    }
+}
+
+/// One of the requests that may wait, until this is dropped.
+struct QueuePlace<T> {
+    queue: Arc<Queue<T>>,
+}
+
+impl<T> QueuePlace<T> {
+    fn take(queue: &Arc<Queue<T>>) -> Option<Self> {
+        let waiters = queue.waiters.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiters| {
+            (waiters < queue.max_waiters).then_some(waiters + 1)
+        });
+        waiters.is_ok().then(|| Self { queue: Arc::clone(queue) })
+    }
+}
+
+impl<T> Drop for QueuePlace<T> {
+    fn drop(&mut self) {
+        self.queue.waiters.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+pin_project! {
+    /// The future of a request that may wait for a permit.
+    ///
+    /// Drop it at any time: the request waits no longer, or is in flight no longer. It is `Send` if
+    /// the service, its future, the request and the body of a response are.
+    pub struct QueuedFuture<S, R, Q, T, W, F, B> {
+        #[pin]
+        step: QueuedStep<S, R, Q, T, W, F, B>,
+    }
+}
+
+pin_project! {
+    #[project = QueuedStepProjection]
+    enum QueuedStep<S, R, Q, T, W, F, B> {
+        Waiting {
+            #[pin]
+            sleep: W,
+            waiting: Waiting<T>,
+            pending: Option<(InFlight<S, R>, Request<Q>)>,
+        },
+        Decided { #[pin] future: InFlightFuture<F, B> },
+    }
+}
+
+impl<S, R, Q, T, W, F, B> QueuedFuture<S, R, Q, T, W, F, B> {
+    fn decided(future: InFlightFuture<F, B>) -> Self {
+        Self { step: QueuedStep::Decided { future } }
+    }
+}
+
+impl<S, R, Q, T, W, B> Future for QueuedFuture<S, R, Q, T, W, S::Future, R::Body>
+where
+    S: Service<Request<Q>, Response = Response<B>>,
+    R: Respond<B>,
+    R::Body: Body,
+    W: Future<Output = ()>,
+{
+    type Output = Result<Response<InFlightBody<R::Body>>, S::Error>;
+
+    /// # Panics
+    ///
+    /// If polled again after it was ready.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut step = self.project().step;
+        loop {
+            match step.as_mut().project() {
+                QueuedStepProjection::Decided { future } => return future.poll(cx),
+                QueuedStepProjection::Waiting { sleep, waiting, pending } => {
+                    let granted = match waiting.poll(cx) {
+                        Poll::Ready(granted) => Some(granted),
+                        Poll::Pending => {
+                            ready!(sleep.poll(cx));
+                            waiting.give_up()
+                        }
+                    };
+                    let (mut limit, request) = pending.take().expect("a future is not polled after it was ready");
+                    let future = if let Some(taken) = granted {
+                        limit.call_with(taken, request)
+                    } else {
+                        let in_flight = limit.state.registry().in_use(waiting.demand.key);
+                        limit.deny(&waiting.demand, in_flight, &request)
+                    };
+                    step.set(QueuedStep::Decided { future });
+                }
+            }
+        }
+    }
+}
+
+impl<R: fmt::Debug, T> fmt::Debug for InFlightQueueLayer<R, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InFlightQueueLayer").field("waiting", &self.waiting()).finish_non_exhaustive()
+    }
+}
+
+impl<S: fmt::Debug, R, T> fmt::Debug for InFlightQueue<S, R, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InFlightQueue").field("inner", &self.limit.inner).finish_non_exhaustive()
+    }
+}
+
+impl<S, R, Q, T, W, F, B> fmt::Debug for QueuedFuture<S, R, Q, T, W, F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuedFuture").finish_non_exhaustive()
+    }
+}

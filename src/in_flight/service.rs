@@ -1,0 +1,140 @@
+//! Contains [`InFlight`], the service whose requests in flight are limited.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::{
+    body::InFlightBody,
+    future::InFlightFuture,
+    permit::{Guard, Permit},
+    state::{InFlightState, Options},
+};
+use crate::{
+    decision::PolicyOutcome,
+    policy::Demand,
+    response::{Respond, Standard},
+};
+
+/// A service whose requests in flight are limited. Made by [`InFlightLayer`](super::InFlightLayer).
+///
+/// Asks nothing of the inner service but a body: it need not be `Clone`, `Send` or `'static`.
+/// Readiness is that of the inner service: a request for which there is no permit is denied when it
+/// is called.
+#[derive(Clone, Debug)]
+pub struct InFlight<S, R = Standard> {
+    pub(super) inner: S,
+    pub(super) state: Arc<InFlightState>,
+    pub(super) options: Options,
+    pub(super) respond: R,
+}
+
+impl<S, R> InFlight<S, R> {
+    /// Returns a reference to the inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the inner service.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Returns the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, R> InFlight<S, R> {
+    /// What the request asks for, if the policy applies.
+    ///
+    /// # Errors
+    ///
+    /// The response to a request that lacks a key.
+    #[inline(always)]
+    pub(super) fn evaluate<Q, B>(&self, request: &mut Request<Q>) -> Result<Option<Demand>, Response<R::Body>>
+    where
+        R: Respond<B>,
+    {
+        let Self { state, options, respond, .. } = self;
+        state.passed_by(request);
+        let parts = state.set().parts(request);
+        state.set().evaluate_single(parts.head()).map_err(|denied| {
+            let head = parts.head();
+            state.respond(respond, &denied, head, *options)
+        })
+    }
+
+    /// Calls the inner service, without a permit.
+    pub(super) fn call_freely<Q, C>(&mut self, request: Request<Q>) -> InFlightFuture<S::Future, C>
+    where
+        S: Service<Request<Q>>,
+    {
+        InFlightFuture::called(self.inner.call(request), None, None)
+    }
+
+    /// Calls the inner service with a permit.
+    #[inline(always)]
+    pub(super) fn call_with<Q, C>(
+        &mut self,
+        (permit, outcome): (Permit, PolicyOutcome),
+        mut request: Request<Q>,
+    ) -> InFlightFuture<S::Future, C>
+    where
+        S: Service<Request<Q>>,
+    {
+        let fields = self.state.fields(&outcome);
+        let guard = Guard::new(permit, &mut request, self.options.permits);
+        InFlightFuture::called(self.inner.call(request), Some(guard), fields)
+    }
+
+    /// Denies a request for which there is no permit.
+    #[cold]
+    pub(super) fn deny<Q, B, F>(
+        &self,
+        demand: &Demand,
+        in_flight: u32,
+        request: &Request<Q>,
+    ) -> InFlightFuture<F, R::Body>
+    where
+        R: Respond<B>,
+    {
+        let Self { state, options, respond, .. } = self;
+        let denied = state.full(demand, in_flight, *options);
+        let parts = state.set().parts(request);
+        InFlightFuture::denied(state.respond(respond, &denied, parts.head(), *options))
+    }
+}
+
+impl<S, R, Q, B> Service<Request<Q>> for InFlight<S, R>
+where
+    S: Service<Request<Q>, Response = Response<B>>,
+    R: Respond<B>,
+    R::Body: Body,
+{
+    type Response = Response<InFlightBody<R::Body>>;
+    type Error = S::Error;
+    type Future = InFlightFuture<S::Future, R::Body>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Q>) -> Self::Future {
+        let demand = match self.evaluate(&mut request) {
+            Ok(Some(demand)) => demand,
+            Ok(None) => return self.call_freely(request),
+            Err(response) => return InFlightFuture::denied(response),
+        };
+        match Permit::take(&self.state, &demand) {
+            Ok(taken) => self.call_with(taken, request),
+            Err(in_flight) => self.deny(&demand, in_flight, &request),
+        }
+    }
+}

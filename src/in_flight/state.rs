@@ -1,0 +1,165 @@
+//! Contains [`InFlightState`], what the services of one layer share: the policy, the permits, and
+//! what responses say.
+//!
+//! This file must not know of futures, nor of waiting.
+
+use std::{fmt, slice};
+
+use http::{Request, Response};
+use smallvec::smallvec;
+
+use super::registry::Registry;
+use crate::{
+    clock::Nanos,
+    decision::{Denied, PolicyOutcome, Verdict},
+    key::{IntoKey, Key, RequestHead},
+    limiter::{ConfigError, PolicySet, PolicySetOptions, is_near_limit},
+    observe::{
+        metrics::{DecidedBy, InFlightMeters, Outcome, PermitStart},
+        suspicions,
+    },
+    policy::{Demand, Policy},
+    response::{
+        DenialFields, Respond,
+        headers::{AllowedFields, FieldStyle},
+    },
+    sweeper::Sweep,
+};
+
+/// What the services of one layer share.
+pub(super) struct InFlightState {
+    /// Of one policy.
+    set: PolicySet,
+    registry: Registry,
+    meters: InFlightMeters,
+    fields: DenialFields,
+}
+
+/// What a layer does beside counting.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Options {
+    /// What `Retry-After` says, or zero.
+    pub(super) retry_after: Nanos,
+    /// Whether every request has its permit in the extensions.
+    pub(super) permits: bool,
+    /// Whether responses to denied requests have the [`Denied`] in their extensions.
+    pub(super) attaches_denied: bool,
+}
+
+impl InFlightState {
+    pub(super) fn new(policy: Policy) -> Result<Self, ConfigError> {
+        let fields = DenialFields::new(slice::from_ref(&policy), FieldStyle::default());
+        // Permits return by themselves.
+        let options = PolicySetOptions { sweep: Some(Sweep::Manual), ..PolicySetOptions::default() };
+        let set = PolicySet::new(vec![policy], options)?;
+        Ok(Self { set, registry: Registry::new(), meters: InFlightMeters::default(), fields })
+    }
+
+    pub(super) fn set(&self) -> &PolicySet {
+        &self.set
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(super) fn policy(&self) -> &Policy {
+        &self.set.policies()[0]
+    }
+
+    pub(super) fn key(&self, key: impl IntoKey) -> Key {
+        self.policy().key(key.key(self.set.hasher()))
+    }
+
+    /// Notes that a request passes this layer.
+    #[inline]
+    pub(super) fn passed_by<Q>(&self, request: &mut Request<Q>) {
+        suspicions::passes(request, self.set.identity());
+    }
+
+    pub(super) fn begin_wait(&self) {
+        self.meters.wait(self.policy().name());
+    }
+
+    pub(super) fn end_wait(&self) {
+        self.meters.end_wait(self.policy().name());
+    }
+
+    /// Counts a request in flight. In shadow mode there is always a permit. Returns how many there
+    /// are.
+    ///
+    /// # Errors
+    ///
+    /// How many there are, where none is left.
+    #[inline(always)]
+    pub(super) fn begin(&self, demand: &Demand) -> Result<u32, u32> {
+        let begun = self.registry.acquire(demand.key, demand.quota.burst_size());
+        // Beyond the limit there are as many as there are numbers.
+        if begun.is_err() && demand.shadow { self.registry.acquire(demand.key, u32::MAX) } else { begun }
+    }
+
+    /// Counts a request in flight no longer.
+    #[inline(always)]
+    pub(super) fn end(&self, key: Key, start: PermitStart) {
+        // First, so that a permit that is given on has begun after its end.
+        self.meters.end(self.policy().name(), self.set.clock(), start);
+        self.registry.release(key);
+    }
+
+    #[inline(always)]
+    pub(super) fn start(&self) -> PermitStart {
+        PermitStart::now(self.set.clock())
+    }
+
+    /// Reports a request that is one of so many in flight.
+    #[inline(always)]
+    pub(super) fn report(&self, demand: &Demand, in_flight: u32) -> PolicyOutcome {
+        let is_over = in_flight > demand.quota.burst_size();
+        let verdict = if is_over { Verdict::NoPermit(Nanos::ZERO) } else { Verdict::Granted };
+        let outcome = PolicyOutcome::of_permits(demand, in_flight, verdict);
+        self.meters.begin(self.policy().name());
+        let (counted, near) = match verdict {
+            Verdict::Granted => (Outcome::Allowed, is_near_limit(outcome.backlog, demand.quota)),
+            _ => (Outcome::Denied, false),
+        };
+        self.set.count((0, self.policy()), counted, demand.shadow, DecidedBy::Memory, || near);
+        outcome
+    }
+
+    /// Makes and reports the denial of a request for which there is no permit.
+    #[cold]
+    pub(super) fn full(&self, demand: &Demand, in_flight: u32, options: Options) -> Denied {
+        let outcome = PolicyOutcome::of_permits(demand, in_flight, Verdict::NoPermit(options.retry_after));
+        let keys = [(0, demand.key)];
+        self.set.denied(smallvec![outcome], &keys, &[], self.set.now(), DecidedBy::Memory, |_, _, _| {})
+    }
+
+    /// The fields of the response to a request with a permit.
+    #[inline(always)]
+    pub(super) fn fields(&self, outcome: &PolicyOutcome) -> Option<AllowedFields> {
+        let writer = self.fields.writer();
+        if writer.writes_always() { writer.allowed_by(&slice::from_ref(outcome).iter()) } else { None }
+    }
+
+    /// Makes the response to a denied request.
+    #[cold]
+    pub(super) fn respond<B, R: Respond<B>>(
+        &self,
+        respond: &R,
+        denied: &Denied,
+        head: RequestHead<'_>,
+        options: Options,
+    ) -> Response<R::Body> {
+        let mut response = respond.respond_complete(denied, head, &self.fields);
+        if options.attaches_denied {
+            response.extensions_mut().insert(denied.clone());
+        }
+        response
+    }
+}
+
+impl fmt::Debug for InFlightState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InFlightState").field("policy", self.policy()).finish_non_exhaustive()
+    }
+}
