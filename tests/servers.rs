@@ -1,6 +1,8 @@
 //! Behind real sockets: state that routes and connections share, and permits that denials do not keep.
 #![cfg(feature = "axum")]
 
+#[path = "support/server.rs"]
+mod server;
 mod support;
 #[path = "support/wire.rs"]
 mod wire;
@@ -24,7 +26,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, runtime::Runtime};
+use server::{Server, serve, serve_axum};
 use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer, service_fn};
 use tower_quota::{
     Limiter, Policy, Quota, RateLimitLayer,
@@ -34,30 +36,6 @@ use tower_quota::{
     response::Respond,
 };
 use wire::{Connection, statuses};
-
-/// A server in the background, which ends with its runtime.
-struct Server {
-    address: SocketAddr,
-    _runtime: Runtime,
-}
-
-fn serve_axum(app: Router) -> Server {
-    serve(|listener| async move {
-        axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await.unwrap();
-    })
-}
-
-fn serve<F: Future<Output = ()> + Send + 'static>(run: impl FnOnce(TcpListener) -> F) -> Server {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = {
-        let _entered = runtime.enter();
-        run(listener)
-    };
-    runtime.spawn(server);
-    Server { address, _runtime: runtime }
-}
 
 /// hyper without a framework, as the example `hyper` has it.
 fn serve_hyper<R>(layer: RateLimitLayer<Limiter, R>) -> Server
