@@ -11,16 +11,17 @@ use std::{
     future::{Ready, ready},
     hint::black_box,
     net::{Ipv4Addr, SocketAddr},
-    pin::pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer as _, Service};
 use tower_quota::{
-    Limiter, Policy, Quota, RateLimitLayer, Window,
+    InFlightLayer, Limiter, Policy, Quota, RateLimitLayer, Window,
     clock::ManualClock,
     key::{ClientIp, PeerAddr, PeerIp},
     policy::Advertise,
@@ -43,7 +44,7 @@ impl Service<Request<()>> for Inner {
 
     fn call(&mut self, request: Request<()>) -> Self::Future {
         self.0 += request.headers().len() as u64;
-        ready(Ok(Response::new(Full::default())))
+        ready(Ok(Response::new(Full::new(Bytes::from_static(b"hello")))))
     }
 }
 
@@ -71,11 +72,21 @@ fn acquire(times: u32) {
     }
 }
 
-fn call(times: u32, mut service: impl Service<Request<()>, Response = Response<Full<Bytes>>>) {
+fn call<B>(times: u32, mut service: impl Service<Request<()>, Response = Response<B>>) {
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..times {
         let future = pin!(service.call(request()));
         black_box(future.poll(&mut cx).is_ready());
+    }
+}
+
+/// To the end of the body: only then is the request in flight no longer.
+fn call_and_read<B: Body + Unpin>(times: u32, mut service: impl Service<Request<()>, Response = Response<B>>) {
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..times {
+        let future = pin!(service.call(request()));
+        let Poll::Ready(Ok(response)) = future.poll(&mut cx) else { panic!("answers at once") };
+        black_box(Pin::new(&mut response.into_body()).poll_frame(&mut cx).is_ready());
     }
 }
 
@@ -103,6 +114,8 @@ fn main() {
         "bare" => call(times, Inner(0)),
         "layer" => layered(times, quiet(per_ip(MANY))),
         "layer-fields" => layered(times, per_ip(MANY)),
+        "read" => call_and_read(times, Inner(0)),
+        "in-flight" => call_and_read(times, InFlightLayer::per(PeerIp, 4).layer(Inner(0))),
         "layer-denied" => layered(times, per_ip(NONE)),
         unknown => panic!("there is no case {unknown:?}"),
     }

@@ -9,17 +9,19 @@ use std::{
     future::{Ready, ready},
     hint::black_box,
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion};
 use http::{Request, Response};
+use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer as _, Service};
 use tower_quota::{
-    Policy, Quota, RateLimitLayer,
+    InFlightLayer, Policy, Quota, RateLimitLayer,
     key::{PeerAddr, PeerIp},
     policy::Advertise,
 };
@@ -41,7 +43,7 @@ impl Service<Request<()>> for Inner {
 
     fn call(&mut self, request: Request<()>) -> Self::Future {
         self.0 += request.headers().len() as u64;
-        ready(Ok(Response::new(Full::default())))
+        ready(Ok(Response::new(Full::new(Bytes::from_static(b"hello")))))
     }
 }
 
@@ -51,16 +53,23 @@ fn request() -> Request<()> {
     request
 }
 
-fn calls(
+/// From the call to the end of the response's body, as a server does it.
+fn calls<B: Body + Unpin>(
     criterion: &mut Criterion,
     name: &str,
-    mut service: impl Service<Request<()>, Response = Response<Full<Bytes>>>,
+    mut service: impl Service<Request<()>, Response = Response<B>, Error = Infallible>,
 ) {
     let mut cx = Context::from_waker(Waker::noop());
     criterion.bench_function(name, |bencher| {
         bencher.iter_batched(
             request,
-            |request| black_box(pin!(service.call(request)).poll(&mut cx).is_ready()),
+            |request| {
+                let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else {
+                    panic!("answers at once");
+                };
+                let mut body = response.into_body();
+                black_box(Pin::new(&mut body).poll_frame(&mut cx).is_ready())
+            },
             BatchSize::SmallInput,
         );
     });
@@ -73,6 +82,12 @@ fn layers(criterion: &mut Criterion) {
     calls(criterion, "the layer with fields", layer(MANY, Advertise::Everything).layer(Inner(0)));
     calls(criterion, "a denial", layer(NONE, Advertise::RetryAfter).layer(Inner(0)));
     calls(criterion, "a denial with fields", layer(NONE, Advertise::Everything).layer(Inner(0)));
+    calls(criterion, "a limit in flight", InFlightLayer::per(PeerIp, 4).layer(Inner(0)));
+    calls(criterion, "a limit in flight for all", InFlightLayer::global(4).layer(Inner(0)));
+    let queue = InFlightLayer::per(PeerIp, 4).queue(Duration::from_secs(1), |_| ready(()));
+    let inner =
+        tower::service_fn(|_| ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))));
+    calls(criterion, "a limit in flight with a queue", queue.layer(inner));
 }
 
 fn main() {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Any client serves. A connection sends three messages at once, and all connections of an account together five. What is
-//! above that is answered with the time to wait, and a client that ignores ten of these answers is disconnected.
-//! Handshakes are limited by address. `PORT` changes the default.
+//! above that is answered with the time to wait, and a client that ignores ten of these answers is disconnected. An
+//! account has at most two connections at once, and handshakes are limited by address. `PORT` changes the default.
 
 use std::{
     env,
@@ -27,15 +27,24 @@ use axum::{
     routing::any,
 };
 use tokio::net::TcpListener;
-use tower_quota::{Limiter, Policy, Quota, RateLimitLayer};
+use tower_quota::{InFlightLayer, Limiter, Policy, Quota, RateLimitLayer, in_flight::InFlightPermit, key::Header};
 
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
-async fn upgrade(State(limiter): State<Limiter>, headers: HeaderMap, upgrade: WebSocketUpgrade) -> Response {
+async fn upgrade(
+    State(limiter): State<Limiter>,
+    permit: InFlightPermit,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
     // Stands for authentication.
     let account = headers.get("x-account").and_then(|account| account.to_str().ok()).map(str::to_owned);
     let Some(account) = account else { return StatusCode::UNAUTHORIZED.into_response() };
-    upgrade.on_upgrade(move |socket| echo(limiter, account, socket))
+    upgrade.on_upgrade(move |socket| async move {
+        // The handshake's response ends at once. The connection is in flight until this is dropped.
+        let _permit = permit;
+        echo(limiter, account, socket).await;
+    })
 }
 
 async fn echo(limiter: Limiter, account: String, mut socket: WebSocket) {
@@ -75,6 +84,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ]);
     let app = Router::new()
         .route("/ws", any(upgrade))
+        .layer(InFlightLayer::per(Header::new("x-account"), 2).named("connections"))
         .layer(RateLimitLayer::per_ip(Quota::per_minute(60)))
         .with_state(limiter);
 

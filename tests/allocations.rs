@@ -17,7 +17,7 @@ use http_body_util::Full;
 use support::limiter;
 use tower::{Service, ServiceBuilder};
 use tower_quota::{
-    Policy, Quota, RateLimitLayer,
+    InFlightLayer, Policy, Quota, RateLimitLayer,
     key::{ClientIp, Header, PeerIp},
     policy::Advertise,
 };
@@ -82,6 +82,32 @@ fn an_allowed_request_without_fields_costs_no_allocation() {
     let several = ["a", "b"].map(|name| quiet(Policy::per(PeerIp, many)).named(name));
     assert_eq!(allocations(&layer(several.into_iter().chain([Policy::global(many)])), 200), 0);
     assert_eq!(allocations(&layer([quiet(Policy::per(PeerIp, many)).shadow()]), 200), 0);
+}
+
+/// axum puts the body into a box of its own: that is the one allocation.
+#[test]
+fn p10_a_request_in_flight_costs_no_allocation() {
+    assert_eq!(in_flight(&InFlightLayer::per(PeerIp, 9), request), 0);
+    assert_eq!(in_flight(&InFlightLayer::global(9), request), 0);
+    assert_eq!(in_flight(&InFlightLayer::per(Header::new("x-api-key"), 9), request), 0);
+    // The permit, and the box that extensions put it into.
+    assert_eq!(in_flight(&InFlightLayer::per(PeerIp, 9).permits(), request), 2);
+}
+
+/// Allocations of one call to the end of its body.
+fn in_flight(layer: &InFlightLayer, request: impl Fn() -> Request<()>) -> u64 {
+    let mut service = ServiceBuilder::new().layer(layer).service(Inner);
+    let mut call = |request: Request<()>| {
+        let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut Context::from_waker(Waker::noop()))
+        else {
+            panic!("answers at once")
+        };
+        assert_eq!(response.status(), 200);
+        drop(response);
+    };
+    (0..3).for_each(|_| call(request()));
+    let request = request();
+    allocation_counter::measure(|| call(request)).count_total
 }
 
 #[test]

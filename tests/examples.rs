@@ -469,6 +469,59 @@ fn websocket() {
     let closed = (0..20).map(|_| say(&mut second, "on")).find(tungstenite::Message::is_close);
     let Some(tungstenite::Message::Close(Some(close))) = closed else { panic!("{closed:?}") };
     assert_eq!(close.reason.as_str(), "too many messages");
+
+    // The account has two connections at once; which of the handshakes are answered says the status.
+    drop((first, second));
+    let handshake = |account: &str| {
+        let mut connection = Connection::open(example.address);
+        let fields = [
+            ("connection", "Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("x-account", account),
+        ];
+        connection.begin("GET", "/ws", &fields, "");
+        let status = connection.status();
+        (connection, status)
+    };
+    let mut open = Vec::new();
+    within_a_minute(|| {
+        // Until the server has seen that both are gone.
+        open.extend(Some(handshake("ann")).filter(|(_, status)| *status == 101));
+        open.len() == 2
+    });
+    assert_eq!([handshake("ann").1, handshake("bob").1], [429, 101]);
+    open.pop();
+    within_a_minute(|| handshake("ann").1 == 101);
+}
+
+#[test]
+fn in_flight() {
+    let example = Example::run_with("in_flight", &[("MEGABYTES", "256")]);
+    let now = || Connection::open(example.address).send("GET", "/now", &[]).body;
+    let mut downloads: Vec<_> = (0..6)
+        .map(|_| {
+            let mut connection = Connection::open(example.address);
+            connection.begin("GET", "/download", &[("x-api-key", "ann")], "");
+            (connection.status(), connection)
+        })
+        .collect();
+    downloads.sort_by_key(|(status, _)| *status);
+    assert_eq!(downloads.iter().map(|(status, _)| *status).collect::<Vec<_>>(), [200, 200, 200, 200, 429, 429]);
+    assert_eq!(now(), "downloads: 4 now, 4 at most\nreports: 0 now, 0 at most\n");
+    assert_eq!(Connection::open(example.address).send("GET", "/download", &[]).status, 401);
+    drop(downloads);
+    within_a_minute(|| now().starts_with("downloads: 0 now, 4 at most\n"));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let report = Connection::open(example.address).send("GET", "/report", &[("x-api-key", "ann")]);
+                assert_eq!((report.status, report.body.as_str()), (200, "a report\n"));
+            });
+        }
+    });
+    assert_eq!(now(), "downloads: 0 now, 4 at most\nreports: 0 now, 2 at most\n");
 }
 
 #[test]

@@ -3,13 +3,19 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    convert::Infallible,
+    future::{pending, ready},
+    time::Duration,
+};
 
+use futures_util::FutureExt as _;
 use http::Request;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use support::{admitted, from_ip, limiter, with_header};
+use tower::{Layer as _, Service as _};
 use tower_quota::{
-    Limiter, Policy, Quota,
+    InFlightLayer, Limiter, Policy, Quota,
     key::{Header, PeerIp},
     policy::AtCap,
 };
@@ -120,4 +126,44 @@ fn blocked_keys_are_distinguished_from_denied_ones() {
 #[test]
 fn without_a_recorder_nothing_is_counted_and_nothing_breaks() {
     assert_eq!(admitted(&Limiter::new(Policy::per(PeerIp, FIVE)), &from_ip([192, 0, 2, 1]), 9), 5);
+}
+
+#[test]
+fn requests_in_flight_are_gauged_and_the_time_of_each_is_recorded() {
+    let lines = exported(|| {
+        let layer = InFlightLayer::per(PeerIp, 2).named("downloads");
+        let mut service = layer.layer(tower::service_fn(|_: Request<()>| {
+            ready(Ok::<_, Infallible>(http::Response::new(http_body_util::Full::from("hello"))))
+        }));
+        let mut call = || service.call(from_ip([192, 0, 2, 1])).now_or_never().unwrap().unwrap();
+        let (first, second, denied) = (call(), call(), call());
+        assert_eq!(denied.status(), 429);
+        drop(second);
+        std::mem::forget(first);
+        let shadow = InFlightLayer::global(1).shadow();
+        let mut service =
+            shadow.layer(tower::service_fn(|_: Request<()>| pending::<Result<http::Response<String>, Infallible>>()));
+        let waiting: Vec<_> = (0..3).map(|_| service.call(Request::new(()))).collect();
+        std::mem::forget(waiting);
+        let queue = InFlightLayer::per(PeerIp, 1).named("reports").queue(Duration::from_secs(1), |_| pending::<()>());
+        let mut service =
+            queue.layer(tower::service_fn(|_: Request<()>| pending::<Result<http::Response<String>, Infallible>>()));
+        let mut queued: Vec<_> = (0..3).map(|_| service.call(from_ip([192, 0, 2, 1]))).collect();
+        queued.pop();
+        std::mem::forget(queued);
+    });
+    for (policy, outcome, mode, count) in [
+        ("downloads", "allowed", "enforced", 2),
+        ("downloads", "denied", "enforced", 1),
+        ("in-flight", "allowed", "shadow", 1),
+        ("in-flight", "denied", "shadow", 2),
+        ("reports", "allowed", "enforced", 1),
+    ] {
+        assert_has(&lines, &decisions(policy, outcome, mode, count));
+    }
+    for (policy, now) in [("downloads", 1), ("in-flight", 3), ("reports", 1)] {
+        assert_has(&lines, &format!("tower_quota_in_flight{{policy=\"{policy}\"}} {now}"));
+    }
+    assert_has(&lines, "tower_quota_in_flight_waiting{policy=\"reports\"} 1");
+    assert_has(&lines, "tower_quota_in_flight_seconds_count{policy=\"downloads\"} 1");
 }

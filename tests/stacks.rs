@@ -33,7 +33,7 @@ use tower_http::{
     timeout::{RequestBodyTimeoutLayer, ResponseBodyTimeoutLayer, TimeoutLayer},
     trace::TraceLayer,
 };
-use tower_quota::{Quota, RateLimitLayer};
+use tower_quota::{InFlightLayer, Quota, RateLimitLayer, key::PeerIp};
 
 const ONE: Quota = Quota::per_hour(1);
 
@@ -72,6 +72,21 @@ macro_rules! axum_takes {
         limits(Router::new().route("/", get(hello).route_layer(builder()))).await;
         limits(Router::new().fallback(hello).layer(builder())).await;
     }};
+}
+
+#[tokio::test]
+async fn a_limit_outside_of_limits_of_requests_in_flight() {
+    let two = || ServiceBuilder::new().layer(InFlightLayer::global(9)).layer(InFlightLayer::global(9).named("inner"));
+    axum_takes!(two());
+    axum_takes!(two(), CompressionLayer::new());
+    axum_takes!(InFlightLayer::global(9).queue(Duration::from_secs(1), tokio::time::sleep));
+    axum_takes!(
+        TraceLayer::new_for_http(),
+        InFlightLayer::global(9).shadow(),
+        TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(1),)
+    );
+    let bare = service_fn(async |_: Request<Body>| Ok::<_, Infallible>(Response::new(Full::from("Hello!"))));
+    limits(ServiceBuilder::new().layer(limit()).layer(InFlightLayer::per(PeerIp, 9).shadow()).service(bare)).await;
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Request, header};
 use smallvec::SmallVec;
 
 use super::state::InFlightState;
-use crate::{decision::PolicyOutcome, key::Key, observe::metrics::PermitStart, policy::Demand};
+use crate::{key::Key, observe::metrics::PermitStart, policy::Demand};
 
 /// One request's place among those in flight. Dropping it returns it.
 pub(super) struct Permit {
@@ -19,23 +19,13 @@ pub(super) struct Permit {
 }
 
 impl Permit {
-    /// Takes a permit. In shadow mode there is always one.
-    ///
-    /// # Errors
-    ///
-    /// How many are in use, where none is left.
-    #[inline(always)]
-    pub(super) fn take(state: &Arc<InFlightState>, demand: &Demand) -> Result<(Self, PolicyOutcome), u32> {
-        let in_flight = state.begin(demand)?;
-        Ok(Self::begun(state, demand, in_flight))
-    }
-
     /// The permit of a request that is counted as one of so many in flight.
     #[inline(always)]
-    pub(super) fn begun(state: &Arc<InFlightState>, demand: &Demand, in_flight: u32) -> (Self, PolicyOutcome) {
+    pub(super) fn begun(state: &Arc<InFlightState>, demand: &Demand, in_flight: u32) -> Self {
         // First, so that a panic in what is reported returns it.
         let permit = Self { state: Arc::clone(state), key: demand.key, start: state.start() };
-        (permit, state.report(demand, in_flight))
+        state.report(demand, in_flight);
+        permit
     }
 }
 

@@ -23,12 +23,15 @@ use tower_service::Service;
 use super::{
     body::InFlightBody,
     future::InFlightFuture,
-    permit::Permit,
+    permit::Guard,
     registry::{Queued, Slot},
     service::InFlight,
     state::InFlightState,
 };
-use crate::{decision::PolicyOutcome, policy::Demand, response::Respond};
+use crate::{
+    policy::Demand,
+    response::{Respond, headers::AllowedFields},
+};
 
 /// Lets requests wait for a permit, those of one key in the order in which they came, instead of
 /// denying them. Made by [`InFlightLayer::queue`](super::InFlightLayer::queue).
@@ -147,15 +150,18 @@ where
         let limit = &mut self.limit;
         let demand = match limit.evaluate(&mut request) {
             Ok(Some(demand)) => demand,
-            Ok(None) => return QueuedFuture::decided(limit.call_freely(request)),
+            Ok(None) => return QueuedFuture::called(limit.inner.call(request), None, None),
             Err(response) => return QueuedFuture::decided(InFlightFuture::denied(response)),
         };
-        let joined = match Permit::take(&limit.state, &demand) {
-            Ok(taken) => Joined::Acquired(taken),
+        let joined = match limit.state.begin(&demand) {
+            Ok(in_flight) => Joined::Counted(in_flight),
             Err(_) => Waiting::join(&limit.state, &self.queue, demand),
         };
         match joined {
-            Joined::Acquired(taken) => QueuedFuture::decided(limit.call_with(taken, request)),
+            Joined::Counted(in_flight) => {
+                let (guard, fields) = limit.admit(&demand, in_flight, &mut request);
+                QueuedFuture::called(limit.inner.call(request), guard, fields)
+            }
             Joined::Behind(waiting) => {
                 // The instance that was polled ready is the one that is called.
                 let clone = limit.clone();
@@ -173,8 +179,9 @@ where
 
 /// What a request got that found no permit at once.
 enum Joined<T> {
-    Acquired((Permit, PolicyOutcome)),
     Behind(Waiting<T>),
+    /// It is one of so many in flight.
+    Counted(u32),
     Full,
 }
 
@@ -192,7 +199,7 @@ impl<T> Waiting<T> {
         let Some(place) = QueuePlace::take(queue) else { return Joined::Full };
         let limit = demand.quota.burst_size();
         match state.registry().acquire_or_wait(demand.key, limit, queue.max_waiters_per_key) {
-            Queued::Acquired(in_flight) => Joined::Acquired(Permit::begun(state, &demand, in_flight)),
+            Queued::Acquired(in_flight) => Joined::Counted(in_flight),
             Queued::Behind(slot) => {
                 let waiting = Self { state: Arc::clone(state), demand, slot: Some(slot), _place: place };
                 waiting.state.begin_wait();
@@ -202,25 +209,15 @@ impl<T> Waiting<T> {
         }
     }
 
-    /// Ready with the permit when it is there.
-    fn poll(&mut self, cx: &Context<'_>) -> Poll<(Permit, PolicyOutcome)> {
+    /// Ready when the request is counted.
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
         let slot = self.slot.as_ref().expect("a future is not polled after it was ready");
         ready!(slot.poll_granted(cx.waker()));
         self.slot = None;
-        Poll::Ready(self.granted())
+        Poll::Ready(())
     }
 
-    /// Ends the wait. Returns the permit if it came at the last moment.
-    fn give_up(&mut self) -> Option<(Permit, PolicyOutcome)> {
-        self.leave().then(|| self.granted())
-    }
-
-    fn granted(&self) -> (Permit, PolicyOutcome) {
-        let in_flight = self.state.registry().in_use(self.demand.key);
-        Permit::begun(&self.state, &self.demand, in_flight)
-    }
-
-    /// Leaves the queue. Whether a permit came first, which the caller then has.
+    /// Leaves the queue. Whether the request is counted: a permit came first.
     fn leave(&mut self) -> bool {
         self.slot.take().is_some_and(|slot| self.state.registry().give_up(self.demand.key, &slot))
     }
@@ -280,6 +277,10 @@ pin_project! {
 }
 
 impl<S, R, Q, T, W, F, B> QueuedFuture<S, R, Q, T, W, F, B> {
+    fn called(future: F, guard: Option<Guard>, fields: Option<AllowedFields>) -> Self {
+        Self::decided(InFlightFuture::called(future, guard, fields))
+    }
+
     fn decided(future: InFlightFuture<F, B>) -> Self {
         Self { step: QueuedStep::Decided { future } }
     }
@@ -303,19 +304,20 @@ where
             match step.as_mut().project() {
                 QueuedStepProjection::Decided { future } => return future.poll(cx),
                 QueuedStepProjection::Waiting { sleep, waiting, pending } => {
-                    let granted = match waiting.poll(cx) {
-                        Poll::Ready(granted) => Some(granted),
-                        Poll::Pending => {
-                            ready!(sleep.poll(cx));
-                            waiting.give_up()
-                        }
-                    };
-                    let (mut limit, request) = pending.take().expect("a future is not polled after it was ready");
-                    let future = if let Some(taken) = granted {
-                        limit.call_with(taken, request)
+                    let is_counted = if waiting.poll(cx).is_ready() {
+                        true
                     } else {
-                        let in_flight = limit.state.registry().in_use(waiting.demand.key);
-                        limit.deny(&waiting.demand, in_flight, &request)
+                        ready!(sleep.poll(cx));
+                        waiting.leave()
+                    };
+                    let (mut limit, mut request) = pending.take().expect("a future is not polled after it was ready");
+                    let demand = &waiting.demand;
+                    let in_flight = limit.state.registry().in_use(demand.key);
+                    let future = if is_counted {
+                        let (guard, fields) = limit.admit(demand, in_flight, &mut request);
+                        InFlightFuture::called(limit.inner.call(request), guard, fields)
+                    } else {
+                        limit.deny(demand, in_flight, &request)
                     };
                     step.set(QueuedStep::Decided { future });
                 }

@@ -150,15 +150,19 @@ impl Registry {
             return;
         };
         let permits = entry.get_mut();
-        permits.in_use -= 1;
-        let woken = permits.grant();
-        // Where somebody waits the permit is in use again: the limit of each is at least one.
-        if permits.in_use == 0 {
+        if !permits.waiters.is_empty() {
+            permits.in_use -= 1;
+            let woken = permits.grant();
+            // It is in use again: the limit of each waiter is at least one.
+            debug_assert!(permits.in_use > 0);
+            drop(keys);
+            woken.into_iter().for_each(Waker::wake);
+        } else if permits.in_use > 1 {
+            permits.in_use -= 1;
+        } else {
             entry.remove();
             shrink(&mut keys);
         }
-        drop(keys);
-        woken.into_iter().for_each(Waker::wake);
     }
 
     /// Gives up waiting in `slot`. Returns whether the permit was there already, which the caller
@@ -210,13 +214,8 @@ impl Permits {
     }
 
     /// Gives permits to those who wait, as many as there are.
-    #[inline(always)]
-    fn grant(&mut self) -> Woken {
-        if self.waiters.is_empty() { Woken::new() } else { self.grant_to_waiters() }
-    }
-
     #[cold]
-    fn grant_to_waiters(&mut self) -> Woken {
+    fn grant(&mut self) -> Woken {
         let mut woken = Woken::new();
         while let Some(Waiter { limit, .. }) = self.waiters.front() {
             let limit = *limit;

@@ -16,9 +16,8 @@ use super::{
     state::{InFlightState, Options},
 };
 use crate::{
-    decision::PolicyOutcome,
     policy::Demand,
-    response::{Respond, Standard},
+    response::{Respond, Standard, headers::AllowedFields},
 };
 
 /// A service whose requests in flight are limited. Made by [`InFlightLayer`](super::InFlightLayer).
@@ -71,27 +70,17 @@ impl<S, R> InFlight<S, R> {
         })
     }
 
-    /// Calls the inner service, without a permit.
-    pub(super) fn call_freely<Q, C>(&mut self, request: Request<Q>) -> InFlightFuture<S::Future, C>
-    where
-        S: Service<Request<Q>>,
-    {
-        InFlightFuture::called(self.inner.call(request), None, None)
-    }
-
-    /// Calls the inner service with a permit.
+    /// The permit of a request that is counted as one of so many, and what its response says.
     #[inline(always)]
-    pub(super) fn call_with<Q, C>(
-        &mut self,
-        (permit, outcome): (Permit, PolicyOutcome),
-        mut request: Request<Q>,
-    ) -> InFlightFuture<S::Future, C>
-    where
-        S: Service<Request<Q>>,
-    {
-        let fields = self.state.fields(&outcome);
-        let guard = Guard::new(permit, &mut request, self.options.permits);
-        InFlightFuture::called(self.inner.call(request), Some(guard), fields)
+    pub(super) fn admit<Q>(
+        &self,
+        demand: &Demand,
+        in_flight: u32,
+        request: &mut Request<Q>,
+    ) -> (Option<Guard>, Option<AllowedFields>) {
+        let permit = Permit::begun(&self.state, demand, in_flight);
+        let guard = Guard::new(permit, request, self.options.permits);
+        (Some(guard), self.state.fields(demand, in_flight))
     }
 
     /// Denies a request for which there is no permit.
@@ -129,11 +118,14 @@ where
     fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         let demand = match self.evaluate(&mut request) {
             Ok(Some(demand)) => demand,
-            Ok(None) => return self.call_freely(request),
+            Ok(None) => return InFlightFuture::called(self.inner.call(request), None, None),
             Err(response) => return InFlightFuture::denied(response),
         };
-        match Permit::take(&self.state, &demand) {
-            Ok(taken) => self.call_with(taken, request),
+        match self.state.begin(&demand) {
+            Ok(in_flight) => {
+                let (guard, fields) = self.admit(&demand, in_flight, &mut request);
+                InFlightFuture::called(self.inner.call(request), guard, fields)
+            }
             Err(in_flight) => self.deny(&demand, in_flight, &request),
         }
     }

@@ -113,17 +113,12 @@ impl InFlightState {
 
     /// Reports a request that is one of so many in flight.
     #[inline(always)]
-    pub(super) fn report(&self, demand: &Demand, in_flight: u32) -> PolicyOutcome {
-        let is_over = in_flight > demand.quota.burst_size();
-        let verdict = if is_over { Verdict::NoPermit(Nanos::ZERO) } else { Verdict::Granted };
-        let outcome = PolicyOutcome::of_permits(demand, in_flight, verdict);
+    pub(super) fn report(&self, demand: &Demand, in_flight: u32) {
         self.meters.begin(self.policy().name());
-        let (counted, near) = match verdict {
-            Verdict::Granted => (Outcome::Allowed, is_near_limit(outcome.backlog, demand.quota)),
-            _ => (Outcome::Denied, false),
-        };
-        self.set.count((0, self.policy()), counted, demand.shadow, DecidedBy::Memory, || near);
-        outcome
+        let is_over = in_flight > demand.quota.burst_size();
+        let outcome = if is_over { Outcome::Denied } else { Outcome::Allowed };
+        let near = || !is_over && is_near_limit(Nanos::new(in_flight.into()), demand.quota);
+        self.set.count((0, self.policy()), outcome, demand.shadow, DecidedBy::Memory, near);
     }
 
     /// Makes and reports the denial of a request for which there is no permit.
@@ -134,11 +129,16 @@ impl InFlightState {
         self.set.denied(smallvec![outcome], &keys, &[], self.set.now(), DecidedBy::Memory, |_, _, _| {})
     }
 
-    /// The fields of the response to a request with a permit.
+    /// The fields of the response to a request that is one of so many in flight.
     #[inline(always)]
-    pub(super) fn fields(&self, outcome: &PolicyOutcome) -> Option<AllowedFields> {
-        let writer = self.fields.writer();
-        if writer.writes_always() { writer.allowed_by(&slice::from_ref(outcome).iter()) } else { None }
+    pub(super) fn fields(&self, demand: &Demand, in_flight: u32) -> Option<AllowedFields> {
+        if self.fields.writer().writes_always() { self.advertise(demand, in_flight) } else { None }
+    }
+
+    #[cold]
+    fn advertise(&self, demand: &Demand, in_flight: u32) -> Option<AllowedFields> {
+        let outcome = PolicyOutcome::of_permits(demand, in_flight, Verdict::Granted);
+        self.fields.writer().allowed_by(&slice::from_ref(&outcome).iter())
     }
 
     /// Makes the response to a denied request.

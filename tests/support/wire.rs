@@ -62,9 +62,14 @@ impl Connection {
         open.then(|| self.receive())
     }
 
-    pub(crate) fn receive(&mut self) -> Reply {
+    /// The status of an answer, of which nothing more is read.
+    pub(crate) fn status(&mut self) -> u16 {
         let line = self.line();
-        let status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{line:?}"));
+        line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{line:?}"))
+    }
+
+    pub(crate) fn receive(&mut self) -> Reply {
+        let status = self.status();
         let mut fields = Vec::new();
         loop {
             let line = self.line();
