@@ -55,7 +55,7 @@ impl Drop for Served {
 }
 
 /// A megabyte at a time, as the client takes it.
-async fn download(megabytes: usize) -> Body {
+fn download(megabytes: usize) -> Body {
     let megabyte = Bytes::from(vec![b'x'; 1 << 20]);
     Body::from_stream(stream::unfold((DOWNLOADS.begin(), megabytes), move |(served, left)| {
         let next = (left > 0).then(|| (Ok::<_, Infallible>(megabyte.clone()), (served, left - 1)));
@@ -63,6 +63,7 @@ async fn download(megabytes: usize) -> Body {
     }))
 }
 
+#[expect(clippy::disallowed_methods, reason = "stands for the work on a report")]
 async fn report() -> &'static str {
     let _served = REPORTS.begin();
     sleep(Duration::from_millis(200)).await;
@@ -76,6 +77,7 @@ async fn now() -> String {
     line("downloads", &DOWNLOADS) + &line("reports", &REPORTS)
 }
 
+#[expect(clippy::disallowed_methods, reason = "how the queue waits")]
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let api_key = || Header::new("x-api-key");
@@ -86,7 +88,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let app = Router::new()
         // The limit of downloads is outside of the rate: a denial costs the rate nothing.
-        .route("/download", get(move || download(megabytes)).layer((downloads, rate.clone())))
+        .route("/download", get(async move || download(megabytes)).layer((downloads, rate.clone())))
         .route("/report", get(report).layer((reports, rate)))
         .route("/now", get(now));
 

@@ -56,8 +56,8 @@
 //! - `calendar`: windows of months, and of days, weeks and months in time zones, through `jiff`.
 //! - `hyper`: the default response where the body is hyper's `Incoming`, in a proxy or in a client.
 //!   Part of `axum` and `tonic`.
-//! - `metrics`: counts decisions, keys and sweeps through the `metrics` crate; no key is ever a
-//!   label.
+//! - `metrics`: counts decisions, requests in flight, keys and sweeps through the `metrics` crate;
+//!   no key is ever a label.
 //! - `redis`: one limit for many processes, see `redis`. Needs tokio, and Rust 1.88.
 //! - `serde`: quotas and policies from configuration, see [`Quota`] and `config`.
 //! - `tonic`: reads the peer of tonic's TCP connections; the default response in tonic's body;

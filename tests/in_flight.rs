@@ -105,7 +105,9 @@ fn at_once<F: Future>(future: F) -> F::Output {
     }
 }
 
-fn poll_frame<B: Body + Unpin>(body: &mut B) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+type PolledFrame<B> = Poll<Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>>;
+
+fn poll_frame<B: Body + Unpin>(body: &mut B) -> PolledFrame<B> {
     Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop()))
 }
 
@@ -683,7 +685,9 @@ fn many_requests_on_threads_leave_nothing() {
             })
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     assert!(most.load(Ordering::Relaxed) > 0);
     assert_eq!(layer.total_in_flight(), 0);
 }

@@ -10,6 +10,7 @@ mod wire;
 
 use std::{
     convert::Infallible,
+    future::pending,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{
@@ -82,7 +83,7 @@ impl Drop for Served {
 
 /// A body of more bytes than sockets have buffers for, which is served as long as the client reads.
 fn endless(served: Served) -> Body {
-    let chunk = Bytes::from_static(&[b'x'; 65_536]);
+    let chunk = Bytes::from(vec![b'x'; 65_536]);
     Body::from_stream(stream::unfold(served, move |served| {
         let chunk = chunk.clone();
         async move { Some((Ok::<_, Infallible>(chunk), served)) }
@@ -191,7 +192,7 @@ fn inf01_over_http2_the_streams_of_one_connection_are_requests() {
 fn a_client_that_goes_before_the_head_ends_its_request() {
     let layer = of_each_key(9);
     let handler = || async {
-        std::future::pending::<()>().await;
+        pending::<()>().await;
     };
     let server = serve_axum(Router::new().route("/", get(handler)).layer(layer.clone()));
     let mut stream = TcpStream::connect(server.address).unwrap();
@@ -348,7 +349,7 @@ fn with_a_queue_all_are_served_and_never_more_at_once_than_may_be() {
             }))
         }
     };
-    let queue = layer.clone().queue(Duration::from_secs(60), tokio::time::sleep);
+    let queue = layer.clone().queue(Duration::from_secs(60), |_| pending::<()>());
     let server = serve_axum(Router::new().route("/", get(handler)).layer(queue.clone()));
     let mut statuses = Vec::new();
     run(async {
@@ -375,7 +376,7 @@ fn inf03_over_sockets_who_gives_up_while_waiting_leaves_its_place() {
         let serving = Arc::<Serving>::default();
         let begun = Arc::clone(&serving);
         let handler = move || async move { endless(begun.begin()) };
-        let queue = layer.clone().queue(Duration::from_secs(60), tokio::time::sleep);
+        let queue = layer.clone().queue(Duration::from_secs(60), |_| pending::<()>());
         (Router::new().route("/", get(handler)).layer(queue), serving)
     };
     let server = serve_axum(app);

@@ -148,9 +148,9 @@ impl Denied {
         self.summary.reason
     }
 
-    /// Returns the status of the response: 429 (RFC 6585 §4), or for a missing key what its policy
-    /// says. Where the requests in flight of all clients are too many, it is 503: no client has done
-    /// anything wrong.
+    /// Returns the status of the response: 429 (RFC 6585 §4), for a missing key what its policy
+    /// says, and 503 where the [requests in flight](crate::in_flight) of all clients together are
+    /// too many.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.cause {

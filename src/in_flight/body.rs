@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::permit::Guard;
+use super::permit::PermitGuard;
 use crate::response::DenialBody;
 
 pin_project! {
@@ -25,13 +25,13 @@ pin_project! {
         // Dropped before the permit is returned. `None` after its end.
         #[pin]
         body: Option<B>,
-        guard: Option<Guard>,
+        guard: Option<PermitGuard>,
     }
 }
 
 impl<B: Body> InFlightBody<B> {
     /// A request whose response has no body is in flight no longer.
-    pub(super) fn guarded(body: B, guard: Option<Guard>) -> Self {
+    pub(super) fn guarded(body: B, guard: Option<PermitGuard>) -> Self {
         let guard = guard.filter(|_| !body.is_end_stream());
         Self { body: Some(body), guard }
     }

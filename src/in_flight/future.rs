@@ -11,7 +11,7 @@ use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::{body::InFlightBody, permit::Guard};
+use super::{body::InFlightBody, permit::PermitGuard};
 use crate::response::headers::AllowedFields;
 
 pin_project! {
@@ -34,7 +34,7 @@ pin_project! {
             // Dropped before the permit is returned.
             #[pin]
             future: F,
-            guard: Option<Guard>,
+            guard: Option<PermitGuard>,
             fields: Option<AllowedFields>,
         },
         Denied { response: Option<Response<B>> },
@@ -43,7 +43,7 @@ pin_project! {
 
 impl<F, B> InFlightFuture<F, B> {
     #[inline(always)]
-    pub(super) fn called(future: F, guard: Option<Guard>, fields: Option<AllowedFields>) -> Self {
+    pub(super) fn called(future: F, guard: Option<PermitGuard>, fields: Option<AllowedFields>) -> Self {
         Self { step: InFlightStep::Called { future, guard, fields } }
     }
 

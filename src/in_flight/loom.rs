@@ -11,7 +11,7 @@ use ::loom::{
     thread,
 };
 
-use super::registry::{Queued, Registry, Slot};
+use super::registry::{Queued, Registry, WaitSlot};
 use crate::key::Key;
 
 const KEY: Key = Key::GLOBAL;
@@ -36,7 +36,7 @@ fn models(model: impl Fn() + Send + Sync + 'static) {
     builder.check(model);
 }
 
-fn waits(registry: &Registry, limit: u32) -> Arc<Slot> {
+fn waits(registry: &Registry, limit: u32) -> Arc<WaitSlot> {
     match registry.acquire_or_wait(KEY, limit, 9) {
         Queued::Behind(slot) => slot,
         Queued::Acquired(_) | Queued::Full => panic!("there is no permit"),

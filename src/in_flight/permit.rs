@@ -37,7 +37,7 @@ impl Drop for Permit {
 }
 
 /// A permit, until the request's response has ended.
-pub(super) enum Guard {
+pub(super) enum PermitGuard {
     Own {
         _permit: Permit,
     },
@@ -47,7 +47,7 @@ pub(super) enum Guard {
     },
 }
 
-impl Guard {
+impl PermitGuard {
     /// Puts the permit into the extensions of a request whose connection may be upgraded, or
     /// of each one.
     #[inline(always)]
@@ -137,8 +137,8 @@ impl fmt::Debug for Permit {
     }
 }
 
-impl fmt::Debug for Guard {
+impl fmt::Debug for PermitGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").finish_non_exhaustive()
+        f.debug_struct("PermitGuard").finish_non_exhaustive()
     }
 }

@@ -23,8 +23,8 @@ use tower_service::Service;
 use super::{
     body::InFlightBody,
     future::InFlightFuture,
-    permit::Guard,
-    registry::{Queued, Slot},
+    permit::PermitGuard,
+    registry::{Queued, WaitSlot},
     service::InFlight,
     state::InFlightState,
 };
@@ -42,11 +42,11 @@ use crate::{
 pub struct InFlightQueueLayer<R, T> {
     /// The layer without a queue, around nothing.
     limit: InFlight<(), R>,
-    queue: Arc<Queue<T>>,
+    queue: Arc<WaitQueue<T>>,
 }
 
 /// What all services of a layer share.
-struct Queue<T> {
+struct WaitQueue<T> {
     timer: T,
     max_wait: Duration,
     max_waiters: usize,
@@ -57,7 +57,7 @@ struct Queue<T> {
 impl<R, T> InFlightQueueLayer<R, T> {
     pub(super) fn new(limit: InFlight<(), R>, max_wait: Duration, timer: T) -> Self {
         let waiters = AtomicUsize::new(0);
-        let queue = Queue { timer, max_wait, max_waiters: 1_024, max_waiters_per_key: 64, waiters };
+        let queue = WaitQueue { timer, max_wait, max_waiters: 1_024, max_waiters_per_key: 64, waiters };
         Self { limit, queue: Arc::new(queue) }
     }
 
@@ -67,7 +67,7 @@ impl<R, T> InFlightQueueLayer<R, T> {
     where
         T: Clone,
     {
-        self.with_queue(|queue| Queue { max_waiters, ..queue })
+        self.with_queue(|queue| WaitQueue { max_waiters, ..queue })
     }
 
     /// Sets how many requests of one key may wait at once; 64 unless set. So one client cannot take
@@ -77,16 +77,16 @@ impl<R, T> InFlightQueueLayer<R, T> {
     where
         T: Clone,
     {
-        self.with_queue(|queue| Queue { max_waiters_per_key, ..queue })
+        self.with_queue(|queue| WaitQueue { max_waiters_per_key, ..queue })
     }
 
-    fn with_queue(self, change: impl FnOnce(Queue<T>) -> Queue<T>) -> Self
+    fn with_queue(self, change: impl FnOnce(WaitQueue<T>) -> WaitQueue<T>) -> Self
     where
         T: Clone,
     {
-        let Queue { ref timer, max_wait, max_waiters, max_waiters_per_key, .. } = *self.queue;
+        let WaitQueue { ref timer, max_wait, max_waiters, max_waiters_per_key, .. } = *self.queue;
         let waiters = AtomicUsize::new(0);
-        let queue = Queue { timer: timer.clone(), max_wait, max_waiters, max_waiters_per_key, waiters };
+        let queue = WaitQueue { timer: timer.clone(), max_wait, max_waiters, max_waiters_per_key, waiters };
         Self { queue: Arc::new(change(queue)), ..self }
     }
 
@@ -121,7 +121,7 @@ impl<S, R: Clone, T> Layer<S> for InFlightQueueLayer<R, T> {
 /// limits of that kind outside of this layer.
 pub struct InFlightQueue<S, R, T> {
     limit: InFlight<S, R>,
-    queue: Arc<Queue<T>>,
+    queue: Arc<WaitQueue<T>>,
 }
 
 impl<S: Clone, R: Clone, T> Clone for InFlightQueue<S, R, T> {
@@ -190,12 +190,12 @@ struct Waiting<T> {
     state: Arc<InFlightState>,
     demand: Demand,
     /// `None` after the end of the wait.
-    slot: Option<Arc<Slot>>,
+    slot: Option<Arc<WaitSlot>>,
     _place: QueuePlace<T>,
 }
 
 impl<T> Waiting<T> {
-    fn join(state: &Arc<InFlightState>, queue: &Arc<Queue<T>>, demand: Demand) -> Joined<T> {
+    fn join(state: &Arc<InFlightState>, queue: &Arc<WaitQueue<T>>, demand: Demand) -> Joined<T> {
         let Some(place) = QueuePlace::take(queue) else { return Joined::Full };
         let limit = demand.quota.burst_size();
         match state.registry().acquire_or_wait(demand.key, limit, queue.max_waiters_per_key) {
@@ -234,11 +234,11 @@ impl<T> Drop for Waiting<T> {
 
 /// One of the requests that may wait, until this is dropped.
 struct QueuePlace<T> {
-    queue: Arc<Queue<T>>,
+    queue: Arc<WaitQueue<T>>,
 }
 
 impl<T> QueuePlace<T> {
-    fn take(queue: &Arc<Queue<T>>) -> Option<Self> {
+    fn take(queue: &Arc<WaitQueue<T>>) -> Option<Self> {
         let waiters = queue.waiters.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiters| {
             (waiters < queue.max_waiters).then_some(waiters + 1)
         });
@@ -277,7 +277,7 @@ pin_project! {
 }
 
 impl<S, R, Q, T, W, F, B> QueuedFuture<S, R, Q, T, W, F, B> {
-    fn called(future: F, guard: Option<Guard>, fields: Option<AllowedFields>) -> Self {
+    fn called(future: F, guard: Option<PermitGuard>, fields: Option<AllowedFields>) -> Self {
         Self::decided(InFlightFuture::called(future, guard, fields))
     }
 

@@ -55,15 +55,15 @@ struct Permits {
 struct Waiter {
     /// The number of permits below which it gets one.
     limit: u32,
-    slot: Arc<Slot>,
+    slot: Arc<WaitSlot>,
 }
 
 /// Through which a waiter learns that it has a permit.
-pub(super) struct Slot {
-    state: Mutex<SlotState>,
+pub(super) struct WaitSlot {
+    state: Mutex<WaitState>,
 }
 
-enum SlotState {
+enum WaitState {
     Granted,
     Waiting(Option<Waker>),
 }
@@ -76,7 +76,7 @@ pub(super) enum Queued {
     /// A permit: one of so many.
     Acquired(u32),
     /// It waits in this slot.
-    Behind(Arc<Slot>),
+    Behind(Arc<WaitSlot>),
     /// As many wait as may.
     Full,
 }
@@ -133,7 +133,7 @@ impl Registry {
                 if permits.waiters.len() >= max_waiters {
                     return Queued::Full;
                 }
-                let slot = Arc::new(Slot { state: Mutex::new(SlotState::Waiting(None)) });
+                let slot = Arc::new(WaitSlot { state: Mutex::new(WaitState::Waiting(None)) });
                 let waiter = Waiter { limit, slot: Arc::clone(&slot) };
                 permits.waiters.push_back(waiter);
                 Queued::Behind(slot)
@@ -167,7 +167,7 @@ impl Registry {
 
     /// Gives up waiting in `slot`. Returns whether the permit was there already, which the caller
     /// then has.
-    pub(super) fn give_up(&self, key: Key, slot: &Arc<Slot>) -> bool {
+    pub(super) fn give_up(&self, key: Key, slot: &Arc<WaitSlot>) -> bool {
         let mut keys = self.lock(key);
         let waiting = keys.get_mut(&key).and_then(|permits| {
             let at = permits.waiters.iter().position(|waiter| Arc::ptr_eq(&waiter.slot, slot))?;
@@ -197,8 +197,8 @@ impl Registry {
     }
 
     /// For how many keys there is memory.
-    #[cfg(test)]
-    pub(super) fn capacity(&self) -> usize {
+    #[cfg(all(test, not(tower_quota_loom)))]
+    fn capacity(&self) -> usize {
         self.shards.iter().map(|shard| shard.keys.lock().unwrap_or_else(PoisonError::into_inner).capacity()).sum()
     }
 }
@@ -228,16 +228,16 @@ impl Permits {
     }
 }
 
-impl Slot {
-    fn lock(&self) -> MutexGuard<'_, SlotState> {
+impl WaitSlot {
+    fn lock(&self) -> MutexGuard<'_, WaitState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that the permit is there, and returns how the waiter is woken.
     fn grant(&self) -> Option<Waker> {
-        match mem::replace(&mut *self.lock(), SlotState::Granted) {
-            SlotState::Waiting(waker) => waker,
-            SlotState::Granted => None,
+        match mem::replace(&mut *self.lock(), WaitState::Granted) {
+            WaitState::Waiting(waker) => waker,
+            WaitState::Granted => None,
         }
     }
 
@@ -246,8 +246,8 @@ impl Slot {
         // Cloned before and dropped after, because both run code of others.
         let mut waker = Some(waker.clone());
         match &mut *self.lock() {
-            SlotState::Granted => return Poll::Ready(()),
-            SlotState::Waiting(former) => mem::swap(former, &mut waker),
+            WaitState::Granted => return Poll::Ready(()),
+            WaitState::Waiting(former) => mem::swap(former, &mut waker),
         }
         drop(waker);
         Poll::Pending
@@ -265,5 +265,23 @@ fn shrink(keys: &mut HashMap<Key, Permits, SeedableRandomState>) {
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(tower_quota_loom)))]
+mod tests {
+    use super::*;
+    use crate::key::{IntoKey as _, KeyHasher};
+
+    #[test]
+    fn a_key_without_requests_in_flight_takes_no_memory() {
+        const KEYS: u64 = 100_000;
+        let (registry, hasher) = (Registry::new(), KeyHasher::random());
+        let keys = || (0..KEYS).map(|key| key.key(&hasher));
+        keys().for_each(|key| registry.acquire(key, 1).map(drop).unwrap());
+        assert!(registry.capacity() >= 100_000);
+        keys().for_each(|key| registry.release(key));
+        assert_eq!(registry.in_use_of_all(), 0);
+        assert!(registry.capacity() <= 2 * SMALL * SHARDS, "there is memory for {} keys", registry.capacity());
     }
 }

@@ -12,7 +12,7 @@ use tower_service::Service;
 use super::{
     body::InFlightBody,
     future::InFlightFuture,
-    permit::{Guard, Permit},
+    permit::{Permit, PermitGuard},
     state::{InFlightState, Options},
 };
 use crate::{
@@ -77,9 +77,9 @@ impl<S, R> InFlight<S, R> {
         demand: &Demand,
         in_flight: u32,
         request: &mut Request<Q>,
-    ) -> (Option<Guard>, Option<AllowedFields>) {
+    ) -> (Option<PermitGuard>, Option<AllowedFields>) {
         let permit = Permit::begun(&self.state, demand, in_flight);
-        let guard = Guard::new(permit, request, self.options.permits);
+        let guard = PermitGuard::new(permit, request, self.options.permits);
         (Some(guard), self.state.fields(demand, in_flight))
     }
 

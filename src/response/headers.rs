@@ -19,6 +19,9 @@
 //! | `r` | cells that would be granted now | [`Standing::remaining`] |
 //! | `t` | of a rate: seconds until one more cell, omitted when the bucket is full; of a window: seconds to its end | [`Standing::next_cell`], rounded up, at least 1 |
 //!
+//! A limit of [requests in flight](crate::in_flight) has no `w` and no `t`: nobody knows when a
+//! request ends.
+//!
 //! Clients read cells as requests, unless `qu` says what they are: see
 //! [`Policy::unit`](crate::Policy::unit).
 //!
