@@ -231,15 +231,20 @@ fn an_error_of_the_service_ends_the_request() {
 
 #[test]
 fn a_panic_ends_the_request() {
+    type Answer = Result<Response<Full<Bytes>>, Infallible>;
+
+    async fn fail(_request: Request<()>) -> Answer {
+        panic!("in the future")
+    }
+
     fn fails(layer: &InFlightLayer, run: impl FnOnce()) {
         assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         assert_eq!(in_flight(layer), 0);
     }
-    type Answer = Result<Response<Full<Bytes>>, Infallible>;
     let layer = one();
     let mut in_call = layer.layer(service_fn(|_: Request<()>| -> std::future::Ready<Answer> { panic!("in call") }));
     fails(&layer, || drop(in_call.call(request())));
-    let mut in_future = layer.layer(service_fn(|_: Request<()>| async { panic!("in the future") as Answer }));
+    let mut in_future = layer.layer(service_fn(fail));
     fails(&layer, || drop(at_once(in_future.call(request()))));
     let frames = Frames::default();
     let mut response = streaming(&layer, &frames);
