@@ -225,10 +225,11 @@ impl<T> Waiting<T> {
 
 impl<T> Drop for Waiting<T> {
     fn drop(&mut self) {
-        self.state.end_wait();
+        // First, so that a recorder of metrics that panics leaves nobody in the queue.
         if self.leave() {
             self.state.registry().release(self.demand.key);
         }
+        self.state.end_wait();
     }
 }
 

@@ -101,9 +101,9 @@ impl InFlightState {
     /// Counts a request in flight no longer.
     #[inline(always)]
     pub(super) fn end(&self, key: Key, start: PermitStart) {
-        // First, so that a permit that is given on has begun after its end.
-        self.meters.end(self.policy().name(), self.set.clock(), start);
+        // First, so that a recorder of metrics that panics loses no permit.
         self.registry.release(key);
+        self.meters.end(self.policy().name(), self.set.clock(), start);
     }
 
     #[inline(always)]
@@ -115,7 +115,8 @@ impl InFlightState {
     #[inline(always)]
     pub(super) fn report(&self, demand: &Demand, in_flight: u32) {
         self.meters.begin(self.policy().name());
-        let is_over = in_flight > demand.quota.burst_size();
+        // Others of the key may have larger limits: a number above its own denies nothing then.
+        let is_over = demand.shadow && in_flight > demand.quota.burst_size();
         let outcome = if is_over { Outcome::Denied } else { Outcome::Allowed };
         let near = || !is_over && is_near_limit(Nanos::new(in_flight.into()), demand.quota);
         self.set.count((0, self.policy()), outcome, demand.shadow, DecidedBy::Memory, near);

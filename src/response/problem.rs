@@ -56,11 +56,12 @@ fn problem<'a>(
 ) -> [Fragments<'a>; 2] {
     let [mut fragments, mut after] = [Fragments::new(), Fragments::new()];
     match reason {
-        Reason::CostAboveBurst | Reason::Exceeded => fragments.push(QUOTA_EXCEEDED),
-        Reason::InFlight if *status == StatusCode::TOO_MANY_REQUESTS => fragments.push(QUOTA_EXCEEDED),
+        Reason::CostAboveBurst | Reason::Exceeded | Reason::InFlight if *status == StatusCode::TOO_MANY_REQUESTS => {
+            fragments.push(QUOTA_EXCEEDED);
+        }
         Reason::Blocked => fragments.push(ABNORMAL_USAGE),
         // No type says more than the status does (RFC 9457 §4.2.1).
-        Reason::AtCapacity | Reason::InFlight | Reason::MissingKey | Reason::Unavailable => {
+        _ => {
             fragments.extend(["{\"title\":\"", status.canonical_reason().unwrap_or("Denied")]);
         }
     }
