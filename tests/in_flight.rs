@@ -30,7 +30,7 @@ use tower::{Layer as _, Service, ServiceBuilder, service_fn};
 use tower_quota::{
     Denied, InFlightLayer, Limiter, Policy, Quota, RateLimitLayer,
     decision::Reason,
-    in_flight::{InFlight, InFlightBody, InFlightPermit},
+    in_flight::{InFlight, InFlightBody, InFlightPermit, InFlightQueue},
     key::{ClientIp, Header, PeerIp, key_fn},
     policy::{Advertise, Missing},
     response::Respond,
@@ -351,6 +351,11 @@ fn what_clients_learn_can_be_chosen() {
         "{\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded\",\
          \"title\":\"Quota Exceeded\",\"status\":429,\"detail\":\"Too many requests.\"}\n"
     );
+
+    let silent = InFlightLayer::global(1).advertise(Advertise::Nothing);
+    let denied = unread(&silent, request, 2).pop().unwrap();
+    assert_eq!(denied.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(text(denied), "{\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"Too many requests.\"}\n");
 
     let open = InFlightLayer::per(PeerIp, 3).advertise(Advertise::Everything).named("downloads");
     let left: Vec<_> = unread(&open, request, 4)
@@ -756,12 +761,8 @@ struct Model {
 
 impl Model {
     fn advance(&mut self) {
-        while let Some((first, limit)) = self.waiting.first().copied() {
-            if self.served.len() >= limit as usize {
-                break;
-            }
-            self.waiting.remove(0);
-            self.served.push(first);
+        while let Some(at) = self.waiting.iter().position(|(_, limit)| self.served.len() < *limit as usize) {
+            self.served.push(self.waiting.remove(at).0);
         }
     }
 
@@ -791,12 +792,82 @@ impl Timers {
     }
 }
 
+fn with_limit(limit: u32) -> Request<()> {
+    let mut request = request();
+    request.extensions_mut().insert(limit);
+    request
+}
+
+fn by_plan() -> InFlightLayer {
+    let layer = InFlightLayer::per(PeerIp, 1).advertise(Advertise::Everything);
+    layer.limit_by(|head| head.extensions().get::<u32>().copied())
+}
+
+fn limits<B>(response: &Response<B>) -> (u16, &str) {
+    (response.status().as_u16(), response.headers()["ratelimit"].to_str().unwrap())
+}
+
+/// Otherwise free plans that wait would lock paying customers out.
+#[test]
+fn a_request_passes_waiters_whose_smaller_limit_is_reached() {
+    let layer = by_plan();
+    let mut plain = layer.clone().layer(service_fn(hello::<()>));
+    let mut queued = layer.queue(Duration::from_secs(1), |_| pending::<()>()).layer(service_fn(hello::<()>));
+    let first = at_once(queued.call(with_limit(1))).unwrap();
+    let mut small = Box::pin(queued.call(with_limit(1)));
+    assert!(poll(&mut small).is_pending());
+    let large = at_once(queued.call(with_limit(3))).unwrap();
+    let from_another_layer = at_once(plain.call(with_limit(3))).unwrap();
+    assert_eq!(limits(&large), (200, "\"in-flight-ip\";r=1"));
+    assert_eq!(limits(&from_another_layer), (200, "\"in-flight-ip\";r=0"));
+    assert_eq!(limits(&at_once(plain.call(with_limit(3))).unwrap()), (429, "\"in-flight-ip\";r=0"));
+    drop((first, large));
+    assert!(poll(&mut small).is_pending(), "one is in flight");
+    drop(from_another_layer);
+    let Poll::Ready(Ok(served)) = poll(&mut small) else { panic!("its turn") };
+    assert_eq!(limits(&served), (200, "\"in-flight-ip\";r=0"));
+}
+
+#[test]
+fn what_a_response_says_is_true_when_its_request_gets_the_permit() {
+    let layer = by_plan();
+    let mut service = layer.queue(Duration::from_secs(1), |_| pending::<()>()).layer(service_fn(hello::<()>));
+    let first = at_once(service.call(with_limit(2))).unwrap();
+    let _second = at_once(service.call(with_limit(2))).unwrap();
+    let mut waits = Box::pin(service.call(with_limit(2)));
+    assert!(poll(&mut waits).is_pending());
+    drop(first);
+    // Between the permit and the poll.
+    let _others: Vec<_> = (0..3).map(|_| at_once(service.call(with_limit(9))).unwrap()).collect();
+    let Poll::Ready(Ok(served)) = poll(&mut waits) else { panic!("its turn") };
+    assert_eq!(limits(&served), (200, "\"in-flight-ip\";r=0"));
+}
+
+#[test]
+fn as_many_wait_as_may() {
+    let forever = |_: Duration| pending::<()>();
+    let waits = |mut service: InFlightQueue<_, _, _>, calls: usize| -> usize {
+        let mut service = move |request| service.call(request);
+        let mut futures: Vec<_> = (0..calls).map(|_| Box::pin(service(request()))).collect();
+        futures.iter_mut().filter_map(|future| poll(future).is_pending().then_some(())).count()
+    };
+    let served_forever = || service_fn(|_: Request<()>| pending::<Result<Response<Full<Bytes>>, Infallible>>());
+    let of_a_key = one().queue(Duration::from_secs(1), forever);
+    // One is served, and its response never comes.
+    assert_eq!(waits(of_a_key.layer(served_forever()), 100), 1 + 64);
+    assert_eq!(waits(of_a_key.clone().max_waiters_per_key(2).layer(served_forever()), 9), 1 + 2);
+    assert_eq!(waits(of_a_key.clone().max_waiters(3).layer(served_forever()), 9), 1 + 3);
+    let of_all = InFlightLayer::global(1).queue(Duration::from_secs(1), forever);
+    assert_eq!(waits(of_all.layer(served_forever()), 100), 100, "the bound of a key is not for all");
+    assert_eq!((of_all.waiting(), of_all.total_in_flight(), of_a_key.in_flight(std::net::IpAddr::from(IP))), (0, 0, 0));
+}
+
 static REQUESTS: AtomicU64 = AtomicU64::new(0);
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Those who wait are served in their order, never above the limit, and nothing is lost by those who give up.
+    /// Those who wait are served in their order, never above a limit, and no permit is lost.
     #[test]
     fn a_queue_serves_as_its_model_does(steps in steps()) {
         const PER_KEY: usize = 3;
@@ -824,7 +895,7 @@ proptest! {
                     let model = models.entry(key).or_default();
                     let mut future = Box::pin(service.call(request));
                     let polled = poll(&mut future);
-                    if model.waiting.is_empty() && model.served.len() < limit as usize {
+                    if model.served.len() < limit as usize {
                         model.served.push(number);
                         let Poll::Ready(Ok(response)) = polled else { panic!("{number} is served at once") };
                         prop_assert_eq!(response.status(), 200);
@@ -850,7 +921,7 @@ proptest! {
                 }
                 Step::Expire => {
                     timers.expire();
-                    // In the order in which they are polled: each that gives up leaves its place to the next.
+                    // One after the other, as they are polled.
                     for (key, number, mut future) in std::mem::take(&mut live) {
                         let model = models.get_mut(&key).unwrap();
                         let Poll::Ready(Ok(response)) = poll(&mut future) else { panic!("its time is over") };

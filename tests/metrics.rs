@@ -6,11 +6,14 @@ mod support;
 use std::{
     convert::Infallible,
     future::{pending, ready},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
 use http::Request;
+use metrics::{Counter, Gauge, Histogram, KeyName, Metadata, SharedString, Unit};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use support::{admitted, from_ip, limiter, with_header};
 use tower::{Layer as _, Service as _};
@@ -166,4 +169,72 @@ fn requests_in_flight_are_gauged_and_the_time_of_each_is_recorded() {
     }
     assert_has(&lines, "tower_quota_in_flight_waiting{policy=\"reports\"} 1");
     assert_has(&lines, "tower_quota_in_flight_seconds_count{policy=\"downloads\"} 1");
+}
+
+/// A recorder whose gauge of this name panics when it falls, or always.
+struct Failing {
+    gauge: &'static str,
+    always: bool,
+}
+
+impl metrics::GaugeFn for Failing {
+    fn increment(&self, _value: f64) {
+        assert!(!self.always, "the recorder fails");
+    }
+
+    fn decrement(&self, _value: f64) {
+        panic!("the recorder fails");
+    }
+
+    fn set(&self, _value: f64) {}
+}
+
+impl metrics::Recorder for Failing {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &metrics::Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &metrics::Key, _: &Metadata<'_>) -> Gauge {
+        let Self { gauge, always } = *self;
+        if key.name() == gauge { Gauge::from_arc(Arc::new(Self { gauge, always })) } else { Gauge::noop() }
+    }
+
+    fn register_histogram(&self, _: &metrics::Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+/// The number in flight after a request was served, and another one has waited and gone, where the recorder fails.
+fn in_flight_after(recorder: &Failing) -> usize {
+    let layer = InFlightLayer::global(1);
+    metrics::with_local_recorder(recorder, || {
+        let queue = layer.clone().queue(Duration::from_secs(1), |_| pending::<()>());
+        let mut service = queue.layer(tower::service_fn(|_: Request<()>| {
+            ready(Ok::<_, Infallible>(http::Response::new(http_body_util::Full::from("hello"))))
+        }));
+        let failing = |work: &mut dyn FnMut()| drop(catch_unwind(AssertUnwindSafe(work)));
+        let (mut served, mut waits) = (None, None);
+        failing(&mut || served = Some(service.call(Request::new(()))));
+        failing(&mut || waits = Some(service.call(Request::new(()))));
+        failing(&mut || drop(waits.take()));
+        failing(&mut || drop(served.take()));
+        assert_eq!(queue.waiting(), 0);
+    });
+    layer.total_in_flight()
+}
+
+#[test]
+fn a_recorder_that_panics_loses_no_permit() {
+    for gauge in ["tower_quota_in_flight", "tower_quota_in_flight_waiting"] {
+        // If it panicked a second time on the way out, the process would abort.
+        for always in [false, true] {
+            assert_eq!(in_flight_after(&Failing { gauge, always }), 0, "{gauge}, always: {always}");
+        }
+    }
 }

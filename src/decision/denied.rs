@@ -80,7 +80,7 @@ impl Summary {
     fn wait(self) -> Option<Nanos> {
         let helps = match self.reason {
             Reason::Blocked | Reason::Exceeded => true,
-            // Of the time that somebody has said.
+            // The time to retry in, where one is configured.
             Reason::InFlight => !self.wait.is_zero(),
             _ => false,
         };

@@ -14,8 +14,7 @@ pub enum Reason {
     CostAboveBurst,
     /// A policy has not enough cells now.
     Exceeded,
-    /// As many requests of the key, or of all clients, are in flight as may be: see
-    /// [`in_flight`](crate::in_flight). Nobody knows when one of them ends.
+    /// As many requests of the key, or of all clients, are [in flight](crate::in_flight) as may be.
     InFlight,
     /// The request has no key for a policy that needs one.
     MissingKey,

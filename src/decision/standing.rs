@@ -17,7 +17,7 @@ pub(crate) enum Verdict {
     Blocked(Nanos),
     Granted,
     Never,
-    /// The time to retry in, or zero where nobody has said any.
+    /// As many requests are in flight as may be. The configured time to retry in, or zero.
     NoPermit(Nanos),
     /// The time until the cells are there.
     Wait(Nanos),
@@ -75,7 +75,7 @@ impl WindowLeft {
 /// What a bucket was decided by. As large as a quota, because each decision moves several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DecidedLimit {
-    /// So many requests at once.
+    /// The number of requests that may be in flight.
     InFlight(u32),
     Rate(Quota),
     Window {
@@ -169,7 +169,7 @@ impl<'a> Standing<'a> {
     }
 
     /// Returns the time until one more cell remains, or `None` when nothing is used. Of a window,
-    /// the time until its end. Of requests in flight nobody knows it: `None`.
+    /// the time until its end. `None` for requests in flight, whose end is unknown.
     #[must_use]
     pub fn next_cell(&self) -> Option<Duration> {
         let remaining = self.remaining();
@@ -186,7 +186,7 @@ impl<'a> Standing<'a> {
     }
 
     /// Returns the time until nothing is used: zero if that is so now. Of a window, the time until
-    /// its end. Of requests in flight nobody knows it: zero.
+    /// its end. Zero for requests in flight, whose end is unknown.
     #[must_use]
     pub fn until_full(&self) -> Duration {
         match self.level.limit {

@@ -21,7 +21,8 @@ use crate::{
 ///
 /// A request is in flight until its response has been sent, and not only until the response's head
 /// is there: until the [body](super::InFlightBody) has ended, has failed, or is dropped, as when a
-/// client disconnects. A handler may extend this: see [`InFlightPermit`](super::InFlightPermit).
+/// client disconnects. A handler that takes the [`InFlightPermit`](super::InFlightPermit) extends
+/// this.
 ///
 /// The layer and its clones, and all their services, count together. What changes the policy
 /// ([`named`](Self::named), [`when`](Self::when) and others) returns a layer that counts anew, so
@@ -44,7 +45,7 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct InFlightLayer<R = Standard> {
-    /// Around nothing.
+    /// The limit, around no service yet.
     limit: InFlight<(), R>,
 }
 
@@ -201,8 +202,9 @@ impl<R> InFlightLayer<R> {
     /// Sets what clients learn about the policy: [`Advertise::OnDenial`] for a limit of each key
     /// and [`Advertise::RetryAfter`] for one of all requests, unless set.
     ///
-    /// The fields are those of the [draft's latest version](crate::headers). They have no time,
-    /// because nobody knows when a request ends, and `concurrent-requests` as their unit:
+    /// The fields are those of the [draft's latest version](crate::headers). Their unit is
+    /// `concurrent-requests`. They have no time, because the server does not know when a request
+    /// ends:
     ///
     /// ```text
     /// RateLimit-Policy: "in-flight-x-api-key";q=4;qu="concurrent-requests"
@@ -226,8 +228,8 @@ impl<R> InFlightLayer<R> {
 }
 
 impl<R> InFlightLayer<R> {
-    /// Adds `Retry-After` to denials, with this time rounded up to whole seconds. There is none
-    /// unless set: nobody knows when a request ends. Clients that get one return together.
+    /// Adds `Retry-After` to denials, with this time rounded up to whole seconds. Unless set, and
+    /// with zero, there is none: the server does not know when a request ends.
     pub fn retry_after(self, after: Duration) -> Self {
         self.with_options(|options| Options { retry_after: after.into(), ..options })
     }
@@ -265,8 +267,7 @@ impl<R> InFlightLayer<R> {
 
     /// Responds to denied requests by an implementation of [`Respond`].
     pub fn responder<T>(self, respond: T) -> InFlightLayer<T> {
-        let InFlight { inner, state, options, .. } = self.limit;
-        InFlightLayer { limit: InFlight { inner, state, options, respond } }
+        InFlightLayer { limit: self.limit.responding(|_| respond) }
     }
 
     /// Erases the type of the responder, as
@@ -275,12 +276,11 @@ impl<R> InFlightLayer<R> {
     where
         R: Respond<B> + Send + Sync + 'static,
     {
-        let InFlight { inner, state, options, respond } = self.limit;
-        InFlightLayer { limit: InFlight { inner, state, options, respond: BoxRespond::new(respond) } }
+        InFlightLayer { limit: self.limit.responding(BoxRespond::new) }
     }
 
-    /// Lets requests wait for a permit for at most `max_wait`, those of one key in the order in
-    /// which they came, instead of denying them at once.
+    /// Lets requests wait for a permit, for at most `max_wait`, instead of denying them at once. See
+    /// [`InFlightQueueLayer`] for their order.
     ///
     /// `timer` makes the future that ends after a time: `tokio::time::sleep`, or that of another
     /// runtime. Limit the number of waiters by
@@ -305,7 +305,7 @@ impl<R> InFlightLayer<R> {
     /// together, every key is one.
     #[must_use]
     pub fn in_flight(&self, key: impl IntoKey) -> u32 {
-        self.limit.state.registry().in_use(self.limit.state.key(key))
+        self.limit.state.in_flight(key)
     }
 
     /// Returns how many requests are in flight, of all keys. It counts them, which takes longer
@@ -326,7 +326,6 @@ impl<S, R: Clone> Layer<S> for InFlightLayer<R> {
 
     /// Clones the handle and creates no state.
     fn layer(&self, inner: S) -> Self::Service {
-        let InFlight { inner: (), state, options, respond } = self.limit.clone();
-        InFlight { inner, state, options, respond }
+        self.limit.clone().around(inner)
     }
 }

@@ -11,7 +11,7 @@ use ::loom::{
     thread,
 };
 
-use super::registry::{Queued, Registry, WaitSlot};
+use super::registry::{Queued, Registry, WaitEnd, WaitSlot};
 use crate::key::Key;
 
 const KEY: Key = Key::GLOBAL;
@@ -36,10 +36,23 @@ fn models(model: impl Fn() + Send + Sync + 'static) {
     builder.check(model);
 }
 
+/// A registry whose only permit is in use.
+fn full() -> Arc<Registry> {
+    let registry = Arc::new(Registry::new());
+    registry.acquire(KEY, 1).unwrap();
+    registry
+}
+
+/// Returns a permit on another thread.
+fn ending(registry: &Arc<Registry>) -> thread::JoinHandle<()> {
+    let registry = Arc::clone(registry);
+    thread::spawn(move || registry.release(KEY))
+}
+
 fn waits(registry: &Registry, limit: u32) -> Arc<WaitSlot> {
     match registry.acquire_or_wait(KEY, limit, 9) {
         Queued::Behind(slot) => slot,
-        Queued::Acquired(_) | Queued::Full => panic!("there is no permit"),
+        Queued::Acquired(_) | Queued::Full(_) => panic!("there is no permit"),
     }
 }
 
@@ -70,13 +83,9 @@ fn loom_the_last_permit_is_taken_once_and_returned() {
 #[test]
 fn loom_who_waits_gets_the_permit_and_is_woken() {
     models(|| {
-        let registry = Arc::new(Registry::new());
-        registry.acquire(KEY, 1).unwrap();
+        let registry = full();
         let slot = waits(&registry, 1);
-        let ending = {
-            let registry = Arc::clone(&registry);
-            thread::spawn(move || registry.release(KEY))
-        };
+        let ending = ending(&registry);
         let (wakes, waker) = waker();
         let at_once = slot.poll_granted(&waker).is_ready();
         ending.join().unwrap();
@@ -92,21 +101,18 @@ fn loom_who_waits_gets_the_permit_and_is_woken() {
 #[test]
 fn loom_giving_up_beside_a_return_loses_no_permit() {
     models(|| {
-        let registry = Arc::new(Registry::new());
-        registry.acquire(KEY, 1).unwrap();
+        let registry = full();
         let (first, second) = (waits(&registry, 1), waits(&registry, 1));
         let (wakes, waker) = waker();
         assert!(second.poll_granted(&waker).is_pending());
-        let ending = {
-            let registry = Arc::clone(&registry);
-            thread::spawn(move || registry.release(KEY))
-        };
+        let ending = ending(&registry);
         // As a request does that is dropped while it waits.
-        if registry.give_up(KEY, &first) {
+        if let WaitEnd::Granted(in_use) = registry.leave(KEY, &first) {
+            assert_eq!(in_use, 1);
             registry.release(KEY);
         }
         ending.join().unwrap();
-        assert_eq!(second.poll_granted(&waker), Poll::Ready(()));
+        assert_eq!(second.poll_granted(&waker), Poll::Ready(1));
         assert_eq!(wakes.0.load(Ordering::Acquire), 1);
         assert_eq!(registry.in_use(KEY), 1);
         registry.release(KEY);
@@ -118,15 +124,11 @@ fn loom_giving_up_beside_a_return_loses_no_permit() {
 #[test]
 fn loom_a_new_request_does_not_overtake() {
     models(|| {
-        let registry = Arc::new(Registry::new());
-        registry.acquire(KEY, 1).unwrap();
+        let registry = full();
         let slot = waits(&registry, 1);
-        let ending = {
-            let registry = Arc::clone(&registry);
-            thread::spawn(move || registry.release(KEY))
-        };
+        let ending = ending(&registry);
         assert!(registry.acquire(KEY, 1).is_err());
-        assert!(matches!(registry.acquire_or_wait(KEY, 1, 0), Queued::Full));
+        assert!(matches!(registry.acquire_or_wait(KEY, 1, 0), Queued::Full(1)));
         ending.join().unwrap();
         assert!(slot.poll_granted(Waker::noop()).is_ready());
         registry.release(KEY);

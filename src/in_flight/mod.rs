@@ -11,8 +11,9 @@
 //! # At the limit
 //!
 //! Above a limit for each key a request is denied with 429, above one for all requests with 503.
-//! There is no `Retry-After` unless [set](InFlightLayer::retry_after), because nobody knows when a
-//! request ends. With a [`queue`](InFlightLayer::queue) requests wait for a permit instead.
+//! There is no `Retry-After` unless [set](InFlightLayer::retry_after), because the server does not
+//! know when a request ends. With a [`queue`](InFlightLayer::queue) requests wait for a permit
+//! instead.
 //!
 //! # Beside a rate
 //!
@@ -34,9 +35,11 @@
 //!
 //! # What it does not do
 //!
-//! - A client that reads slowly keeps its permits for as long: the limit for each key makes these
-//!   its own. A limit for all requests counts them all, so set a timeout for bodies beside it, such
-//!   as that of tower-http.
+//! - A client that reads slowly uses its permits for as long. A limit for each key leaves those of
+//!   others free. A limit for all requests does not: set a timeout for bodies beside it, such as
+//!   that of tower-http.
+//! - A client that invents keys has the limit of each of them. Put a limit by address, or one for
+//!   all requests, outside of a limit by API key.
 //! - A server may read a body faster than it sends. hyper takes a body in one piece at once, and
 //!   the permit is returned while the bytes still wait in its buffer. A stream is read as the
 //!   client takes it.

@@ -15,15 +15,18 @@ use crate::{key::Key, observe::metrics::PermitStart, policy::Demand};
 pub(super) struct Permit {
     state: Arc<InFlightState>,
     key: Key,
-    start: PermitStart,
+    /// `None` until the metrics count it.
+    start: Option<PermitStart>,
 }
 
 impl Permit {
     /// The permit of a request that is counted as one of so many in flight.
     #[inline(always)]
     pub(super) fn begun(state: &Arc<InFlightState>, demand: &Demand, in_flight: u32) -> Self {
-        // First, so that a panic in what is reported returns it.
-        let permit = Self { state: Arc::clone(state), key: demand.key, start: state.start() };
+        // Made before anything is reported, so that a recorder of metrics that panics loses no
+        // permit, and is not called again by the drop.
+        let mut permit = Self { state: Arc::clone(state), key: demand.key, start: None };
+        permit.start = Some(state.report_begin());
         state.report(demand, in_flight);
         permit
     }

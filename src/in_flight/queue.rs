@@ -6,10 +6,7 @@
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,20 +21,26 @@ use super::{
     body::InFlightBody,
     future::InFlightFuture,
     permit::PermitGuard,
-    registry::{Queued, WaitSlot},
+    registry::{Queued, WaitEnd, WaitSlot},
     service::InFlight,
     state::InFlightState,
 };
 use crate::{
+    key::IntoKey,
+    middleware::waiters::Waiters,
     policy::Demand,
     response::{Respond, headers::AllowedFields},
 };
 
-/// Lets requests wait for a permit, those of one key in the order in which they came, instead of
-/// denying them. Made by [`InFlightLayer::queue`](super::InFlightLayer::queue).
+/// Lets requests wait for a permit instead of denying them. Made by
+/// [`InFlightLayer::queue`](super::InFlightLayer::queue).
 ///
 /// A request is denied at once where too many wait already, and when it has waited for as long as
-/// the layer allows. One that is dropped while it waits leaves its place to the next.
+/// the layer allows. One that is dropped while it waits leaves the queue.
+///
+/// The requests of one key get permits in the order in which they came. Where their [limits
+/// differ](super::InFlightLayer::limit_by), one with a larger limit passes those whose limits are
+/// reached.
 #[must_use]
 pub struct InFlightQueueLayer<R, T> {
     /// The layer without a queue, around nothing.
@@ -49,30 +52,33 @@ pub struct InFlightQueueLayer<R, T> {
 struct WaitQueue<T> {
     timer: T,
     max_wait: Duration,
-    max_waiters: usize,
     max_waiters_per_key: usize,
-    waiters: AtomicUsize,
+    waiters: Waiters,
 }
 
 impl<R, T> InFlightQueueLayer<R, T> {
     pub(super) fn new(limit: InFlight<(), R>, max_wait: Duration, timer: T) -> Self {
-        let waiters = AtomicUsize::new(0);
-        let queue = WaitQueue { timer, max_wait, max_waiters: 1_024, max_waiters_per_key: 64, waiters };
+        let queue = WaitQueue { timer, max_wait, max_waiters_per_key: 64, waiters: Waiters::at_most(1_024) };
         Self { limit, queue: Arc::new(queue) }
     }
 
     /// Sets how many requests may wait at once, over all keys; 1,024 unless set. Further ones are
-    /// denied. Each stores its request and a clone of the service in memory.
+    /// denied. Each stores its request and a clone of the service in memory. A request counts as
+    /// waiting until it is polled with its permit.
+    ///
+    /// Returns a layer that counts waiters anew: set it before you clone the layer.
     pub fn max_waiters(self, max_waiters: usize) -> Self
     where
         T: Clone,
     {
-        self.with_queue(|queue| WaitQueue { max_waiters, ..queue })
+        self.with_queue(|queue| WaitQueue { waiters: Waiters::at_most(max_waiters), ..queue })
     }
 
     /// Sets how many requests of one key may wait at once; 64 unless set. So one client cannot take
-    /// every place in the queue. A layer with a single [limit for all
-    /// requests](super::InFlightLayer::global) has one key.
+    /// every place in the queue. A limit for [all requests](super::InFlightLayer::global) ignores
+    /// it.
+    ///
+    /// Returns a layer that counts waiters anew: set it before you clone the layer.
     pub fn max_waiters_per_key(self, max_waiters_per_key: usize) -> Self
     where
         T: Clone,
@@ -84,16 +90,28 @@ impl<R, T> InFlightQueueLayer<R, T> {
     where
         T: Clone,
     {
-        let WaitQueue { ref timer, max_wait, max_waiters, max_waiters_per_key, .. } = *self.queue;
-        let waiters = AtomicUsize::new(0);
-        let queue = WaitQueue { timer: timer.clone(), max_wait, max_waiters, max_waiters_per_key, waiters };
+        let WaitQueue { ref timer, max_wait, max_waiters_per_key, ref waiters } = *self.queue;
+        let queue = WaitQueue { timer: timer.clone(), max_wait, max_waiters_per_key, waiters: waiters.anew() };
         Self { queue: Arc::new(change(queue)), ..self }
     }
 
     /// Returns how many requests wait now.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.queue.waiters.load(Ordering::Acquire)
+        self.queue.waiters.waiting()
+    }
+
+    /// Returns how many requests of this key are in flight: see
+    /// [`InFlightLayer::in_flight`](super::InFlightLayer::in_flight).
+    #[must_use]
+    pub fn in_flight(&self, key: impl IntoKey) -> u32 {
+        self.limit.state.in_flight(key)
+    }
+
+    /// Returns how many requests are in flight, of all keys.
+    #[must_use]
+    pub fn total_in_flight(&self) -> usize {
+        self.limit.state.registry().in_use_of_all()
     }
 }
 
@@ -108,8 +126,7 @@ impl<S, R: Clone, T> Layer<S> for InFlightQueueLayer<R, T> {
     type Service = InFlightQueue<S, R, T>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let InFlight { inner: (), state, options, respond } = self.limit.clone();
-        InFlightQueue { limit: InFlight { inner, state, options, respond }, queue: Arc::clone(&self.queue) }
+        InFlightQueue { limit: self.limit.clone().around(inner), queue: Arc::clone(&self.queue) }
     }
 }
 
@@ -155,7 +172,7 @@ where
         };
         let joined = match limit.state.begin(&demand) {
             Ok(in_flight) => Joined::Counted(in_flight),
-            Err(_) => Waiting::join(&limit.state, &self.queue, demand),
+            Err(in_flight) => Waiting::join(&limit.state, &self.queue, demand, in_flight),
         };
         match joined {
             Joined::Counted(in_flight) => {
@@ -169,67 +186,75 @@ where
                 let sleep = (self.queue.timer)(self.queue.max_wait);
                 QueuedFuture { step: QueuedStep::Waiting { sleep, waiting, pending: Some((limit, request)) } }
             }
-            Joined::Full => {
-                let in_flight = limit.state.registry().in_use(demand.key);
-                QueuedFuture::decided(limit.deny(&demand, in_flight, &request))
-            }
+            Joined::Full(in_flight) => QueuedFuture::decided(limit.deny(&demand, in_flight, &request)),
         }
     }
 }
 
-/// What a request got that found no permit at once.
+/// What becomes of a request that found no permit at once.
 enum Joined<T> {
+    /// It waits.
     Behind(Waiting<T>),
     /// It is one of so many in flight.
     Counted(u32),
-    Full,
+    /// As many wait as may, and so many are in flight.
+    Full(u32),
 }
 
-/// A request that waits for its permit. Dropping it gives up.
+/// A request that waits for its permit. Dropping it ends the wait.
 struct Waiting<T> {
     state: Arc<InFlightState>,
     demand: Demand,
     /// `None` after the end of the wait.
     slot: Option<Arc<WaitSlot>>,
+    /// Whether the metrics count it.
+    is_reported: bool,
     _place: QueuePlace<T>,
 }
 
 impl<T> Waiting<T> {
-    fn join(state: &Arc<InFlightState>, queue: &Arc<WaitQueue<T>>, demand: Demand) -> Joined<T> {
-        let Some(place) = QueuePlace::take(queue) else { return Joined::Full };
-        let limit = demand.quota.burst_size();
-        match state.registry().acquire_or_wait(demand.key, limit, queue.max_waiters_per_key) {
+    /// Waits, where so many are in flight and no permit is left.
+    fn join(state: &Arc<InFlightState>, queue: &Arc<WaitQueue<T>>, demand: Demand, in_flight: u32) -> Joined<T> {
+        let Some(place) = QueuePlace::take(queue) else { return Joined::Full(in_flight) };
+        // All requests have one key where they are counted together.
+        let max_waiters = if state.policy().is_global() { usize::MAX } else { queue.max_waiters_per_key };
+        match state.registry().acquire_or_wait(demand.key, demand.quota.burst_size(), max_waiters) {
             Queued::Acquired(in_flight) => Joined::Counted(in_flight),
             Queued::Behind(slot) => {
-                let waiting = Self { state: Arc::clone(state), demand, slot: Some(slot), _place: place };
+                let (state, slot) = (Arc::clone(state), Some(slot));
+                // Made before it is reported: see `Permit::begun`.
+                let mut waiting = Self { state, demand, slot, is_reported: false, _place: place };
                 waiting.state.begin_wait();
+                waiting.is_reported = true;
                 Joined::Behind(waiting)
             }
-            Queued::Full => Joined::Full,
+            Queued::Full(in_flight) => Joined::Full(in_flight),
         }
     }
 
-    /// Ready when the request is counted.
-    fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready when the request is counted, as one of so many in flight.
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<u32> {
         let slot = self.slot.as_ref().expect("a future is not polled after it was ready");
-        ready!(slot.poll_granted(cx.waker()));
+        let in_flight = ready!(slot.poll_granted(cx.waker()));
         self.slot = None;
-        Poll::Ready(())
+        Poll::Ready(in_flight)
     }
 
-    /// Leaves the queue. Whether the request is counted: a permit came first.
-    fn leave(&mut self) -> bool {
-        self.slot.take().is_some_and(|slot| self.state.registry().give_up(self.demand.key, &slot))
+    /// Ends the wait. `None` where it has ended before.
+    fn leave(&mut self) -> Option<WaitEnd> {
+        self.slot.take().map(|slot| self.state.registry().leave(self.demand.key, &slot))
     }
 }
 
 impl<T> Drop for Waiting<T> {
     fn drop(&mut self) {
-        // First, so that a recorder of metrics that panics leaves nobody in the queue.
-        if self.leave() {
+        // Before the metrics, so that a recorder that panics leaves no waiter in the queue.
+        if let Some(WaitEnd::Granted(_)) = self.leave() {
             self.state.registry().release(self.demand.key);
         }
-        self.state.end_wait();
+        if self.is_reported {
+            self.state.end_wait();
+        }
     }
 }
 
@@ -240,16 +265,13 @@ struct QueuePlace<T> {
 
 impl<T> QueuePlace<T> {
     fn take(queue: &Arc<WaitQueue<T>>) -> Option<Self> {
-        let waiters = queue.waiters.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiters| {
-            (waiters < queue.max_waiters).then_some(waiters + 1)
-        });
-        waiters.is_ok().then(|| Self { queue: Arc::clone(queue) })
+        queue.waiters.enter().then(|| Self { queue: Arc::clone(queue) })
     }
 }
 
 impl<T> Drop for QueuePlace<T> {
     fn drop(&mut self) {
-        self.queue.waiters.fetch_sub(1, Ordering::AcqRel);
+        self.queue.waiters.leave();
     }
 }
 
@@ -257,7 +279,8 @@ pin_project! {
     /// The future of a request that may wait for a permit.
     ///
     /// Drop it at any time: the request waits no longer, or is in flight no longer. It is `Send` if
-    /// the service, its future, the request and the body of a response are.
+    /// the service, its future, the responder, the request, the body of a response and the timer's
+    /// future are, and the timer is `Send` and `Sync`.
     pub struct QueuedFuture<S, R, Q, T, W, F, B> {
         #[pin]
         step: QueuedStep<S, R, Q, T, W, F, B>,
@@ -305,20 +328,21 @@ where
             match step.as_mut().project() {
                 QueuedStepProjection::Decided { future } => return future.poll(cx),
                 QueuedStepProjection::Waiting { sleep, waiting, pending } => {
-                    let is_counted = if waiting.poll(cx).is_ready() {
-                        true
-                    } else {
-                        ready!(sleep.poll(cx));
-                        waiting.leave()
+                    let end = match waiting.poll(cx) {
+                        Poll::Ready(in_flight) => WaitEnd::Granted(in_flight),
+                        Poll::Pending => {
+                            ready!(sleep.poll(cx));
+                            waiting.leave().expect("it waits")
+                        }
                     };
                     let (mut limit, mut request) = pending.take().expect("a future is not polled after it was ready");
                     let demand = &waiting.demand;
-                    let in_flight = limit.state.registry().in_use(demand.key);
-                    let future = if is_counted {
-                        let (guard, fields) = limit.admit(demand, in_flight, &mut request);
-                        InFlightFuture::called(limit.inner.call(request), guard, fields)
-                    } else {
-                        limit.deny(demand, in_flight, &request)
+                    let future = match end {
+                        WaitEnd::Granted(in_flight) => {
+                            let (guard, fields) = limit.admit(demand, in_flight, &mut request);
+                            InFlightFuture::called(limit.inner.call(request), guard, fields)
+                        }
+                        WaitEnd::Left(in_flight) => limit.deny(demand, in_flight, &request),
                     };
                     step.set(QueuedStep::Decided { future });
                 }

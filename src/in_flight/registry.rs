@@ -5,9 +5,9 @@
 //!
 //! # Locking behaviour
 //!
-//! A key's shard is locked while its permits are counted, and beside it the slot of a waiter that
-//! gets one. No other lock is taken and no code of users runs under either: wakers are called, and
-//! dropped, after both are released.
+//! A key's shard is locked while its permits are counted, and beside it the slot of the waiter that
+//! gets one. No other lock is taken, and no code of users runs, under either: a waker is called and
+//! dropped when both are unlocked.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -17,7 +17,6 @@ use std::{
 };
 
 use foldhash::{SharedSeed, fast::SeedableRandomState};
-use smallvec::SmallVec;
 
 use crate::{
     key::{Key, entropy},
@@ -32,13 +31,12 @@ pub(super) struct Registry {
 /// A power of two that `Key::select` takes.
 const SHARDS: usize = if cfg!(tower_quota_loom) { 2 } else { 64 };
 
-/// The number of places that are not worth returning.
+/// The capacity of a shard that is too small to shrink.
 const SMALL: usize = 64;
 
-/// On cache lines of its own, so that threads do not wait for each other's shards.
+/// One lock, on cache lines of its own, so that threads do not wait for each other's shards.
 ///
-/// Rejected: dashmap, which returns the memory of all its shards or none, and whose sweep a key
-/// that is removed with its last permit does not need.
+/// Rejected: dashmap, which cannot shrink a single shard.
 #[repr(align(128))]
 struct Shard {
     keys: Mutex<HashMap<Key, Permits, SeedableRandomState>>,
@@ -48,37 +46,44 @@ struct Shard {
 struct Permits {
     /// How many are in use: at least one.
     in_use: u32,
-    /// In the order in which they came.
+    /// In the order in which they came. The limit of each is at most `in_use`: otherwise it would
+    /// have a permit.
     waiters: VecDeque<Waiter>,
 }
 
 struct Waiter {
-    /// The number of permits below which it gets one.
     limit: u32,
     slot: Arc<WaitSlot>,
 }
 
-/// Through which a waiter learns that it has a permit.
+/// Tells a waiter that it has a permit.
 pub(super) struct WaitSlot {
     state: Mutex<WaitState>,
 }
 
 enum WaitState {
-    Granted,
+    /// A permit is there: one of so many in use.
+    Granted(u32),
     Waiting(Option<Waker>),
 }
 
-/// Those who have got a permit, to be woken when nothing is locked.
-type Woken = SmallVec<[Waker; 1]>;
-
-/// What a caller that may wait got.
+/// The answer to a caller that may wait.
 pub(super) enum Queued {
-    /// A permit: one of so many.
+    /// A permit is taken: one of so many in use.
     Acquired(u32),
-    /// It waits in this slot.
+    /// The caller waits in this slot.
     Behind(Arc<WaitSlot>),
-    /// As many wait as may.
-    Full,
+    /// As many callers wait as may, and so many permits are in use.
+    Full(u32),
+}
+
+/// How a wait ends that its caller ends.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum WaitEnd {
+    /// A permit was there already, one of so many in use. The caller has it.
+    Granted(u32),
+    /// The caller has none, and so many are in use.
+    Left(u32),
 }
 
 impl Registry {
@@ -92,8 +97,9 @@ impl Registry {
         self.shards[key.select(SHARDS)].keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a permit where fewer than `limit` are in use and nobody waits. Returns how many are in
-    /// use then.
+    /// Takes a permit if fewer than `limit` are in use. Returns how many are in use then.
+    ///
+    /// It passes only waiters with smaller limits: each of the others has a permit by now.
     ///
     /// # Errors
     ///
@@ -106,57 +112,50 @@ impl Registry {
                 entry.insert(Permits { in_use: 1, waiters: VecDeque::new() });
                 Ok(1)
             }
-            Entry::Occupied(mut entry) => {
-                let permits = entry.get_mut();
-                if permits.waiters.is_empty() { permits.acquire(limit) } else { Err(permits.in_use) }
-            }
+            Entry::Occupied(mut entry) => entry.get_mut().acquire(limit),
         }
     }
 
-    /// Takes a permit as [`acquire`](Self::acquire) does, and otherwise waits for one behind the
-    /// waiters of the key, if they are fewer than `max_waiters`.
+    /// Takes a permit as [`acquire`](Self::acquire) does, and otherwise waits for one, if fewer
+    /// than `max_waiters` of the key do.
     pub(super) fn acquire_or_wait(&self, key: Key, limit: u32, max_waiters: usize) -> Queued {
         match self.lock(key).entry(key) {
-            // A limit of zero never grants.
-            _ if limit == 0 => Queued::Full,
+            Entry::Vacant(_) if limit == 0 => Queued::Full(0),
             Entry::Vacant(entry) => {
                 entry.insert(Permits { in_use: 1, waiters: VecDeque::new() });
                 Queued::Acquired(1)
             }
             Entry::Occupied(mut entry) => {
                 let permits = entry.get_mut();
-                if permits.waiters.is_empty() {
-                    if let Ok(in_use) = permits.acquire(limit) {
-                        return Queued::Acquired(in_use);
+                match permits.acquire(limit) {
+                    Ok(in_use) => Queued::Acquired(in_use),
+                    // A limit of zero never grants.
+                    Err(in_use) if limit == 0 || permits.waiters.len() >= max_waiters => Queued::Full(in_use),
+                    Err(_) => {
+                        let slot = Arc::new(WaitSlot { state: Mutex::new(WaitState::Waiting(None)) });
+                        permits.waiters.push_back(Waiter { limit, slot: Arc::clone(&slot) });
+                        Queued::Behind(slot)
                     }
                 }
-                if permits.waiters.len() >= max_waiters {
-                    return Queued::Full;
-                }
-                let slot = Arc::new(WaitSlot { state: Mutex::new(WaitState::Waiting(None)) });
-                let waiter = Waiter { limit, slot: Arc::clone(&slot) };
-                permits.waiters.push_back(waiter);
-                Queued::Behind(slot)
             }
         }
     }
 
-    /// Returns a permit. Those who wait get it, in their order.
+    /// Returns a permit. The first waiter gets it whose limit allows one more.
     #[inline(always)]
     pub(super) fn release(&self, key: Key) {
         let mut keys = self.lock(key);
         let Entry::Occupied(mut entry) = keys.entry(key) else {
-            debug_assert!(false, "a permit is returned that nobody has taken");
+            debug_assert!(false, "a permit is returned that was never taken");
             return;
         };
         let permits = entry.get_mut();
         if !permits.waiters.is_empty() {
-            permits.in_use -= 1;
-            let woken = permits.grant();
-            // It is in use again: the limit of each waiter is at least one.
-            debug_assert!(permits.in_use > 0);
+            let waker = permits.pass_on();
             drop(keys);
-            woken.into_iter().for_each(Waker::wake);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
         } else if permits.in_use > 1 {
             permits.in_use -= 1;
         } else {
@@ -165,21 +164,19 @@ impl Registry {
         }
     }
 
-    /// Gives up waiting in `slot`. Returns whether the permit was there already, which the caller
-    /// then has.
-    pub(super) fn give_up(&self, key: Key, slot: &Arc<WaitSlot>) -> bool {
+    /// Stops waiting in `slot`.
+    pub(super) fn leave(&self, key: Key, slot: &Arc<WaitSlot>) -> WaitEnd {
         let mut keys = self.lock(key);
-        let waiting = keys.get_mut(&key).and_then(|permits| {
+        let found = keys.get_mut(&key).and_then(|permits| {
             let at = permits.waiters.iter().position(|waiter| Arc::ptr_eq(&waiter.slot, slot))?;
-            let waiter = permits.waiters.remove(at);
-            // Whoever is first now may have a larger limit.
-            Some((waiter, permits.grant()))
+            Some((permits.waiters.remove(at), permits.in_use))
         });
-        let Some((waiter, woken)) = waiting else { return true };
         drop(keys);
-        woken.into_iter().for_each(Waker::wake);
-        drop(waiter);
-        false
+        // Its waker is dropped here, while nothing is locked.
+        match found {
+            Some((_waiter, in_use)) => WaitEnd::Left(in_use),
+            None => WaitEnd::Granted(slot.granted().unwrap_or_default()),
+        }
     }
 
     /// How many permits of the key are in use.
@@ -213,18 +210,17 @@ impl Permits {
         Ok(self.in_use)
     }
 
-    /// Gives permits to those who wait, as many as there are.
+    /// Gives a permit that is returned to the first waiter whose limit allows it, and returns how
+    /// that one is woken.
     #[cold]
-    fn grant(&mut self) -> Woken {
-        let mut woken = Woken::new();
-        while let Some(Waiter { limit, .. }) = self.waiters.front() {
-            let limit = *limit;
-            if self.acquire(limit).is_err() {
-                break;
-            }
-            woken.extend(self.waiters.pop_front().and_then(|waiter| waiter.slot.grant()));
-        }
-        woken
+    fn pass_on(&mut self) -> Option<Waker> {
+        // One at most: the limits of the waiters are no larger than what was in use.
+        debug_assert!(self.waiters.iter().all(|waiter| waiter.limit <= self.in_use));
+        let Some(at) = self.waiters.iter().position(|waiter| waiter.limit >= self.in_use) else {
+            self.in_use -= 1;
+            return None;
+        };
+        self.waiters.remove(at)?.slot.grant(self.in_use)
     }
 }
 
@@ -233,20 +229,25 @@ impl WaitSlot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that the permit is there, and returns how the waiter is woken.
-    fn grant(&self) -> Option<Waker> {
-        match mem::replace(&mut *self.lock(), WaitState::Granted) {
+    /// Tells the waiter that it has a permit, one of so many in use, and returns how it is woken.
+    fn grant(&self, in_use: u32) -> Option<Waker> {
+        match mem::replace(&mut *self.lock(), WaitState::Granted(in_use)) {
             WaitState::Waiting(waker) => waker,
-            WaitState::Granted => None,
+            WaitState::Granted(_) => None,
         }
     }
 
-    /// Whether the permit is there. Otherwise `waker` is woken when it is.
-    pub(super) fn poll_granted(&self, waker: &Waker) -> Poll<()> {
-        // Cloned before and dropped after, because both run code of others.
+    fn granted(&self) -> Option<u32> {
+        if let WaitState::Granted(in_use) = *self.lock() { Some(in_use) } else { None }
+    }
+
+    /// Ready when a permit is there, with how many are in use then. Otherwise `waker` is woken when
+    /// one is.
+    pub(super) fn poll_granted(&self, waker: &Waker) -> Poll<u32> {
+        // Cloned before the lock and dropped after it: both are code of others.
         let mut waker = Some(waker.clone());
         match &mut *self.lock() {
-            WaitState::Granted => return Poll::Ready(()),
+            WaitState::Granted(in_use) => return Poll::Ready(*in_use),
             WaitState::Waiting(former) => mem::swap(former, &mut waker),
         }
         drop(waker);

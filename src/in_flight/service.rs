@@ -50,6 +50,20 @@ impl<S, R> InFlight<S, R> {
     }
 }
 
+impl<R> InFlight<(), R> {
+    /// The same limit around a service.
+    pub(super) fn around<S>(self, inner: S) -> InFlight<S, R> {
+        let Self { inner: (), state, options, respond } = self;
+        InFlight { inner, state, options, respond }
+    }
+
+    /// The same limit with another responder.
+    pub(super) fn responding<T>(self, respond: impl FnOnce(R) -> T) -> InFlight<(), T> {
+        let Self { inner, state, options, respond: former } = self;
+        InFlight { inner, state, options, respond: respond(former) }
+    }
+}
+
 impl<S, R> InFlight<S, R> {
     /// What the request asks for, if the policy applies.
     ///

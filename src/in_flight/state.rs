@@ -49,7 +49,7 @@ pub(super) struct Options {
 impl InFlightState {
     pub(super) fn new(policy: Policy) -> Result<Self, ConfigError> {
         let fields = DenialFields::new(slice::from_ref(&policy), FieldStyle::default());
-        // Permits return by themselves.
+        // There is nothing to sweep: permits return by themselves.
         let options = PolicySetOptions { sweep: Some(Sweep::Manual), ..PolicySetOptions::default() };
         let set = PolicySet::new(vec![policy], options)?;
         Ok(Self { set, registry: Registry::new(), meters: InFlightMeters::default(), fields })
@@ -67,8 +67,9 @@ impl InFlightState {
         &self.set.policies()[0]
     }
 
-    pub(super) fn key(&self, key: impl IntoKey) -> Key {
-        self.policy().key(key.key(self.set.hasher()))
+    /// How many requests of a key are in flight.
+    pub(super) fn in_flight(&self, key: impl IntoKey) -> u32 {
+        self.registry.in_use(self.policy().key(key.key(self.set.hasher())))
     }
 
     /// Notes that a request passes this layer.
@@ -85,38 +86,38 @@ impl InFlightState {
         self.meters.end_wait(self.policy().name());
     }
 
-    /// Counts a request in flight. In shadow mode there is always a permit. Returns how many there
-    /// are.
+    /// Counts a request in flight, and returns how many there are. In shadow mode it is counted
+    /// above the limit, too.
     ///
     /// # Errors
     ///
-    /// How many there are, where none is left.
+    /// How many there are, where no permit is left.
     #[inline(always)]
     pub(super) fn begin(&self, demand: &Demand) -> Result<u32, u32> {
         let begun = self.registry.acquire(demand.key, demand.quota.burst_size());
-        // Beyond the limit there are as many as there are numbers.
         if begun.is_err() && demand.shadow { self.registry.acquire(demand.key, u32::MAX) } else { begun }
     }
 
     /// Counts a request in flight no longer.
     #[inline(always)]
-    pub(super) fn end(&self, key: Key, start: PermitStart) {
-        // First, so that a recorder of metrics that panics loses no permit.
+    pub(super) fn end(&self, key: Key, start: Option<PermitStart>) {
+        // Before the metrics, so that a recorder that panics loses no permit.
         self.registry.release(key);
-        self.meters.end(self.policy().name(), self.set.clock(), start);
+        if let Some(start) = start {
+            self.meters.end(self.policy().name(), self.set.clock(), start);
+        }
     }
 
     #[inline(always)]
-    pub(super) fn start(&self) -> PermitStart {
-        PermitStart::now(self.set.clock())
+    pub(super) fn report_begin(&self) -> PermitStart {
+        self.meters.begin(self.policy().name(), self.set.clock())
     }
 
     /// Reports a request that is one of so many in flight.
     #[inline(always)]
     pub(super) fn report(&self, demand: &Demand, in_flight: u32) {
-        self.meters.begin(self.policy().name());
-        // Others of the key may have larger limits: a number above its own denies nothing then.
-        let is_over = demand.shadow && in_flight > demand.quota.burst_size();
+        // Above its limit only in shadow mode.
+        let is_over = in_flight > demand.quota.burst_size();
         let outcome = if is_over { Outcome::Denied } else { Outcome::Allowed };
         let near = || !is_over && is_near_limit(Nanos::new(in_flight.into()), demand.quota);
         self.set.count((0, self.policy()), outcome, demand.shadow, DecidedBy::Memory, near);

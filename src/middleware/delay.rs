@@ -35,10 +35,7 @@
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -53,6 +50,7 @@ use super::{
     future::ResponseFuture,
     reload::ReloadableLayer,
     state::{LayerState, Stateful},
+    waiters::Waiters,
 };
 use crate::{
     clock::{Nanos, Timestamp},
@@ -74,8 +72,7 @@ pub struct DelayLayer<L, R, T> {
 pub(crate) struct Queue<T> {
     pub(crate) timer: T,
     pub(crate) max_delay: Nanos,
-    max_waiters: usize,
-    waiters: AtomicUsize,
+    waiters: Waiters,
 }
 
 impl<L: Handle, R, T> DelayLayer<L, R, T> {
@@ -83,7 +80,7 @@ impl<L: Handle, R, T> DelayLayer<L, R, T> {
         state.limiter.allow_waits(max);
         // Such a layer often paces a client, whose own denials look like those of the server.
         let state = Arc::new(state.with_denied());
-        let queue = Queue { timer, max_delay: max.into(), max_waiters: 1_024, waiters: AtomicUsize::new(0) };
+        let queue = Queue { timer, max_delay: max.into(), waiters: Waiters::at_most(1_024) };
         Self { state, respond, queue: Arc::new(queue) }
     }
 
@@ -119,7 +116,7 @@ impl<L, R, T> DelayLayer<L, R, T> {
         T: Clone,
     {
         let Queue { ref timer, max_delay, .. } = *self.queue;
-        let queue = Queue { timer: timer.clone(), max_delay, max_waiters, waiters: AtomicUsize::new(0) };
+        let queue = Queue { timer: timer.clone(), max_delay, waiters: Waiters::at_most(max_waiters) };
         Self { queue: Arc::new(queue), ..self }
     }
 
@@ -132,7 +129,7 @@ impl<L, R, T> DelayLayer<L, R, T> {
     /// Returns how many requests wait now.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.queue.waiters.load(Ordering::Acquire)
+        self.queue.waiters.waiting()
     }
 }
 
@@ -220,16 +217,13 @@ pub(crate) struct WaiterSlot<T> {
 
 impl<T> WaiterSlot<T> {
     pub(crate) fn take(queue: &Arc<Queue<T>>) -> Option<Self> {
-        let waiters = queue.waiters.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiters| {
-            (waiters < queue.max_waiters).then_some(waiters + 1)
-        });
-        waiters.is_ok().then(|| Self { queue: Arc::clone(queue) })
+        queue.waiters.enter().then(|| Self { queue: Arc::clone(queue) })
     }
 }
 
 impl<T> Drop for WaiterSlot<T> {
     fn drop(&mut self) {
-        self.queue.waiters.fetch_sub(1, Ordering::AcqRel);
+        self.queue.waiters.leave();
     }
 }
 

@@ -9,3 +9,4 @@ pub(crate) mod layer;
 pub mod reload;
 pub(crate) mod service;
 pub(crate) mod state;
+pub(crate) mod waiters;

@@ -137,7 +137,8 @@ impl fmt::Debug for Meters {
     }
 }
 
-/// The gauges of a policy of requests in flight, and the times of those.
+/// The metrics of the requests in flight of one policy: how many there are, how many wait, and how
+/// long each one was.
 ///
 /// Each is registered when it is first used, as counters are.
 #[derive(Default)]
@@ -150,28 +151,22 @@ pub(crate) struct InFlightMeters {
     seconds: OnceLock<Histogram>,
 }
 
-/// When a request got its permit, where somebody asks for it.
+/// When a request got its permit. Empty where nothing is measured.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PermitStart {
     #[cfg(feature = "metrics")]
     at: Timestamp,
 }
 
-impl PermitStart {
+impl InFlightMeters {
     #[inline(always)]
-    pub(crate) fn now(clock: &Clock) -> Self {
-        Self {
+    pub(crate) fn begin(&self, policy: &str, clock: &Clock) -> PermitStart {
+        #[cfg(feature = "metrics")]
+        self.in_flight(policy).increment(1.0);
+        PermitStart {
             #[cfg(feature = "metrics")]
             at: clock.now(),
         }
-    }
-}
-
-impl InFlightMeters {
-    #[inline(always)]
-    pub(crate) fn begin(&self, policy: &str) {
-        #[cfg(feature = "metrics")]
-        self.in_flight(policy).increment(1.0);
     }
 
     #[inline(always)]

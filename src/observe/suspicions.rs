@@ -218,7 +218,7 @@ struct Passed(Vec<usize>);
 static TO_FOLLOW: AtomicU32 = AtomicU32::new(1_000);
 
 /// Follows a request through the layers of the limiter `limiter`, and reports a request that passes
-/// two layers of one limiter, which counts it twice.
+/// two layers of one limiter, or one layer twice: it is counted twice.
 #[inline]
 pub(crate) fn passes<B>(request: &mut http::Request<B>, limiter: usize) {
     #[cfg(feature = "tracing")]
@@ -236,8 +236,8 @@ fn follow(extensions: &mut http::Extensions, limiter: usize) {
             if TO_FOLLOW.swap(0, Ordering::Relaxed) > 0 {
                 #[cfg(feature = "tracing")]
                 tracing::warn!(
-                    remedy = "remove the limiter from one of the two layers",
-                    "a request passes two layers of one limiter, which counts it twice"
+                    remedy = "remove the limiter, or the layer, from one of the two places",
+                    "a request passes two layers of one limiter, or one layer twice, and is counted twice"
                 );
             }
         }

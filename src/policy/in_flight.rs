@@ -11,8 +11,8 @@ use crate::{key::KeyExtractor, limit::Limit, quota::Quota};
 const UNIT: &str = "concurrent-requests";
 
 impl Policy {
-    /// At most `limit` requests of each key at once. Clients learn of it when they are denied: on
-    /// other responses, the number that is left is not true any more when it arrives.
+    /// At most `limit` requests of each key at once. Only denials advertise it: on other responses
+    /// the number that is left would be out of date.
     pub(crate) fn in_flight_per(key: impl KeyExtractor, limit: u32) -> Self {
         let name = format!("in-flight-{}", key.name()).into();
         Self::in_flight(name, CountedBy::Extracted(Arc::new(key)), limit).advertise(Advertise::OnDenial)

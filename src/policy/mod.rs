@@ -70,7 +70,7 @@ pub struct Policy {
     cost_by: Option<Arc<CostBy>>,
     /// Escaped as the name.
     unit: Option<Arc<str>>,
-    /// Whether the limit is a number of requests in flight, and of no rate.
+    /// Whether the limit is a number of requests in flight.
     in_flight: bool,
     /// Boxed, so that a policy without one has a single thing to look at.
     gate: Option<Box<Gate>>,

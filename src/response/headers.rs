@@ -19,8 +19,7 @@
 //! | `r` | cells that would be granted now | [`Standing::remaining`] |
 //! | `t` | of a rate: seconds until one more cell, omitted when the bucket is full; of a window: seconds to its end | [`Standing::next_cell`], rounded up, at least 1 |
 //!
-//! A limit of [requests in flight](crate::in_flight) has no `w` and no `t`: nobody knows when a
-//! request ends.
+//! A limit of [requests in flight](crate::in_flight) has no `w` and no `t`: their end is unknown.
 //!
 //! Clients read cells as requests, unless `qu` says what they are: see
 //! [`Policy::unit`](crate::Policy::unit).
@@ -122,7 +121,7 @@ struct PolicyItem {
     advertise: Advertise,
     /// Whether the policy applies where a caller names a key, and to no request.
     by_key: bool,
-    /// Whether the policy counts requests in flight, of which time brings none back.
+    /// Whether the policy counts requests in flight, so that it has no window.
     in_flight: bool,
 }
 
@@ -189,7 +188,7 @@ impl FieldWriter {
         self.allowed_by(&receipts.iter().map(|receipt| &receipt.outcome))
     }
 
-    /// Like [`allowed`](Self::allowed), where nothing can be refunded.
+    /// Like [`allowed`](Self::allowed), for outcomes without receipts.
     #[inline(always)]
     pub(crate) fn allowed_by<'a>(
         self: &Arc<Self>,
