@@ -1,5 +1,5 @@
-//! Slow downloads: at most four at once for each API key, until the last byte is read, and a rate beside it. Reports wait
-//! for their turn instead.
+//! Slow downloads: at most four at once for each API key, and a rate beside it. A download counts until its last byte is
+//! read. Reports wait for their turn instead.
 //!
 //! ```sh
 //! cargo run --example in_flight
@@ -9,8 +9,8 @@
 //! seq 4 | xargs -P 4 -I{} curl -s -H 'x-api-key: ann' localhost:3000/report; curl -s localhost:3000/now
 //! ```
 //!
-//! Two of the six are answered 429 at once. Meanwhile `/now` shows four downloads, and afterwards none. The four reports
-//! are made two at a time. `PORT` and `MEGABYTES` (of a download) change the defaults.
+//! Two of the six get 429 at once. Then `/now` shows four downloads at most, and in the end none. The four reports are made
+//! two at a time. `PORT` and `MEGABYTES` (of a download) change the defaults.
 
 use std::{
     convert::Infallible,

@@ -658,7 +658,7 @@ fn inside_of_a_rate_a_denial_has_the_fields_of_both() {
     assert_eq!(limiter.peek("per-ip", std::net::IpAddr::from(IP)).unwrap().remaining(), 7, "the rate has counted it");
 }
 
-/// A number of requests that begin and end on several threads, none of which is seen above the limit, or left.
+/// Two million requests on four threads: never more at once than may be, and none left.
 #[test]
 fn many_requests_on_threads_leave_nothing() {
     const KEYS: u32 = 3;

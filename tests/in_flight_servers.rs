@@ -1,4 +1,4 @@
-//! Requests in flight behind real sockets: as many as may be served at once, whatever becomes of clients and connections.
+//! Requests in flight behind real sockets, whatever becomes of clients and connections.
 #![cfg(all(feature = "axum", feature = "tonic"))]
 
 #[path = "support/server.rs"]

@@ -279,8 +279,8 @@ impl<R> InFlightLayer<R> {
         InFlightLayer { limit: self.limit.responding(BoxRespond::new) }
     }
 
-    /// Lets requests wait for a permit, for at most `max_wait`, instead of denying them at once. See
-    /// [`InFlightQueueLayer`] for their order.
+    /// Lets requests wait for a permit, for at most `max_wait`, instead of denying them at once.
+    /// [`InFlightQueueLayer`] says in which order they get one.
     ///
     /// `timer` makes the future that ends after a time: `tokio::time::sleep`, or that of another
     /// runtime. Limit the number of waiters by
@@ -291,7 +291,7 @@ impl<R> InFlightLayer<R> {
     /// use tower_quota::{InFlightLayer, key::PeerIp};
     ///
     /// // Two reports of each client at once. Further ones wait for at most five seconds.
-    /// let layer = InFlightLayer::per(PeerIp, 2).queue(Duration::from_secs(5), tokio::time::sleep).max_waiters(100);
+    /// let reports = InFlightLayer::per(PeerIp, 2).queue(Duration::from_secs(5), tokio::time::sleep);
     /// ```
     pub fn queue<T, F>(self, max_wait: Duration, timer: T) -> InFlightQueueLayer<R, T>
     where

@@ -51,8 +51,8 @@ pub(super) enum PermitGuard {
 }
 
 impl PermitGuard {
-    /// Puts the permit into the extensions of a request whose connection may be upgraded, or
-    /// of each one.
+    /// Puts the permit into the extensions of a request that asks for an upgrade of the connection,
+    /// or `always`.
     #[inline(always)]
     pub(super) fn new<Q>(permit: Permit, request: &mut Request<Q>, always: bool) -> Self {
         if always || asks_for_upgrade(request.method(), request.headers()) {
@@ -65,7 +65,7 @@ impl PermitGuard {
     fn share<Q>(permit: Permit, request: &mut Request<Q>) -> Self {
         let permit = Arc::new(permit);
         let extensions = request.extensions_mut();
-        // Of the layers outside of this one.
+        // An outer layer may have put its own there.
         let mut shared: InFlightPermit = extensions.remove().unwrap_or_default();
         shared.permits.push(Arc::clone(&permit));
         extensions.insert(shared);
@@ -81,11 +81,10 @@ fn asks_for_upgrade(method: &Method, headers: &HeaderMap) -> bool {
 /// A request's place among those in flight, for a connection that outlives the response. Returned
 /// when it is dropped.
 ///
-/// Each layer of requests in flight puts its permit into the extensions of requests that ask for an
-/// upgrade of the connection, and of all requests with
-/// [`permits`](super::InFlightLayer::permits). The handler takes it out, and moves it to where the
-/// connection is served: the response to such a request ends at once, and would return the permit
-/// with it. In handlers of axum the type is an extractor (feature `axum`):
+/// The layer puts it into the extensions of requests that ask for an upgrade of the connection, and
+/// with [`permits`](super::InFlightLayer::permits) into those of all requests. The handler takes it
+/// out, and moves it to where the connection is served. Otherwise it is returned with the response,
+/// which ends at once. In handlers of axum the type is an extractor (feature `axum`):
 ///
 /// ```
 /// # #[cfg(feature = "axum")]
