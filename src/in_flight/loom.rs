@@ -11,7 +11,7 @@ use ::loom::{
     thread,
 };
 
-use super::registry::{Queued, Registry, WaitEnd, WaitSlot};
+use super::registry::{GrantSignal, Queued, Registry, WaitEnd};
 use crate::key::Key;
 
 const KEY: Key = Key::GLOBAL;
@@ -49,9 +49,9 @@ fn ending(registry: &Arc<Registry>) -> thread::JoinHandle<()> {
     thread::spawn(move || registry.release(KEY))
 }
 
-fn waits(registry: &Registry, limit: u32) -> Arc<WaitSlot> {
+fn waits(registry: &Registry, limit: u32) -> Arc<GrantSignal> {
     match registry.acquire_or_wait(KEY, limit, 9) {
-        Queued::Behind(slot) => slot,
+        Queued::Behind(signal) => signal,
         Queued::Acquired(_) | Queued::Full(_) => panic!("there is no permit"),
     }
 }
@@ -84,12 +84,12 @@ fn loom_the_last_permit_is_taken_once_and_returned() {
 fn loom_who_waits_gets_the_permit_and_is_woken() {
     models(|| {
         let registry = full();
-        let slot = waits(&registry, 1);
+        let signal = waits(&registry, 1);
         let ending = ending(&registry);
         let (wakes, waker) = waker();
-        let at_once = slot.poll_granted(&waker).is_ready();
+        let at_once = signal.poll_granted(&waker).is_ready();
         ending.join().unwrap();
-        assert!(slot.poll_granted(&waker).is_ready());
+        assert!(signal.poll_granted(&waker).is_ready());
         assert!(at_once || wakes.0.load(Ordering::Acquire) == 1, "it was not woken");
         assert_eq!(registry.in_use(KEY), 1);
         registry.release(KEY);
@@ -125,12 +125,12 @@ fn loom_giving_up_beside_a_return_loses_no_permit() {
 fn loom_a_new_request_does_not_overtake() {
     models(|| {
         let registry = full();
-        let slot = waits(&registry, 1);
+        let signal = waits(&registry, 1);
         let ending = ending(&registry);
         assert!(registry.acquire(KEY, 1).is_err());
         assert!(matches!(registry.acquire_or_wait(KEY, 1, 0), Queued::Full(1)));
         ending.join().unwrap();
-        assert!(slot.poll_granted(Waker::noop()).is_ready());
+        assert!(signal.poll_granted(Waker::noop()).is_ready());
         registry.release(KEY);
         assert_eq!(registry.in_use_of_all(), 0);
     });

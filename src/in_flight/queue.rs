@@ -21,13 +21,13 @@ use super::{
     body::InFlightBody,
     future::InFlightFuture,
     permit::PermitGuard,
-    registry::{Queued, WaitEnd, WaitSlot},
+    registry::{GrantSignal, Queued, WaitEnd},
     service::InFlight,
     state::InFlightState,
 };
 use crate::{
     key::IntoKey,
-    middleware::waiters::Waiters,
+    middleware::waiters::{WaiterSlot, Waiters},
     policy::Demand,
     response::{Respond, headers::AllowedFields},
 };
@@ -54,6 +54,12 @@ struct WaitQueue<T> {
     max_wait: Duration,
     max_waiters_per_key: usize,
     waiters: Waiters,
+}
+
+impl<T> AsRef<Waiters> for WaitQueue<T> {
+    fn as_ref(&self) -> &Waiters {
+        &self.waiters
+    }
 }
 
 impl<R, T> InFlightQueueLayer<R, T> {
@@ -206,24 +212,24 @@ struct Waiting<T> {
     state: Arc<InFlightState>,
     demand: Demand,
     /// `None` after the end of the wait.
-    slot: Option<Arc<WaitSlot>>,
+    signal: Option<Arc<GrantSignal>>,
     /// Whether the metrics count it.
     is_reported: bool,
-    _place: QueuePlace<T>,
+    _slot: WaiterSlot<WaitQueue<T>>,
 }
 
 impl<T> Waiting<T> {
     /// Waits, where so many are in flight and no permit is left.
     fn join(state: &Arc<InFlightState>, queue: &Arc<WaitQueue<T>>, demand: Demand, in_flight: u32) -> Joined<T> {
-        let Some(place) = QueuePlace::take(queue) else { return Joined::Full(in_flight) };
+        let Some(slot) = WaiterSlot::take(queue) else { return Joined::Full(in_flight) };
         // All requests have one key where they are counted together.
         let max_waiters = if state.policy().is_global() { usize::MAX } else { queue.max_waiters_per_key };
         match state.registry().acquire_or_wait(demand.key, demand.quota.burst_size(), max_waiters) {
             Queued::Acquired(in_flight) => Joined::Counted(in_flight),
-            Queued::Behind(slot) => {
-                let (state, slot) = (Arc::clone(state), Some(slot));
+            Queued::Behind(signal) => {
+                let (state, signal) = (Arc::clone(state), Some(signal));
                 // Made before it is reported: see `Permit::begun`.
-                let mut waiting = Self { state, demand, slot, is_reported: false, _place: place };
+                let mut waiting = Self { state, demand, signal, is_reported: false, _slot: slot };
                 waiting.state.begin_wait();
                 waiting.is_reported = true;
                 Joined::Behind(waiting)
@@ -234,15 +240,15 @@ impl<T> Waiting<T> {
 
     /// Ready when the request is counted, as one of so many in flight.
     fn poll(&mut self, cx: &Context<'_>) -> Poll<u32> {
-        let slot = self.slot.as_ref().expect("a future is not polled after it was ready");
-        let in_flight = ready!(slot.poll_granted(cx.waker()));
-        self.slot = None;
+        let signal = self.signal.as_ref().expect("a future is not polled after it was ready");
+        let in_flight = ready!(signal.poll_granted(cx.waker()));
+        self.signal = None;
         Poll::Ready(in_flight)
     }
 
     /// Ends the wait. `None` where it has ended before.
     fn leave(&mut self) -> Option<WaitEnd> {
-        self.slot.take().map(|slot| self.state.registry().leave(self.demand.key, &slot))
+        self.signal.take().map(|signal| self.state.registry().leave(self.demand.key, &signal))
     }
 }
 
@@ -255,23 +261,6 @@ impl<T> Drop for Waiting<T> {
         if self.is_reported {
             self.state.end_wait();
         }
-    }
-}
-
-/// One of the requests that may wait, until this is dropped.
-struct QueuePlace<T> {
-    queue: Arc<WaitQueue<T>>,
-}
-
-impl<T> QueuePlace<T> {
-    fn take(queue: &Arc<WaitQueue<T>>) -> Option<Self> {
-        queue.waiters.enter().then(|| Self { queue: Arc::clone(queue) })
-    }
-}
-
-impl<T> Drop for QueuePlace<T> {
-    fn drop(&mut self) {
-        self.queue.waiters.leave();
     }
 }
 

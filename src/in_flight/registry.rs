@@ -5,9 +5,9 @@
 //!
 //! # Locking behaviour
 //!
-//! A key's shard is locked while its permits are counted, and beside it the slot of the waiter that
-//! gets one. No other lock is taken, and no code of users runs, under either: a waker is called and
-//! dropped when both are unlocked.
+//! A key's shard is locked while its permits are counted, and beside it the signal of the waiter
+//! that gets one. No other lock is taken, and no code of users runs, under either: a waker is
+//! called and dropped when both are unlocked.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -53,15 +53,15 @@ struct Permits {
 
 struct Waiter {
     limit: u32,
-    slot: Arc<WaitSlot>,
+    signal: Arc<GrantSignal>,
 }
 
 /// Tells a waiter that it has a permit.
-pub(super) struct WaitSlot {
-    state: Mutex<WaitState>,
+pub(super) struct GrantSignal {
+    state: Mutex<SignalState>,
 }
 
-enum WaitState {
+enum SignalState {
     /// A permit is there: one of so many in use.
     Granted(u32),
     Waiting(Option<Waker>),
@@ -71,8 +71,8 @@ enum WaitState {
 pub(super) enum Queued {
     /// A permit is taken: one of so many in use.
     Acquired(u32),
-    /// The caller waits in this slot.
-    Behind(Arc<WaitSlot>),
+    /// The caller waits for this signal.
+    Behind(Arc<GrantSignal>),
     /// As many callers wait as may, and so many permits are in use.
     Full(u32),
 }
@@ -132,9 +132,9 @@ impl Registry {
                     // A limit of zero never grants.
                     Err(in_use) if limit == 0 || permits.waiters.len() >= max_waiters => Queued::Full(in_use),
                     Err(_) => {
-                        let slot = Arc::new(WaitSlot { state: Mutex::new(WaitState::Waiting(None)) });
-                        permits.waiters.push_back(Waiter { limit, slot: Arc::clone(&slot) });
-                        Queued::Behind(slot)
+                        let signal = Arc::new(GrantSignal { state: Mutex::new(SignalState::Waiting(None)) });
+                        permits.waiters.push_back(Waiter { limit, signal: Arc::clone(&signal) });
+                        Queued::Behind(signal)
                     }
                 }
             }
@@ -164,18 +164,18 @@ impl Registry {
         }
     }
 
-    /// Stops waiting in `slot`.
-    pub(super) fn leave(&self, key: Key, slot: &Arc<WaitSlot>) -> WaitEnd {
+    /// Stops waiting for `signal`.
+    pub(super) fn leave(&self, key: Key, signal: &Arc<GrantSignal>) -> WaitEnd {
         let mut keys = self.lock(key);
         let found = keys.get_mut(&key).and_then(|permits| {
-            let at = permits.waiters.iter().position(|waiter| Arc::ptr_eq(&waiter.slot, slot))?;
+            let at = permits.waiters.iter().position(|waiter| Arc::ptr_eq(&waiter.signal, signal))?;
             Some((permits.waiters.remove(at), permits.in_use))
         });
         drop(keys);
         // Its waker is dropped here, while nothing is locked.
         match found {
             Some((_waiter, in_use)) => WaitEnd::Left(in_use),
-            None => WaitEnd::Granted(slot.granted().unwrap_or_default()),
+            None => WaitEnd::Granted(signal.granted().unwrap_or_default()),
         }
     }
 
@@ -220,25 +220,25 @@ impl Permits {
             self.in_use -= 1;
             return None;
         };
-        self.waiters.remove(at)?.slot.grant(self.in_use)
+        self.waiters.remove(at)?.signal.grant(self.in_use)
     }
 }
 
-impl WaitSlot {
-    fn lock(&self) -> MutexGuard<'_, WaitState> {
+impl GrantSignal {
+    fn lock(&self) -> MutexGuard<'_, SignalState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the waiter that it has a permit, one of so many in use, and returns how it is woken.
     fn grant(&self, in_use: u32) -> Option<Waker> {
-        match mem::replace(&mut *self.lock(), WaitState::Granted(in_use)) {
-            WaitState::Waiting(waker) => waker,
-            WaitState::Granted(_) => None,
+        match mem::replace(&mut *self.lock(), SignalState::Granted(in_use)) {
+            SignalState::Waiting(waker) => waker,
+            SignalState::Granted(_) => None,
         }
     }
 
     fn granted(&self) -> Option<u32> {
-        if let WaitState::Granted(in_use) = *self.lock() { Some(in_use) } else { None }
+        if let SignalState::Granted(in_use) = *self.lock() { Some(in_use) } else { None }
     }
 
     /// Ready when a permit is there, with how many are in use then. Otherwise `waker` is woken when
@@ -247,8 +247,8 @@ impl WaitSlot {
         // Cloned before the lock and dropped after it: both are code of others.
         let mut waker = Some(waker.clone());
         match &mut *self.lock() {
-            WaitState::Granted(in_use) => return Poll::Ready(*in_use),
-            WaitState::Waiting(former) => mem::swap(former, &mut waker),
+            SignalState::Granted(in_use) => return Poll::Ready(*in_use),
+            SignalState::Waiting(former) => mem::swap(former, &mut waker),
         }
         drop(waker);
         Poll::Pending

@@ -50,7 +50,7 @@ use super::{
     future::ResponseFuture,
     reload::ReloadableLayer,
     state::{LayerState, Stateful},
-    waiters::Waiters,
+    waiters::{WaiterSlot, Waiters},
 };
 use crate::{
     clock::{Nanos, Timestamp},
@@ -73,6 +73,12 @@ pub(crate) struct Queue<T> {
     pub(crate) timer: T,
     pub(crate) max_delay: Nanos,
     waiters: Waiters,
+}
+
+impl<T> AsRef<Waiters> for Queue<T> {
+    fn as_ref(&self) -> &Waiters {
+        &self.waiters
+    }
 }
 
 impl<L: Handle, R, T> DelayLayer<L, R, T> {
@@ -210,32 +216,21 @@ where
     }
 }
 
-/// One of the requests that may wait, until this is dropped.
-pub(crate) struct WaiterSlot<T> {
-    queue: Arc<Queue<T>>,
-}
-
-impl<T> WaiterSlot<T> {
-    pub(crate) fn take(queue: &Arc<Queue<T>>) -> Option<Self> {
-        queue.waiters.enter().then(|| Self { queue: Arc::clone(queue) })
-    }
-}
-
-impl<T> Drop for WaiterSlot<T> {
-    fn drop(&mut self) {
-        self.queue.waiters.leave();
-    }
-}
-
 /// The cells of a request that waits, and its place among those that do.
 pub(crate) struct WaitingCells<L: Handle, T> {
     cells: ReservedCells<L>,
-    slot: WaiterSlot<T>,
+    slot: WaiterSlot<Queue<T>>,
 }
 
 impl<L: Handle, T> WaitingCells<L, T> {
     /// The wait counts from `from`.
-    pub(crate) fn new(limiter: &L, grant: Grant, receipts: Receipts, slot: WaiterSlot<T>, from: Timestamp) -> Self {
+    pub(crate) fn new(
+        limiter: &L,
+        grant: Grant,
+        receipts: Receipts,
+        slot: WaiterSlot<Queue<T>>,
+        from: Timestamp,
+    ) -> Self {
         Self { cells: ReservedCells::new(limiter.clone(), grant, receipts, from), slot }
     }
 }
@@ -270,7 +265,7 @@ where
             ready!(this.sleep.as_mut().poll(cx));
             let waiting = this.waiting.as_ref().expect("a future is not polled after it was ready");
             let Some(left) = waiting.cells.remaining_wait() else { break };
-            this.sleep.set((waiting.slot.queue.timer)(left));
+            this.sleep.set((waiting.slot.queue().timer)(left));
             if was_early {
                 // The timer was early a second time: let other tasks run before it is polled again.
                 cx.waker().wake_by_ref();

@@ -17,8 +17,9 @@ use crate::{
     decision::{Denied, Receipts},
     middleware::{
         deferred::{Admitted, DeferredFuture, PendingRequest},
-        delay::{Delay, WaitForCells, WaiterSlot, WaitingCells},
+        delay::{Delay, WaitForCells, WaitingCells},
         service::RateLimit,
+        waiters::WaiterSlot,
     },
     response::Respond,
 };
