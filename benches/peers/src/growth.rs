@@ -17,9 +17,9 @@ use plotters::prelude::*;
 use tower_quota::{Limiter, Policy, Quota, key::{PeerAddr, PeerIp}, limiter::Sweep};
 
 use crate::{
-    budget::{Bound, Budget},
     decisions::address,
     rounds::{Random, median},
+    table::{Bound, Row},
 };
 
 const KEYS: u64 = 4_000_000;
@@ -70,7 +70,7 @@ fn slowest(points: &Points) -> f64 {
     points.iter().map(|(_, slowest)| *slowest).fold(0.0, f64::max)
 }
 
-pub fn measure(plot: Option<&Path>) -> Vec<Budget> {
+pub fn measure(plot: Option<&Path>) -> Vec<Row> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         ours.push(in_a_process("tower-quota"));
@@ -94,21 +94,12 @@ pub fn measure(plot: Option<&Path>) -> Vec<Budget> {
     let median_of = |rounds: &[Round], of: fn(&Round) -> &Points| {
         median(&mut rounds.iter().map(|round| slowest(of(round))).collect::<Vec<_>>())
     };
-    let budget = |what, of: fn(&Round) -> &Points, most| {
-        let (ours, theirs) = (median_of(&ours, of), median_of(&theirs, of));
-        Budget {
-            id: "P7",
-            what,
-            ours: format!("{ours:.0}"),
-            peer: "governor keyed",
-            theirs: format!("{theirs:.0}"),
-            ratio: ours / theirs,
-            bound: Bound::AtMost(most),
-        }
+    let row = |what, of: fn(&Round) -> &Points, most| {
+        Row::single("P7", what, "governor keyed", Bound::AtMost(most), median_of(&ours, of), median_of(&theirs, of))
     };
     vec![
-        budget("slowest decision, growing to 4,000,000 keys (µs)", |round| &round.growth, 0.1),
-        budget("slowest decision beside their sweep (µs)", |round| &round.sweep, 0.2),
+        row("slowest decision, growing to 4,000,000 keys, µs", |round| &round.growth, 0.03),
+        row("slowest decision beside their sweep, µs", |round| &round.sweep, 0.05),
     ]
 }
 

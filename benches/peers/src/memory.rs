@@ -12,13 +12,13 @@ use tower_quota::{
 };
 
 use crate::{
-    budget::{Bound, Budget},
     decisions::address,
+    table::{Bound, Row},
 };
 
 const HOUR: Quota = Quota::per_hour(10);
 
-pub fn measure() -> Vec<Budget> {
+pub fn measure() -> Vec<Row> {
     let theirs = governor::Quota::per_hour(NonZeroU32::new(10).unwrap());
     let limiter = |policy: Policy, keys: usize| {
         Limiter::builder().policy(policy.max_keys(keys)).sweep(Sweep::Manual).build().unwrap()
@@ -63,18 +63,10 @@ pub fn measure() -> Vec<Budget> {
         limiter
     });
 
-    let budget = |what, ours: f64, theirs: f64, most| Budget {
-        id: "P6",
-        what,
-        ours: format!("{ours:.0}"),
-        peer: "governor keyed",
-        theirs: format!("{theirs:.0}"),
-        ratio: ours / theirs,
-        bound: Bound::AtMost(most),
-    };
+    let row = |what, most, ours, theirs| Row::single("P6", what, "governor keyed", Bound::AtMost(most), ours, theirs);
     vec![
-        budget("memory of a key, 4,000,000 IPv4 (bytes)", ours, governor, 0.8),
-        budget("memory of a key, 1,000,000 of 40 characters", ours_by_text, governor_by_text, 0.5),
+        row("a key, 4,000,000 IPv4 addresses, bytes", 0.76, ours, governor),
+        row("a key, 1,000,000 API keys of 40 characters, bytes", 0.48, ours_by_text, governor_by_text),
     ]
 }
 

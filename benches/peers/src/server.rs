@@ -41,8 +41,8 @@ pub fn run(which: &str, traffic: &str) {
             }
             "axum-governor" => {
                 let rate = axum_governor::Quota::requests_per_second;
-                let quota = if all { rate(100_000_000.try_into().unwrap()) } else { crate::layer::once_an_hour() };
-                hello.layer(crate::layer::axum_governor(quota))
+                let quota = if all { rate(100_000_000.try_into().unwrap()) } else { crate::peers::once_an_hour() };
+                hello.layer(crate::peers::axum_governor(quota))
             }
             unknown => panic!("there is no server {unknown:?}"),
         };
