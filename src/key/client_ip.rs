@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use ipnet::IpNet;
 
 use super::{
+    address::Address,
     extractor::{ClientAddress, KeyExtractor, Missing},
     forwarded::{self, MAX_ENTRIES, X_FORWARDED_FOR},
     head::RequestHead,
@@ -201,11 +202,11 @@ impl ClientIp {
     /// `peer` is an address, or `None` for a connection that has none.
     #[must_use]
     pub fn resolve(&self, peer: impl Into<Option<IpAddr>>, headers: &HeaderMap) -> Option<IpAddr> {
-        self.resolve_canonical(peer.into().map(|peer| peer.to_canonical()), headers)
+        self.resolve_address(peer.into().map(Address::from), headers).map(IpAddr::from)
     }
 
-    fn resolve_canonical(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
-        let address = match (&self.trust, &self.field) {
+    fn resolve_address(&self, peer: Option<Address>, headers: &HeaderMap) -> Option<Address> {
+        match (&self.trust, &self.field) {
             (Trust::Proxies(proxies), _) if !trusts(proxies, peer) => peer,
             (Trust::Proxies(_) | Trust::Hops(_), Field::Single(name)) => single(headers, name),
             (Trust::Proxies(proxies), Field::XForwardedFor) => walk(proxies, peer, forwarded::x_forwarded_for(headers)),
@@ -216,8 +217,7 @@ impl ClientIp {
             (Trust::Hops(n), Field::Forwarded) => {
                 forwarded::forwarded(headers, self.counts_more_than_64_bits()).nth(n - 1)?
             }
-        };
-        address.map(|address| address.to_canonical())
+        }
     }
 
     fn counts_more_than_64_bits(&self) -> bool {
@@ -243,12 +243,12 @@ impl ClientIp {
     /// Returns the part of `address` that counts, to name a client to a limiter.
     #[must_use]
     pub fn network(&self, address: IpAddr) -> ClientNetwork {
-        self.prefixes.network(address)
+        self.prefixes.network(address.into())
     }
 
     /// What the request shows of proxies that are missing in the list, or that send nothing.
     #[cold]
-    fn examine(&self, peer: IpAddr, address: Option<IpAddr>, headers: &HeaderMap) -> Forwarding {
+    fn examine(&self, peer: Address, address: Option<Address>, headers: &HeaderMap) -> Forwarding {
         let trusted = |address| matches!(&self.trust, Trust::Proxies(proxies) if trusts(proxies, Some(address)));
         if matches!(self.trust, Trust::Proxies(_)) && !trusted(peer) {
             return ip::examine_peer(peer, headers);
@@ -262,7 +262,9 @@ impl ClientIp {
             Field::Forwarded => entry_before(address, forwarded::forwarded(headers, self.counts_more_than_64_bits())),
         };
         match (address.filter(|address| !trusted(*address)), before) {
-            (Some(address), Some(client)) => Forwarding::BeforeLast { address, value: suspicions::value_of(client) },
+            (Some(address), Some(client)) => {
+                Forwarding::BeforeLast { address: address.into(), value: suspicions::value_of(IpAddr::from(client)) }
+            }
             _ => Forwarding::Sent,
         }
     }
@@ -276,13 +278,13 @@ impl KeyExtractor for ClientIp {
         if peer.is_none() && !self.works_without_peer() {
             return Err(ip::NO_PEER);
         }
-        let address = self.resolve_canonical(peer, head.headers());
+        let address = self.resolve_address(peer, head.headers());
         if let Some(peer) = peer {
             // A proxy that is missing in the list looks like one client.
             suspicions::forwarding(|| self.examine(peer, address, head.headers()));
         }
         match address {
-            Some(address) => Ok(head.key(self.network(address))),
+            Some(address) => Ok(head.key(self.prefixes.network(address))),
             // Without both, it is the server that cannot tell its clients apart.
             None if peer.is_none() && !head.headers().contains_key(self.field_name()) => Err(ip::NO_PEER),
             None => Err(Missing::Reject(StatusCode::BAD_REQUEST)),
@@ -296,8 +298,8 @@ impl KeyExtractor for ClientIp {
     fn client_address(&self, head: RequestHead<'_>) -> ClientAddress {
         let peer = ip::peer(head.extensions());
         let is_known = peer.is_some() || self.works_without_peer();
-        let address = if is_known { self.resolve_canonical(peer, head.headers()) } else { None };
-        address.map_or(ClientAddress::Unknown, ClientAddress::Known)
+        let address = if is_known { self.resolve_address(peer, head.headers()) } else { None };
+        address.map_or(ClientAddress::Unknown, |address| ClientAddress::Known(address.into()))
     }
 
     fn remedy(&self, head: RequestHead<'_>) -> &'static str {
@@ -317,14 +319,14 @@ impl KeyExtractor for ClientIp {
 /// list.
 fn walk(
     proxies: &[Proxies],
-    peer: Option<IpAddr>,
-    mut entries: impl Iterator<Item = Option<IpAddr>>,
-) -> Option<IpAddr> {
+    peer: Option<Address>,
+    mut entries: impl Iterator<Item = Option<Address>>,
+) -> Option<Address> {
     let mut last = peer;
     // An entry that is not an address ends the walk. Skipping it would trust what the client wrote
     // left of it.
     while let Some(Some(entry)) = entries.next() {
-        last = Some(entry.to_canonical());
+        last = Some(entry);
         if !trusts(proxies, last) {
             break;
         }
@@ -334,20 +336,20 @@ fn walk(
 
 /// The entry left of the first one with this address. A balancer that appends its own address is
 /// the first entry that is not trusted, and its client is the entry before it.
-fn entry_before(address: Option<IpAddr>, mut entries: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
-    entries.find(|entry| entry.map(|entry| entry.to_canonical()) == address)?;
+fn entry_before(address: Option<Address>, mut entries: impl Iterator<Item = Option<Address>>) -> Option<Address> {
+    entries.find(|entry| *entry == address)?;
     entries.next()?
 }
 
-fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
+fn single(headers: &HeaderMap, name: &HeaderName) -> Option<Address> {
     let mut values = headers.get_all(name).into_iter();
     let value = values.next()?;
     // It is not known which one the edge wrote.
-    if values.next().is_some() { None } else { forwarded::address(value.as_bytes()) }
+    if values.next().is_some() { None } else { forwarded::address(value.as_bytes()).map(Address::from) }
 }
 
 /// `None` is the other end of a connection without an address.
-fn trusts(proxies: &[Proxies], address: Option<IpAddr>) -> bool {
+fn trusts(proxies: &[Proxies], address: Option<Address>) -> bool {
     proxies.iter().any(|network| network.contains(address))
 }
 
@@ -394,11 +396,11 @@ impl Proxies {
         }
     }
 
-    fn contains(self, address: Option<IpAddr>) -> bool {
+    fn contains(self, address: Option<Address>) -> bool {
         match (self, address) {
             (Self::Unix, None) => true,
-            (Self::V4 { network, mask }, Some(IpAddr::V4(address))) => address.to_bits() & mask == network,
-            (Self::V6 { network, mask }, Some(IpAddr::V6(address))) => address.to_bits() & mask == network,
+            (Self::V4 { network, mask }, Some(Address::V4(bits))) => bits & mask == network,
+            (Self::V6 { network, mask }, Some(Address::V6(bits))) => bits & mask == network,
             _ => false,
         }
     }
@@ -415,7 +417,7 @@ impl Networks {
         Ok(Self(networks.collect::<Result<_, _>>()?))
     }
 
-    pub(crate) fn contain(&self, address: Option<IpAddr>) -> bool {
+    pub(crate) fn contain(&self, address: Option<Address>) -> bool {
         trusts(&self.0, address)
     }
 }

@@ -15,30 +15,30 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::into_key;
+use super::{address::Address, into_key};
 
 /// The entries of all `X-Forwarded-For` lines, which are one list (RFC 9110 §5.3), from the right.
 /// An entry that is not an address is `None`.
-pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
+pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Option<Address>> {
     entries(headers, &X_FORWARDED_FOR, plain_entry)
 }
 
 /// The entries of all `Forwarded` lines, from the right. An entry that is not an address is `None`.
 /// `whole` says whether more than the first 64 bits of an IPv6 address matter.
-pub(super) fn forwarded(headers: &HeaderMap, whole: bool) -> impl Iterator<Item = Option<IpAddr>> {
+pub(super) fn forwarded(headers: &HeaderMap, whole: bool) -> impl Iterator<Item = Option<Address>> {
     entries(headers, &header::FORWARDED, move |line| element(line, whole))
 }
 
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The entry after the last comma of a line, and the rest of the line before it.
-type Split<'a> = (Option<IpAddr>, Option<&'a [u8]>);
+type Split<'a> = (Option<Address>, Option<&'a [u8]>);
 
 fn entries(
     headers: &HeaderMap,
     name: &HeaderName,
     split: impl Fn(&[u8]) -> Split<'_>,
-) -> impl Iterator<Item = Option<IpAddr>> {
+) -> impl Iterator<Item = Option<Address>> {
     let mut lines = headers.get_all(name).into_iter().rev().map(HeaderValue::as_bytes);
     let mut rest = None;
     std::iter::from_fn(move || {
@@ -50,10 +50,58 @@ fn entries(
 }
 
 fn plain_entry(line: &[u8]) -> Split<'_> {
+    match ipv4_entry(line) {
+        Some((bits, rest)) => (Some(Address::V4(bits)), rest),
+        None => any_entry(line),
+    }
+}
+
+/// The same as [`any_entry`] of a line that ends with an IPv4 address, as most do. `None` of any
+/// other line. Reads each byte once, from the right.
+#[inline]
+fn ipv4_entry(line: &[u8]) -> Option<(u32, Option<&[u8]>)> {
+    let shortest = line.len().saturating_sub(MAX_ENTRY_BYTES);
+    let byte_before = |at: usize| if at > shortest { Some(line[at - 1]) } else { None };
+    let mut at = line.len();
+    while matches!(byte_before(at), Some(b' ' | b'\t')) {
+        at -= 1;
+    }
+    let mut bits = 0;
+    for shift in [0, 8, 16, 24] {
+        let (mut octet, mut place) = (0, 1);
+        let last = at;
+        while let Some(digit @ b'0'..=b'9') = byte_before(at) {
+            if place > 100 {
+                return None;
+            }
+            octet += u32::from(digit - b'0') * place;
+            place *= 10;
+            at -= 1;
+        }
+        // Some parsers read an octet with a zero in front as octal.
+        let is_octet = at < last && octet <= 255 && (last - at == 1 || line[at] != b'0');
+        let is_separated = shift == 24 || byte_before(at) == Some(b'.');
+        if !is_octet || !is_separated {
+            return None;
+        }
+        at -= usize::from(shift < 24);
+        bits |= octet << shift;
+    }
+    while matches!(byte_before(at), Some(b' ' | b'\t')) {
+        at -= 1;
+    }
+    match byte_before(at) {
+        Some(b',') => Some((bits, Some(&line[..at - 1]))),
+        None if at == 0 => Some((bits, None)),
+        _ => None,
+    }
+}
+
+fn any_entry(line: &[u8]) -> Split<'_> {
     let from = line.len().saturating_sub(MAX_ENTRY_BYTES);
     match line[from..].iter().rposition(|byte| *byte == b',') {
-        Some(comma) => (address(&line[from + comma + 1..]), Some(&line[..from + comma])),
-        None if from == 0 => (address(line), None),
+        Some(comma) => (address(&line[from + comma + 1..]).map(Address::from), Some(&line[..from + comma])),
+        None if from == 0 => (address(line).map(Address::from), None),
         // Longer than any address. Its start does not matter.
         None => (None, None),
     }
@@ -63,7 +111,6 @@ fn plain_entry(line: &[u8]) -> Split<'_> {
 /// latter also in brackets, with a port, or with a zone.
 pub(super) fn address(entry: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(trim(entry)).ok()?;
-    // Most entries are IPv4 addresses.
     if let Some(v4) = ipv4(text) {
         return Some(v4);
     }
@@ -94,8 +141,8 @@ fn element(line: &[u8], whole: bool) -> Split<'_> {
         }
         match begin.checked_sub(1).map(|at| line[at]) {
             Some(b';') => end = begin - 1,
-            Some(_) => return (node, Some(&line[..begin - 1])),
-            None => return (node, None),
+            Some(_) => return (node.map(Address::from), Some(&line[..begin - 1])),
+            None => return (node.map(Address::from), None),
         }
     }
 }
@@ -208,3 +255,45 @@ const MAX_ENTRY_BYTES: usize = 128;
 
 /// Elements may also contain `by`, `host`, `proto` and extensions.
 const MAX_ELEMENT_BYTES: usize = 1_024;
+
+#[cfg(all(test, not(tower_quota_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Nearly addresses: what is between, before and behind the octets, and octets at their limits.
+    fn nearly_ipv4() -> impl Strategy<Value = String> {
+        let space = prop::sample::select(vec!["", "", "", " ", "\t", "  ", ",", ", ", "x", "\u{a0}"]);
+        let octet = prop_oneof![(0..=299_u32).prop_map(|octet| octet.to_string()), "[0-9]{0,4}", Just("00".to_owned())];
+        let dot = prop::sample::select(vec![".", ".", ".", ".", ".", ".", "..", "", ":", " ."]);
+        (space.clone(), prop::collection::vec((octet, dot), 3..=5), space).prop_map(|(before, octets, behind)| {
+            let text: String = octets.iter().map(|(octet, dot)| format!("{octet}{dot}")).collect();
+            format!("{before}{}{behind}", text.trim_end_matches('.'))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn a_line_that_ends_with_an_ipv4_address_is_read_as_any_other(
+            entries in prop::collection::vec(prop_oneof![nearly_ipv4(), "[ -~]{0,12}"], 1..4),
+            padding in prop_oneof![Just(0), 100..140_usize],
+            behind in any::<bool>(),
+        ) {
+            let (line, padding) = (entries.join(","), " ".repeat(padding));
+            let line = if behind { format!("{line}{padding}") } else { format!("{padding}{line}") };
+            if let Some((bits, rest)) = ipv4_entry(line.as_bytes()) {
+                prop_assert_eq!((Some(Address::V4(bits)), rest), any_entry(line.as_bytes()), "{:?}", line);
+            }
+        }
+
+        #[test]
+        fn every_ipv4_address_is_read_at_once(bits in any::<u32>(), before in "([ -~]{0,9},)?[ \t]{0,2}", behind in "[ \t]{0,2}") {
+            let address = Ipv4Addr::from_bits(bits);
+            let line = format!("{before}{address}{behind}");
+            prop_assert_eq!(ipv4_entry(line.as_bytes()).map(|(bits, _)| bits), Some(bits));
+        }
+    }
+}

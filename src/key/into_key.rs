@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    address::Address,
     hasher::KeyHasher,
     key::{Key, Kind},
 };
@@ -74,7 +75,7 @@ into_key! {
     i64: |value, _hasher| signed(*value);
     isize: |value, _hasher| signed(*value as i64);
 
-    IpAddr: |address, hasher| network(*address, V4_PREFIX, V6_PREFIX, hasher);
+    IpAddr: |address, hasher| network((*address).into(), V4_PREFIX, V6_PREFIX, hasher);
     Ipv4Addr: |address, hasher| IpAddr::V4(*address).key(hasher);
     Ipv6Addr: |address, hasher| IpAddr::V6(*address).key(hasher);
     SocketAddr: |address, hasher| address.ip().key(hasher);
@@ -184,14 +185,18 @@ pub(super) const V6_PREFIX: u8 = 64;
 /// taken out of them before anything is masked: masking first would put all of IPv4 into one
 /// bucket.
 #[inline(always)]
-pub(super) fn network(address: IpAddr, v4: u8, v6: u8, hasher: &KeyHasher) -> Key {
+pub(super) fn network(address: Address, v4: u8, v6: u8, hasher: &KeyHasher) -> Key {
     match address {
-        IpAddr::V4(address) => ipv4_prefix(address, v4),
-        IpAddr::V6(address) => match embedded_ipv4(address) {
-            Some(embedded) => ipv4_prefix(embedded, v4),
-            None if is_of_many_clients(address) => hasher.ipv6(address),
-            None => ipv6_prefix(address, v6, hasher),
-        },
+        Address::V4(bits) => ipv4_prefix(Ipv4Addr::from_bits(bits), v4),
+        Address::V6(bits) => ipv6_network(Ipv6Addr::from_bits(bits), v4, v6, hasher),
+    }
+}
+
+fn ipv6_network(address: Ipv6Addr, v4: u8, v6: u8, hasher: &KeyHasher) -> Key {
+    match embedded_ipv4(address) {
+        Some(embedded) => ipv4_prefix(embedded, v4),
+        None if is_of_many_clients(address) => hasher.ipv6(address),
+        None => ipv6_prefix(address, v6, hasher),
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use http::{Extensions, HeaderMap, StatusCode, header};
 
 use super::{
+    address::Address,
     extractor::{KeyExtractor, Missing},
     forwarded::X_FORWARDED_FOR,
     hasher::KeyHasher,
@@ -94,13 +95,14 @@ impl PeerIp {
     /// Returns the part of `address` that counts, to name a client to a limiter.
     #[must_use]
     pub fn network(self, address: IpAddr) -> ClientNetwork {
-        Prefixes::default().network(address)
+        Prefixes::default().network(address.into())
     }
 }
 
 or_method!(PeerIp; PeerNetwork);
 
 impl KeyExtractor for PeerIp {
+    #[inline(always)]
     fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
         Prefixes::default().of_peer(head)
     }
@@ -145,7 +147,7 @@ impl PeerNetwork {
     /// Returns the part of `address` that counts, to name a client to a limiter.
     #[must_use]
     pub fn network(self, address: IpAddr) -> ClientNetwork {
-        self.prefixes.network(address)
+        self.prefixes.network(address.into())
     }
 }
 
@@ -189,37 +191,41 @@ impl From<SocketAddr> for PeerAddr {
 
 /// The address of the connection's other end, unmapped. `None` when the server does not provide it.
 #[inline(always)]
-pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
-    // An IP address from the start, because a copy of a socket address is larger.
-    let address = match extensions.get::<PeerAddr>() {
-        Some(address) => address.0.ip(),
-        None => served_peer(extensions)?,
-    };
-    Some(address.to_canonical())
+pub(crate) fn peer(extensions: &Extensions) -> Option<Address> {
+    match extensions.get::<PeerAddr>() {
+        Some(address) => Some(address.0.ip().into()),
+        None => served_peer(extensions),
+    }
 }
 
 /// What a server provides.
 #[inline(always)]
-fn served_peer(extensions: &Extensions) -> Option<IpAddr> {
+fn served_peer(extensions: &Extensions) -> Option<Address> {
+    #[cfg(feature = "axum")]
+    if let Some(info) = extensions.get::<axum::extract::ConnectInfo<SocketAddr>>() {
+        return Some(info.0.ip().into());
+    }
+    rarely_served_peer(extensions)
+}
+
+#[inline(never)]
+fn rarely_served_peer(extensions: &Extensions) -> Option<Address> {
     #[cfg(feature = "axum")]
     {
-        use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
-        if let Some(info) = extensions.get::<ConnectInfo<SocketAddr>>() {
-            return Some(info.0.ip());
-        }
+        use axum::extract::connect_info::MockConnectInfo;
         if let Some(info) = extensions.get::<MockConnectInfo<SocketAddr>>() {
-            return Some(info.0.ip());
+            return Some(info.0.ip().into());
         }
     }
     #[cfg(feature = "tonic")]
     {
         use tonic::transport::server::TcpConnectInfo;
         if let Some(address) = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr) {
-            return Some(address.ip());
+            return Some(address.ip().into());
         }
     }
     // Last, because it may be another address than the peer's.
-    extensions.get::<SocketAddr>().map(SocketAddr::ip)
+    extensions.get::<SocketAddr>().map(|address| address.ip().into())
 }
 
 /// A connection whose other end is unknown.
@@ -237,10 +243,11 @@ pub(super) const REMEDY: &str = "with axum, enable the feature `axum` of `tower-
 
 /// What a request from `peer`, whose header fields are ignored, shows of proxies.
 #[cold]
-pub(super) fn examine_peer(peer: IpAddr, headers: &HeaderMap) -> Forwarding {
+pub(super) fn examine_peer(peer: Address, headers: &HeaderMap) -> Forwarding {
     let Some(field) = headers.get(&X_FORWARDED_FOR).or_else(|| headers.get(header::FORWARDED)) else {
         return Forwarding::Plain;
     };
+    let peer = peer.into();
     if is_private(peer) {
         Forwarding::IgnoredPrivate
     } else {
@@ -293,7 +300,7 @@ impl Prefixes {
     }
 
     #[inline]
-    pub(super) fn network(self, address: IpAddr) -> ClientNetwork {
+    pub(super) fn network(self, address: Address) -> ClientNetwork {
         ClientNetwork { address, prefixes: self }
     }
 
@@ -309,7 +316,7 @@ impl Prefixes {
 /// [`ClientIp::network`](super::ClientIp::network).
 #[derive(Clone, Copy, Debug)]
 pub struct ClientNetwork {
-    address: IpAddr,
+    address: Address,
     prefixes: Prefixes,
 }
 

@@ -39,6 +39,7 @@
 #[macro_use]
 mod or_method;
 
+mod address;
 mod client_ip;
 mod closure;
 #[cfg(feature = "tracing")]
