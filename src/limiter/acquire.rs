@@ -87,7 +87,7 @@ impl LocalBuckets {
         receipts: Option<&mut Receipts>,
         patience: Nanos,
     ) -> Result<Grant, Denied> {
-        match self.fast_path::<M>(set, head, patience) {
+        match self.fast_path::<M>(set, head, patience, receipts.is_some()) {
             FastOutcome::Granted(demand, found) => {
                 if let Some(receipts) = receipts {
                     *receipts = Receipts::One(receipt(0, &demand, &found));
@@ -104,7 +104,7 @@ impl LocalBuckets {
     #[inline(always)]
     pub(super) fn decide<'a, M: Moment>(&self, set: &'a PolicySet, head: RequestHead<'_>) -> Decision<'a> {
         let policies = set.policies();
-        match self.fast_path::<M>(set, head, Nanos::ZERO) {
+        match self.fast_path::<M>(set, head, Nanos::ZERO, true) {
             FastOutcome::Granted(demand, found) => {
                 let receipts = Receipts::One(receipt(0, &demand, &found));
                 Decision::Allow(Allowed { policies, at: found.now, receipts })
@@ -124,14 +124,39 @@ impl LocalBuckets {
     /// usual path takes twice as long. Where more has to be done, the policy is evaluated already,
     /// because the user's closures run once for each request.
     #[inline(always)]
-    fn fast_path<M: Moment>(&self, set: &PolicySet, head: RequestHead<'_>, patience: Nanos) -> FastOutcome<M> {
+    fn fast_path<M: Moment>(
+        &self,
+        set: &PolicySet,
+        head: RequestHead<'_>,
+        patience: Nanos,
+        wants_receipt: bool,
+    ) -> FastOutcome<M> {
         let (Some((policy, live)), [buckets]) = (set.single(), &*self.each) else { return FastOutcome::Several };
-        let demand = match policy.evaluate(head, || live.quota()) {
+        // Twice, because much of a decision is known in advance where the policy is plain.
+        if policy.is_plain() {
+            let demand = policy.evaluate_plain(head, || live.quota());
+            self.fast_path_by::<M>(set, (policy, buckets), demand, patience, wants_receipt)
+        } else {
+            let demand = policy.evaluate(head, || live.quota());
+            self.fast_path_by::<M>(set, (policy, buckets), demand, patience, wants_receipt)
+        }
+    }
+
+    #[inline(always)]
+    fn fast_path_by<M: Moment>(
+        &self,
+        set: &PolicySet,
+        (policy, buckets): (&Policy, &PolicyBuckets),
+        demand: Result<Option<Demand>, StatusCode>,
+        patience: Nanos,
+        wants_receipt: bool,
+    ) -> FastOutcome<M> {
+        let demand = match demand {
             Ok(Some(demand)) => demand,
             Ok(None) => return FastOutcome::DoesNotApply,
             Err(status) => return FastOutcome::MissingKey(status),
         };
-        match self.fast_path_of::<M>(set, (0, policy, buckets), &demand, patience) {
+        match self.fast_path_of::<M>(set, (0, policy, buckets), &demand, patience, wants_receipt) {
             Some(found) if found.evaluation.is_granted() => FastOutcome::Granted(demand, found),
             Some(found) => FastOutcome::Denied(demand, found),
             None => FastOutcome::Evaluated(demand),
@@ -146,9 +171,10 @@ impl LocalBuckets {
         (index, policy, buckets): (usize, &Policy, &PolicyBuckets),
         demand: &Demand,
         patience: Nanos,
+        wants_receipt: bool,
     ) -> Option<FastPath<M>> {
         let usual = !demand.shadow && patience.is_zero() && buckets.has_cells_only();
-        let found = if usual { buckets.fast_path::<M>(demand, set.clock()) } else { None }?;
+        let found = if usual { buckets.fast_path::<M>(demand, set.clock(), wants_receipt) } else { None }?;
         if found.evaluation.is_granted() {
             let near_limit =
                 || is_near_limit(found.evaluation.after.backlog(found.moment.stands_at(found.now)), demand.quota);
@@ -166,7 +192,7 @@ impl LocalBuckets {
         (index, demand): (usize, Demand),
     ) -> Option<Result<(Timestamp, Receipt), Denied>> {
         let policy = set.policy(index);
-        let found = self.fast_path_of::<M>(set, (index, policy, &self.each[index]), &demand, Nanos::ZERO)?;
+        let found = self.fast_path_of::<M>(set, (index, policy, &self.each[index]), &demand, Nanos::ZERO, true)?;
         Some(if found.evaluation.is_granted() {
             Ok((found.now, receipt(index, &demand, &found)))
         } else {

@@ -199,7 +199,7 @@ pub(super) struct FastPath<M> {
     pub(super) evaluation: Evaluation,
     pub(super) moment: M,
     pub(super) now: Timestamp,
-    /// Meaningful where the cells are granted.
+    /// Meaningful where the cells are granted, and a receipt is wanted.
     pub(super) generation: u64,
 }
 
@@ -466,7 +466,12 @@ impl PolicyBuckets {
     /// path, which does not need the means to lock several buckets. `None` leaves everything as it
     /// is.
     #[inline(always)]
-    pub(super) fn fast_path<M: Moment>(&self, demand: &Demand, clock: &Clock) -> Option<FastPath<M>> {
+    pub(super) fn fast_path<M: Moment>(
+        &self,
+        demand: &Demand,
+        clock: &Clock,
+        wants_receipt: bool,
+    ) -> Option<FastPath<M>> {
         match &self.storage {
             Storage::Keyed { buckets, generations, .. } => {
                 let mut entry = buckets.store().get(demand.key)?;
@@ -477,7 +482,9 @@ impl PolicyBuckets {
                 let (evaluation, moment, now) = self.evaluate::<M>(numbered.bucket(), demand, clock)?;
                 let mut generation = 0;
                 if evaluation.is_granted() {
-                    generation = generations[demand.key.select(GENERATIONS)].load(Ordering::Acquire);
+                    if wants_receipt {
+                        generation = generations[demand.key.select(GENERATIONS)].load(Ordering::Acquire);
+                    }
                     *entry = numbered.with_bucket(evaluation.after);
                 }
                 Some(FastPath { evaluation, moment, now, generation })
@@ -778,7 +785,7 @@ mod models {
 
     fn acquire(buckets: &PolicyBuckets, demand: &Demand, clock: &Clock) -> Option<Receipt> {
         let FastPath { evaluation, moment, now, generation } = loop {
-            match buckets.fast_path::<WithWindows>(demand, clock) {
+            match buckets.fast_path::<WithWindows>(demand, clock, true) {
                 Some(found) => break found,
                 // It is closed: waits until it is not.
                 None => drop(buckets.peek(Key::GLOBAL, demand.basis(), clock)),
@@ -864,13 +871,13 @@ mod models {
             let [old, new] = [Quota::per_hour(10), Quota::per_hour(1_000).burst(50)];
             let (buckets, clock) = (Arc::new(PolicyBuckets::global(old, true)), Clock::from(ManualClock::new()));
             let demand = |quota| Demand { key: Key::GLOBAL, quota, cells: 1, planned: false, shadow: false };
-            assert!(buckets.fast_path::<WithWindows>(&demand(old), &clock).unwrap().evaluation.is_granted());
+            assert!(buckets.fast_path::<WithWindows>(&demand(old), &clock, true).unwrap().evaluation.is_granted());
             let (other, its_clock) = (Arc::clone(&buckets), clock.clone());
             on_two_threads(
                 move || other.charge(Key::GLOBAL, 0, new, &its_clock),
                 || {
                     // `None` is for the other path.
-                    let found = buckets.fast_path::<WithWindows>(&demand(new), &clock);
+                    let found = buckets.fast_path::<WithWindows>(&demand(new), &clock, true);
                     assert!(found.is_none_or(|found| found.evaluation.is_granted()));
                 },
             );

@@ -154,7 +154,7 @@ fn hash(value: impl Hash) -> u64 {
 }
 
 /// Examines what a request shows of proxies, and reports what seems wrong.
-#[inline]
+#[inline(always)]
 pub(crate) fn forwarding(examine: impl FnOnce() -> Forwarding) {
     if cfg!(feature = "tracing") && TO_EXAMINE.load(Ordering::Relaxed) > 0 {
         add_forwarding(examine());

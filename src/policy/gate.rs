@@ -32,7 +32,7 @@ impl Gate {
         let is_excepted = |networks: &Networks| {
             let found = extractor.map_or(ClientAddress::OfConnection, |extractor| extractor.client_address(head));
             match found {
-                ClientAddress::Known(address) => networks.contain(Some(address)),
+                ClientAddress::Known(address) => networks.contain(Some(address.into())),
                 ClientAddress::OfConnection => networks.contain(key::peer(head.extensions())),
                 // Nobody is excepted for an address that is missing.
                 ClientAddress::Unknown => false,

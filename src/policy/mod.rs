@@ -33,7 +33,7 @@ mod paths;
 mod plans;
 mod response_head;
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{any::Any, borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, StatusCode};
 
@@ -46,7 +46,7 @@ use self::{
 };
 pub use crate::{key::Missing, store::AtCap};
 use crate::{
-    key::{Key, KeyExtractor, NetworkError, Networks, RequestHead},
+    key::{Key, KeyExtractor, NetworkError, Networks, PeerIp, RequestHead},
     limit::{IntoLimit, Limit},
     quota::Quota,
     store::Cap,
@@ -91,6 +91,24 @@ enum CountedBy {
     Extracted(Arc<dyn KeyExtractor>),
     /// All requests are counted together.
     Nothing,
+    /// What most policies count by. Not behind a pointer, so that a decision reads it in line.
+    PeerIp,
+}
+
+impl CountedBy {
+    fn key(extractor: impl KeyExtractor) -> Self {
+        let is_peer = (&extractor as &dyn Any).is::<PeerIp>();
+        if is_peer { Self::PeerIp } else { Self::Extracted(Arc::new(extractor)) }
+    }
+
+    #[inline(always)]
+    fn extract(&self, head: RequestHead<'_>) -> Result<Key, Missing> {
+        match self {
+            Self::PeerIp => PeerIp.extract(head),
+            Self::Extracted(extractor) => extractor.extract(head),
+            Self::CallersKey | Self::Nothing => Ok(Key::GLOBAL),
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -158,7 +176,7 @@ impl Policy {
     /// ```
     pub fn per(key: impl KeyExtractor, limit: impl IntoLimit) -> Self {
         let name = format!("per-{}", key.name()).into();
-        Self::new(name, CountedBy::Extracted(Arc::new(key)), limit.into_limit())
+        Self::new(name, CountedBy::key(key), limit.into_limit())
     }
 
     fn new(name: Arc<str>, counted_by: CountedBy, limit: Limit) -> Self {
@@ -583,7 +601,11 @@ impl Policy {
     }
 
     fn extractor(&self) -> Option<&dyn KeyExtractor> {
-        if let CountedBy::Extracted(extractor) = &self.counted_by { Some(&**extractor) } else { None }
+        match &self.counted_by {
+            CountedBy::Extracted(extractor) => Some(&**extractor),
+            CountedBy::PeerIp => Some(&PeerIp),
+            CountedBy::CallersKey | CountedBy::Nothing => None,
+        }
     }
 
     pub(crate) fn shared_name(&self) -> Arc<str> {
@@ -726,17 +748,7 @@ impl Policy {
         if self.is_by_key() {
             return Ok(None);
         }
-        let key = match self.extractor().map(|extractor| extractor.extract(head)) {
-            None => Key::GLOBAL,
-            Some(Ok(key)) => key,
-            Some(Err(absence)) => match self.missing.unwrap_or(absence) {
-                // Shadow mode rejects nothing.
-                Missing::Reject(_) if matches!(self.enforce, Enforce::Never) => return Ok(None),
-                Missing::Reject(status) => return Err(status),
-                Missing::Share => Key::SHARED,
-                Missing::Skip => return Ok(None),
-            },
-        };
+        let Some(key) = self.key_of(head)? else { return Ok(None) };
         let mut choice = Choice::None;
         if let Some(chooser) = &self.chooser {
             choice = chooser.choose(&self.name, self.plans.as_deref(), head);
@@ -748,6 +760,57 @@ impl Policy {
         };
         let cells = self.cost_by.as_ref().map_or(1, |cost| cost(head));
         Ok(Some(Demand { key, quota, cells, planned, shadow: self.is_shadow(key) }))
+    }
+
+    /// What a request asks of a policy that is [plain](Self::is_plain): the same as
+    /// [`evaluate`](Self::evaluate), without looking for what such a policy has not.
+    ///
+    /// # Errors
+    ///
+    /// When the key is missing: the status to reject the request with.
+    #[inline(always)]
+    pub(crate) fn evaluate_plain(
+        &self,
+        head: RequestHead<'_>,
+        base: impl FnOnce() -> Quota,
+    ) -> Result<Option<Demand>, StatusCode> {
+        let Some(key) = self.key_of(head)? else { return Ok(None) };
+        Ok(Some(Demand { key, quota: base(), cells: 1, planned: false, shadow: false }))
+    }
+
+    /// Whether each request asks for one cell, by the policy's own quota.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        let Self { counted_by, chooser, cost_by, gate, enforce, .. } = self;
+        gate.is_none()
+            && chooser.is_none()
+            && cost_by.is_none()
+            && matches!(enforce, Enforce::Always)
+            && !matches!(counted_by, CountedBy::CallersKey)
+    }
+
+    /// The key of a request, if it is counted.
+    ///
+    /// # Errors
+    ///
+    /// When the key is missing: the status to reject the request with.
+    #[inline(always)]
+    fn key_of(&self, head: RequestHead<'_>) -> Result<Option<Key>, StatusCode> {
+        match self.counted_by.extract(head) {
+            Ok(key) => Ok(Some(key)),
+            Err(absence) => self.key_of_missing(absence),
+        }
+    }
+
+    #[cold]
+    fn key_of_missing(&self, absence: Missing) -> Result<Option<Key>, StatusCode> {
+        match self.missing.unwrap_or(absence) {
+            // Shadow mode rejects nothing.
+            Missing::Reject(_) if matches!(self.enforce, Enforce::Never) => Ok(None),
+            Missing::Reject(status) => Err(status),
+            Missing::Share => Ok(Some(Key::SHARED)),
+            Missing::Skip => Ok(None),
+        }
     }
 
     /// What a caller asks of this policy that names a key, by the quota `plan` if there is one.
