@@ -27,6 +27,10 @@ use crate::{
 };
 
 /// What the services of one layer share.
+///
+/// Aligned so that what every request reads is not on the cache line with the count of references,
+/// which clones of a service and permits write.
+#[repr(align(128))]
 pub(super) struct InFlightState {
     /// Of one policy.
     set: PolicySet,

@@ -56,11 +56,17 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             ResponseStateProjection::Called { future, hook } => {
-                let mut response = ready!(future.poll(cx))?;
-                if let Some(hook) = hook.take() {
-                    hook.run(&mut response);
+                let response = ready!(future.poll(cx))?;
+                // Two ways, because a response is large: one that nothing is added to is not moved
+                // for it.
+                match hook.take() {
+                    None => Poll::Ready(Ok(response.map(C::from))),
+                    Some(hook) => {
+                        let mut response = response.map(C::from);
+                        hook.run(&mut response);
+                        Poll::Ready(Ok(response))
+                    }
                 }
-                Poll::Ready(Ok(response.map(C::from)))
             }
             ResponseStateProjection::Denied { response } => {
                 Poll::Ready(Ok(response.take().expect("a future is not polled after it was ready")))

@@ -29,7 +29,10 @@ pub(crate) trait Stateful<L> {
     fn prepare(&self, _limiter: &L) {}
 }
 
+/// Aligned so that what every request reads is not on the cache line with the count of references,
+/// which every clone of a service writes: axum clones services for each request.
 #[derive(Clone, Debug)]
+#[repr(align(128))]
 pub(crate) struct LayerState<L> {
     pub(crate) limiter: L,
     fields: Arc<DenialFields>,
@@ -39,6 +42,9 @@ pub(crate) struct LayerState<L> {
     counts_by_response: bool,
     /// Whether responses to denied requests have the [`Denied`] in their extensions.
     attaches_denied: bool,
+    /// Whether [`allowed`](LayerState::allowed) uses receipts. Follows from the rest, and is read
+    /// for every request.
+    wants_receipts: bool,
 }
 
 impl<L: Handle> LayerState<L> {
@@ -46,7 +52,13 @@ impl<L: Handle> LayerState<L> {
         let policies = limiter.policy_set().policies();
         let fields = Arc::new(DenialFields::new(policies, FieldStyle::default()));
         let counts_by_response = policies.iter().any(Policy::counts_by_response);
-        Self { limiter, fields, admissions: false, counts_by_response, attaches_denied: false }
+        let (admissions, attaches_denied, wants_receipts) = (false, false, false);
+        Self { limiter, fields, admissions, counts_by_response, attaches_denied, wants_receipts }.finished()
+    }
+
+    fn finished(self) -> Self {
+        let wants_receipts = self.fields.writer().writes_always() || self.settles();
+        Self { wants_receipts, ..self }
     }
 
     /// The same options over another limiter.
@@ -54,17 +66,17 @@ impl<L: Handle> LayerState<L> {
         let Self { fields, admissions, attaches_denied, .. } = self;
         let (admissions, attaches_denied) = (*admissions, *attaches_denied);
         let style = fields.writer().style();
-        Self { admissions, attaches_denied, ..Self::new(limiter).with_style(|_| style) }
+        Self { admissions, attaches_denied, ..Self::new(limiter).with_style(|_| style) }.finished()
     }
 
     pub(crate) fn with_style(&self, change: impl FnOnce(FieldStyle) -> FieldStyle) -> Self {
         let style = change(self.fields.writer().style());
         let fields = Arc::new(DenialFields::new(self.limiter.policy_set().policies(), style));
-        Self { fields, ..self.clone() }
+        Self { fields, ..self.clone() }.finished()
     }
 
     pub(crate) fn with_admissions(&self) -> Self {
-        Self { admissions: true, ..self.clone() }
+        Self { admissions: true, ..self.clone() }.finished()
     }
 
     pub(crate) fn with_denied(&self) -> Self {
@@ -86,7 +98,7 @@ impl<L: Handle> LayerState<L> {
     /// Whether [`allowed`](Self::allowed) uses receipts.
     #[inline]
     pub(crate) fn wants_receipts(&self) -> bool {
-        self.fields.writer().writes_always() || self.settles()
+        self.wants_receipts
     }
 
     /// Returns what remains to be done with the response to an allowed request. Where receipts may

@@ -25,18 +25,15 @@ pub(super) struct HeaderTemplate {
 }
 
 impl HeaderTemplate {
-    pub(super) fn of_allowed(policies: Option<HeaderValue>) -> Self {
-        let limits = policies.map(|policies| [(name!("ratelimit-policy"), policies), (name!("ratelimit"), blank())]);
-        Self { fields: limits.into_iter().flatten().collect() }
-    }
-
     pub(super) fn of_denial(policies: Option<HeaderValue>) -> Self {
-        let Self { fields: limits } = Self::of_allowed(policies);
         let mut fields = HeaderMap::with_capacity(MAX_FIELDS);
         fields.insert(header::CONTENT_TYPE, blank());
         fields.insert(header::CACHE_CONTROL, no_store());
         fields.insert(header::RETRY_AFTER, blank());
-        fields.extend(limits);
+        if let Some(policies) = policies {
+            fields.insert(name!("ratelimit-policy"), policies);
+            fields.insert(name!("ratelimit"), blank());
+        }
         Self { fields }
     }
 
