@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer as _, Service};
@@ -44,7 +44,10 @@ impl Service<Request<()>> for Inner {
 
     fn call(&mut self, request: Request<()>) -> Self::Future {
         self.0 += request.headers().len() as u64;
-        ready(Ok(Response::new(Full::new(Bytes::from_static(b"hello")))))
+        let mut response = Response::new(Full::new(Bytes::from_static(b"hello")));
+        // As every real response has one: adding to an empty header map would be a case of its own.
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        ready(Ok(response))
     }
 }
 
