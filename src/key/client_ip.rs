@@ -11,12 +11,12 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use ipnet::IpNet;
 
 use super::{
-    address::Address,
     extractor::{ClientAddress, KeyExtractor, Missing},
     forwarded::{self, MAX_ENTRIES, X_FORWARDED_FOR},
     head::RequestHead,
     ip::{self, ClientNetwork, Prefixes},
     key::Key,
+    unmapped_ip::UnmappedIp,
 };
 use crate::observe::suspicions::{self, Forwarding};
 
@@ -202,10 +202,10 @@ impl ClientIp {
     /// `peer` is an address, or `None` for a connection that has none.
     #[must_use]
     pub fn resolve(&self, peer: impl Into<Option<IpAddr>>, headers: &HeaderMap) -> Option<IpAddr> {
-        self.resolve_address(peer.into().map(Address::from), headers).map(IpAddr::from)
+        self.resolve_address(peer.into().map(UnmappedIp::from), headers).map(IpAddr::from)
     }
 
-    fn resolve_address(&self, peer: Option<Address>, headers: &HeaderMap) -> Option<Address> {
+    fn resolve_address(&self, peer: Option<UnmappedIp>, headers: &HeaderMap) -> Option<UnmappedIp> {
         match (&self.trust, &self.field) {
             (Trust::Proxies(proxies), _) if !trusts(proxies, peer) => peer,
             (Trust::Proxies(_) | Trust::Hops(_), Field::Single(name)) => single(headers, name),
@@ -248,7 +248,7 @@ impl ClientIp {
 
     /// What the request shows of proxies that are missing in the list, or that send nothing.
     #[cold]
-    fn examine(&self, peer: Address, address: Option<Address>, headers: &HeaderMap) -> Forwarding {
+    fn examine(&self, peer: UnmappedIp, address: Option<UnmappedIp>, headers: &HeaderMap) -> Forwarding {
         let trusted = |address| matches!(&self.trust, Trust::Proxies(proxies) if trusts(proxies, Some(address)));
         if matches!(self.trust, Trust::Proxies(_)) && !trusted(peer) {
             return ip::examine_peer(peer, headers);
@@ -319,9 +319,9 @@ impl KeyExtractor for ClientIp {
 /// list.
 fn walk(
     proxies: &[Proxies],
-    peer: Option<Address>,
-    mut entries: impl Iterator<Item = Option<Address>>,
-) -> Option<Address> {
+    peer: Option<UnmappedIp>,
+    mut entries: impl Iterator<Item = Option<UnmappedIp>>,
+) -> Option<UnmappedIp> {
     let mut last = peer;
     // An entry that is not an address ends the walk. Skipping it would trust what the client wrote
     // left of it.
@@ -336,20 +336,23 @@ fn walk(
 
 /// The entry left of the first one with this address. A balancer that appends its own address is
 /// the first entry that is not trusted, and its client is the entry before it.
-fn entry_before(address: Option<Address>, mut entries: impl Iterator<Item = Option<Address>>) -> Option<Address> {
+fn entry_before(
+    address: Option<UnmappedIp>,
+    mut entries: impl Iterator<Item = Option<UnmappedIp>>,
+) -> Option<UnmappedIp> {
     entries.find(|entry| *entry == address)?;
     entries.next()?
 }
 
-fn single(headers: &HeaderMap, name: &HeaderName) -> Option<Address> {
+fn single(headers: &HeaderMap, name: &HeaderName) -> Option<UnmappedIp> {
     let mut values = headers.get_all(name).into_iter();
     let value = values.next()?;
     // It is not known which one the edge wrote.
-    if values.next().is_some() { None } else { forwarded::address(value.as_bytes()).map(Address::from) }
+    if values.next().is_some() { None } else { forwarded::address(value.as_bytes()).map(UnmappedIp::from) }
 }
 
 /// `None` is the other end of a connection without an address.
-fn trusts(proxies: &[Proxies], address: Option<Address>) -> bool {
+fn trusts(proxies: &[Proxies], address: Option<UnmappedIp>) -> bool {
     proxies.iter().any(|network| network.contains(address))
 }
 
@@ -396,11 +399,11 @@ impl Proxies {
         }
     }
 
-    fn contains(self, address: Option<Address>) -> bool {
+    fn contains(self, address: Option<UnmappedIp>) -> bool {
         match (self, address) {
             (Self::Unix, None) => true,
-            (Self::V4 { network, mask }, Some(Address::V4(bits))) => bits & mask == network,
-            (Self::V6 { network, mask }, Some(Address::V6(bits))) => bits & mask == network,
+            (Self::V4 { network, mask }, Some(UnmappedIp::V4(bits))) => bits & mask == network,
+            (Self::V6 { network, mask }, Some(UnmappedIp::V6(bits))) => bits & mask == network,
             _ => false,
         }
     }
@@ -417,7 +420,7 @@ impl Networks {
         Ok(Self(networks.collect::<Result<_, _>>()?))
     }
 
-    pub(crate) fn contain(&self, address: Option<Address>) -> bool {
+    pub(crate) fn contain(&self, address: Option<UnmappedIp>) -> bool {
         trusts(&self.0, address)
     }
 }

@@ -15,30 +15,30 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::{address::Address, into_key};
+use super::{into_key, unmapped_ip::UnmappedIp};
 
 /// The entries of all `X-Forwarded-For` lines, which are one list (RFC 9110 §5.3), from the right.
 /// An entry that is not an address is `None`.
-pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Option<Address>> {
+pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Option<UnmappedIp>> {
     entries(headers, &X_FORWARDED_FOR, plain_entry)
 }
 
 /// The entries of all `Forwarded` lines, from the right. An entry that is not an address is `None`.
 /// `whole` says whether more than the first 64 bits of an IPv6 address matter.
-pub(super) fn forwarded(headers: &HeaderMap, whole: bool) -> impl Iterator<Item = Option<Address>> {
+pub(super) fn forwarded(headers: &HeaderMap, whole: bool) -> impl Iterator<Item = Option<UnmappedIp>> {
     entries(headers, &header::FORWARDED, move |line| element(line, whole))
 }
 
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The entry after the last comma of a line, and the rest of the line before it.
-type Split<'a> = (Option<Address>, Option<&'a [u8]>);
+type Split<'a> = (Option<UnmappedIp>, Option<&'a [u8]>);
 
 fn entries(
     headers: &HeaderMap,
     name: &HeaderName,
     split: impl Fn(&[u8]) -> Split<'_>,
-) -> impl Iterator<Item = Option<Address>> {
+) -> impl Iterator<Item = Option<UnmappedIp>> {
     let mut lines = headers.get_all(name).into_iter().rev().map(HeaderValue::as_bytes);
     let mut rest = None;
     std::iter::from_fn(move || {
@@ -51,7 +51,7 @@ fn entries(
 
 fn plain_entry(line: &[u8]) -> Split<'_> {
     match ipv4_entry(line) {
-        Some((bits, rest)) => (Some(Address::V4(bits)), rest),
+        Some((bits, rest)) => (Some(UnmappedIp::V4(bits)), rest),
         None => any_entry(line),
     }
 }
@@ -78,7 +78,7 @@ fn ipv4_entry(line: &[u8]) -> Option<(u32, Option<&[u8]>)> {
             place *= 10;
             at -= 1;
         }
-        // Some parsers read an octet with a zero in front as octal.
+        // Some parsers read an octet with a leading zero as octal.
         let is_octet = at < last && octet <= 255 && (last - at == 1 || line[at] != b'0');
         let is_separated = shift == 24 || byte_before(at) == Some(b'.');
         if !is_octet || !is_separated {
@@ -100,8 +100,8 @@ fn ipv4_entry(line: &[u8]) -> Option<(u32, Option<&[u8]>)> {
 fn any_entry(line: &[u8]) -> Split<'_> {
     let from = line.len().saturating_sub(MAX_ENTRY_BYTES);
     match line[from..].iter().rposition(|byte| *byte == b',') {
-        Some(comma) => (address(&line[from + comma + 1..]).map(Address::from), Some(&line[..from + comma])),
-        None if from == 0 => (address(line).map(Address::from), None),
+        Some(comma) => (address(&line[from + comma + 1..]).map(UnmappedIp::from), Some(&line[..from + comma])),
+        None if from == 0 => (address(line).map(UnmappedIp::from), None),
         // Longer than any address. Its start does not matter.
         None => (None, None),
     }
@@ -141,8 +141,8 @@ fn element(line: &[u8], whole: bool) -> Split<'_> {
         }
         match begin.checked_sub(1).map(|at| line[at]) {
             Some(b';') => end = begin - 1,
-            Some(_) => return (node.map(Address::from), Some(&line[..begin - 1])),
-            None => return (node.map(Address::from), None),
+            Some(_) => return (node.map(UnmappedIp::from), Some(&line[..begin - 1])),
+            None => return (node.map(UnmappedIp::from), None),
         }
     }
 }
@@ -285,7 +285,7 @@ mod tests {
             let (line, padding) = (entries.join(","), " ".repeat(padding));
             let line = if behind { format!("{line}{padding}") } else { format!("{padding}{line}") };
             if let Some((bits, rest)) = ipv4_entry(line.as_bytes()) {
-                prop_assert_eq!((Some(Address::V4(bits)), rest), any_entry(line.as_bytes()), "{:?}", line);
+                prop_assert_eq!((Some(UnmappedIp::V4(bits)), rest), any_entry(line.as_bytes()), "{:?}", line);
             }
         }
 

@@ -9,9 +9,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    address::Address,
     hasher::KeyHasher,
     key::{Key, Kind},
+    unmapped_ip::UnmappedIp,
 };
 
 /// A value that a policy can count by.
@@ -185,10 +185,10 @@ pub(super) const V6_PREFIX: u8 = 64;
 /// taken out of them before anything is masked: masking first would put all of IPv4 into one
 /// bucket.
 #[inline(always)]
-pub(super) fn network(address: Address, v4: u8, v6: u8, hasher: &KeyHasher) -> Key {
+pub(super) fn network(address: UnmappedIp, v4: u8, v6: u8, hasher: &KeyHasher) -> Key {
     match address {
-        Address::V4(bits) => ipv4_prefix(Ipv4Addr::from_bits(bits), v4),
-        Address::V6(bits) => ipv6_network(Ipv6Addr::from_bits(bits), v4, v6, hasher),
+        UnmappedIp::V4(bits) => ipv4_prefix(Ipv4Addr::from_bits(bits), v4),
+        UnmappedIp::V6(bits) => ipv6_network(Ipv6Addr::from_bits(bits), v4, v6, hasher),
     }
 }
 

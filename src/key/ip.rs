@@ -9,13 +9,13 @@ use std::{
 use http::{Extensions, HeaderMap, StatusCode, header};
 
 use super::{
-    address::Address,
     extractor::{KeyExtractor, Missing},
     forwarded::X_FORWARDED_FOR,
     hasher::KeyHasher,
     head::RequestHead,
     into_key::{self, IntoKey},
     key::Key,
+    unmapped_ip::UnmappedIp,
 };
 use crate::observe::suspicions::{self, Forwarding};
 
@@ -191,7 +191,7 @@ impl From<SocketAddr> for PeerAddr {
 
 /// The address of the connection's other end, unmapped. `None` when the server does not provide it.
 #[inline(always)]
-pub(crate) fn peer(extensions: &Extensions) -> Option<Address> {
+pub(crate) fn peer(extensions: &Extensions) -> Option<UnmappedIp> {
     match extensions.get::<PeerAddr>() {
         Some(address) => Some(address.0.ip().into()),
         None => served_peer(extensions),
@@ -200,7 +200,7 @@ pub(crate) fn peer(extensions: &Extensions) -> Option<Address> {
 
 /// What a server provides.
 #[inline(always)]
-fn served_peer(extensions: &Extensions) -> Option<Address> {
+fn served_peer(extensions: &Extensions) -> Option<UnmappedIp> {
     #[cfg(feature = "axum")]
     if let Some(info) = extensions.get::<axum::extract::ConnectInfo<SocketAddr>>() {
         return Some(info.0.ip().into());
@@ -209,7 +209,7 @@ fn served_peer(extensions: &Extensions) -> Option<Address> {
 }
 
 #[inline(never)]
-fn rarely_served_peer(extensions: &Extensions) -> Option<Address> {
+fn rarely_served_peer(extensions: &Extensions) -> Option<UnmappedIp> {
     #[cfg(feature = "axum")]
     {
         use axum::extract::connect_info::MockConnectInfo;
@@ -243,7 +243,7 @@ pub(super) const REMEDY: &str = "with axum, enable the feature `axum` of `tower-
 
 /// What a request from `peer`, whose header fields are ignored, shows of proxies.
 #[cold]
-pub(super) fn examine_peer(peer: Address, headers: &HeaderMap) -> Forwarding {
+pub(super) fn examine_peer(peer: UnmappedIp, headers: &HeaderMap) -> Forwarding {
     let Some(field) = headers.get(&X_FORWARDED_FOR).or_else(|| headers.get(header::FORWARDED)) else {
         return Forwarding::Plain;
     };
@@ -300,7 +300,7 @@ impl Prefixes {
     }
 
     #[inline]
-    pub(super) fn network(self, address: Address) -> ClientNetwork {
+    pub(super) fn network(self, address: UnmappedIp) -> ClientNetwork {
         ClientNetwork { address, prefixes: self }
     }
 
@@ -316,7 +316,7 @@ impl Prefixes {
 /// [`ClientIp::network`](super::ClientIp::network).
 #[derive(Clone, Copy, Debug)]
 pub struct ClientNetwork {
-    address: Address,
+    address: UnmappedIp,
     prefixes: Prefixes,
 }
 

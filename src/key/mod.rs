@@ -39,7 +39,6 @@
 #[macro_use]
 mod or_method;
 
-mod address;
 mod client_ip;
 mod closure;
 #[cfg(feature = "tracing")]
@@ -55,6 +54,7 @@ mod ip;
 #[expect(clippy::module_inception, reason = "the file of the type that the folder is named after")]
 mod key;
 mod route;
+mod unmapped_ip;
 
 #[cfg(feature = "axum")]
 pub use self::route::RouteTemplate;

@@ -145,7 +145,7 @@ impl Limiter {
     }
 
     /// Decides like [`decide`](Self::decide), and writes receipts only where they are wanted.
-    // Never inlined: a service whose `call` contains a decision keeps the decision's values on its stack.
+    // Never inlined, so that the values of a decision are not on the stack of a service's `call`.
     #[inline(never)]
     #[expect(clippy::result_large_err, reason = "built where it is returned, on the rarer path")]
     pub(crate) fn acquire_for(&self, head: RequestHead<'_>, receipts: Option<&mut Receipts>) -> Result<Grant, Denied> {

@@ -1,20 +1,23 @@
-//! Contains [`Address`], an IP address in words.
+//! Contains [`UnmappedIp`], an IP address in words.
 //!
 //! This file must not know where an address comes from, nor how much of it counts.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// An IP address, unmapped: IPv4 also where it came as an IPv4-mapped IPv6 address.
 ///
 /// An [`IpAddr`] is a tag and bytes without alignment. Where it is passed on, it is written in
 /// pieces and read as a whole, which stalls a processor. Words stay in registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Address {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UnmappedIp {
     V4(u32),
     V6(u128),
 }
 
-impl From<IpAddr> for Address {
+impl From<IpAddr> for UnmappedIp {
     #[inline(always)]
     fn from(address: IpAddr) -> Self {
         match address {
@@ -27,12 +30,18 @@ impl From<IpAddr> for Address {
     }
 }
 
-impl From<Address> for IpAddr {
+impl From<UnmappedIp> for IpAddr {
     #[inline(always)]
-    fn from(address: Address) -> Self {
+    fn from(address: UnmappedIp) -> Self {
         match address {
-            Address::V4(bits) => Ipv4Addr::from_bits(bits).into(),
-            Address::V6(bits) => Ipv6Addr::from_bits(bits).into(),
+            UnmappedIp::V4(bits) => Ipv4Addr::from_bits(bits).into(),
+            UnmappedIp::V6(bits) => Ipv6Addr::from_bits(bits).into(),
         }
+    }
+}
+
+impl fmt::Debug for UnmappedIp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        IpAddr::from(*self).fmt(f)
     }
 }
