@@ -12,7 +12,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 
 use super::{body::InFlightBody, permit::PermitGuard};
-use crate::response::headers::AllowedFields;
+use crate::response::{WrapBody, headers::AllowedFields};
 
 pin_project! {
     /// The response of the inner service, or the response to a denied request. The future of
@@ -55,7 +55,7 @@ impl<F, B> InFlightFuture<F, B> {
 impl<F, B, C, E> Future for InFlightFuture<F, C>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    C: Body + From<B>,
+    C: Body + WrapBody<B>,
 {
     type Output = Result<Response<InFlightBody<C>>, E>;
 
@@ -68,11 +68,11 @@ where
                 let called = ready!(future.poll(cx));
                 // Taken also where it failed: a caller may have the future for longer.
                 let guard = guard.take();
-                let mut response = called?;
+                let mut response = C::wrap(called?);
                 if let Some(fields) = fields.take() {
                     fields.write(response.headers_mut());
                 }
-                Poll::Ready(Ok(response.map(|body| InFlightBody::guarded(C::from(body), guard))))
+                Poll::Ready(Ok(response.map(|body| InFlightBody::guarded(body, guard))))
             }
             InFlightStepProjection::Denied { response } => {
                 let response = response.take().expect("a future is not polled after it was ready");

@@ -11,6 +11,7 @@ use pin_project_lite::pin_project;
 
 pub use super::deferred::DeferredFuture;
 use super::state::ResponseHook;
+use crate::response::WrapBody;
 
 pin_project! {
     /// The response of the inner service, or the response to a denied request. The future of
@@ -34,6 +35,7 @@ pin_project! {
 }
 
 impl<F, B> ResponseFuture<F, B> {
+    #[inline(always)]
     pub(crate) fn called(future: F, hook: Option<ResponseHook>) -> Self {
         Self { state: ResponseState::Called { future, hook } }
     }
@@ -46,7 +48,7 @@ impl<F, B> ResponseFuture<F, B> {
 impl<F, B, C, E> Future for ResponseFuture<F, C>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    C: From<B>,
+    C: WrapBody<B>,
 {
     type Output = Result<Response<C>, E>;
 
@@ -56,17 +58,17 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             ResponseStateProjection::Called { future, hook } => {
-                let response = ready!(future.poll(cx))?;
-                // Two ways, because a response is large: one that nothing is added to is not moved
-                // for it.
-                match hook.take() {
-                    None => Poll::Ready(Ok(response.map(C::from))),
-                    Some(hook) => {
-                        let mut response = response.map(C::from);
-                        hook.run(&mut response);
-                        Poll::Ready(Ok(response))
-                    }
+                let response = future.poll(cx).map_ok(C::wrap);
+                // A response is large: where nothing is added to it, it is returned where it was
+                // made.
+                if hook.is_none() {
+                    return response;
                 }
+                let mut response = ready!(response)?;
+                if let Some(hook) = hook.take() {
+                    hook.run(&mut response);
+                }
+                Poll::Ready(Ok(response))
             }
             ResponseStateProjection::Denied { response } => {
                 Poll::Ready(Ok(response.take().expect("a future is not polled after it was ready")))

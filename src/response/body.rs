@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use pin_project_lite::pin_project;
@@ -70,10 +71,46 @@ use pin_project_lite::pin_project;
 pub trait DenialBody: Sized {
     /// The body of all responses of the limited service: `Self`, or a wrapper such as
     /// [`ResponseBody<Self>`](ResponseBody).
-    type Body: From<Self>;
+    type Body: WrapBody<Self>;
 
     /// Returns a body that consists of these bytes.
     fn from_bytes(bytes: Bytes) -> Self::Body;
+}
+
+/// A body that has the content of an inner body `B`: `B` itself, or a wrapper of it. The responses of
+/// the inner service to allowed requests are converted by it.
+///
+/// It is not `From`, because a response is large: where the body stays the same, the response is not
+/// moved. Implement it for a wrapper of your own:
+///
+/// ```
+/// use http::Response;
+/// use tower_quota::response::WrapBody;
+///
+/// struct Counted<B>(B);
+///
+/// impl<B> WrapBody<B> for Counted<B> {
+///     fn wrap(response: Response<B>) -> Response<Self> {
+///         response.map(Self)
+///     }
+/// }
+/// ```
+pub trait WrapBody<B>: Sized {
+    /// Returns the response with its body in this one.
+    fn wrap(response: Response<B>) -> Response<Self>;
+}
+
+impl<B> WrapBody<B> for B {
+    #[inline(always)]
+    fn wrap(response: Response<B>) -> Response<B> {
+        response
+    }
+}
+
+impl<B> WrapBody<B> for ResponseBody<B> {
+    fn wrap(response: Response<B>) -> Response<Self> {
+        response.map(Self::from)
+    }
 }
 
 pin_project! {

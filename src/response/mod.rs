@@ -59,6 +59,6 @@ mod template;
 #[cfg(feature = "axum")]
 pub use self::handler::MissingAdmission;
 pub use self::{
-    body::{DenialBody, ResponseBody},
+    body::{DenialBody, ResponseBody, WrapBody},
     respond::{AnyBody, BoxRespond, DenialFields, Respond, RespondFn, RespondTo, Standard},
 };

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Response, header};
 
 use super::{
-    body::{DenialBody, ResponseBody},
+    body::{DenialBody, ResponseBody, WrapBody},
     grpc::{self, Protocol},
     headers::{FieldStyle, FieldWriter},
     problem::{self, Content, ProblemTemplate},
@@ -26,7 +26,7 @@ use crate::{decision::Denied, key::RequestHead, policy::Policy};
 )]
 pub trait Respond<B> {
     /// The body of the limited service's responses, to allowed and to denied requests.
-    type Body: From<B>;
+    type Body: WrapBody<B>;
 
     /// Makes the response to a denied request with this head.
     fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<Self::Body>;
@@ -218,7 +218,7 @@ impl<B, C> BoxRespond<B, C> {
     }
 }
 
-impl<B, C: From<B>> Respond<B> for BoxRespond<B, C> {
+impl<B, C: WrapBody<B>> Respond<B> for BoxRespond<B, C> {
     type Body = C;
 
     fn respond(&self, denied: &Denied, head: RequestHead<'_>) -> Response<C> {
