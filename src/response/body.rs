@@ -77,11 +77,11 @@ pub trait DenialBody: Sized {
     fn from_bytes(bytes: Bytes) -> Self::Body;
 }
 
-/// A body that has the content of an inner body `B`: `B` itself, or a wrapper of it. The responses of
-/// the inner service to allowed requests are converted by it.
+/// A body that has the content of an inner body `B`: `B` itself, or a wrapper of it. The layer
+/// converts the inner service's responses to it.
 ///
-/// It is not `From`, because a response is large: where the body stays the same, the response is not
-/// moved. Implement it for a wrapper of your own:
+/// It is not `From`, because a response is large: where the body stays the same, the response is
+/// not moved. Implement it for a wrapper of your own:
 ///
 /// ```
 /// use http::Response;

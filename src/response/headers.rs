@@ -36,7 +36,7 @@
 //! [`Standing::remaining`]: crate::decision::Standing::remaining
 //! [`Standing::next_cell`]: crate::decision::Standing::next_cell
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, header};
 
@@ -90,11 +90,7 @@ pub(crate) struct FieldStyle {
 }
 
 /// Writes the fields of a limiter's responses.
-///
-/// Aligned so that what is read for every response is not on the cache line with the count of
-/// references, which every response writes.
 #[derive(Debug)]
-#[repr(align(128))]
 pub(crate) struct FieldWriter {
     style: FieldStyle,
     /// One for each policy, in the limiter's order.
@@ -185,23 +181,22 @@ impl FieldWriter {
 
     /// Renders the fields of the response to an allowed request. They are rendered before the
     /// service is called, because they show how the policies stood when the request was decided.
-    pub(crate) fn allowed(self: &Arc<Self>, receipts: &[Receipt]) -> Option<AllowedFields> {
+    pub(crate) fn allowed(&self, receipts: &[Receipt]) -> Option<AllowedFields> {
         self.allowed_by(&receipts.iter().map(|receipt| &receipt.outcome))
     }
 
     /// Like [`allowed`](Self::allowed), for outcomes without receipts.
     #[inline(always)]
     pub(crate) fn allowed_by<'a>(
-        self: &Arc<Self>,
+        &self,
         outcomes: &(impl ExactSizeIterator<Item = &'a PolicyOutcome> + Clone),
     ) -> Option<AllowedFields> {
         let outcomes = || outcomes.clone();
         let listed = || outcomes().filter(|outcome| !outcome.shadow && ALWAYS(self.items[outcome.policy].advertise));
         let limits = self.render_limits(listed())?;
-        let policies = self.changed_policies(outcomes(), ALWAYS);
-        let legacy = self.legacy(listed());
-        let rare = (policies.is_some() || legacy.is_some()).then(|| Box::new(RareFields { policies, legacy }));
-        Some(AllowedFields { writer: Arc::clone(self), limits, rare })
+        let changed = self.changed_policies(outcomes(), ALWAYS);
+        let policies = changed.or_else(|| self.always.clone());
+        Some(AllowedFields { draft: self.style.draft, policies, limits, legacy: self.legacy(listed()).map(Box::new) })
     }
 
     /// Renders all fields of a denial with this content-type.
@@ -248,37 +243,12 @@ impl FieldWriter {
         if !headers.contains_key(name!("ratelimit")) {
             if let Some(limits) = self.render_limits(listed()) {
                 let changed = self.changed_policies(denied.outcomes(), ON_DENIAL);
-                self.append(headers, changed.as_ref().or(self.on_denial.as_ref()).cloned(), limits);
+                append(headers, self.style.draft, changed.as_ref().or(self.on_denial.as_ref()).cloned(), limits);
             }
         }
         if let Some(legacy) = self.legacy(listed()) {
             legacy.write(headers);
         }
-    }
-
-    fn append(&self, headers: &mut HeaderMap, policies: Option<HeaderValue>, limits: HeaderValue) {
-        // The field is one dictionary: the keys of a second line would replace those of the first.
-        if self.style.draft == Draft::V7 && headers.contains_key(name!("ratelimit")) {
-            return;
-        }
-        // A response may have the maximum number of fields already. Then there is no place for
-        // more.
-        if let Some(policies) = policies {
-            let _ = headers.try_append(name!("ratelimit-policy"), policies);
-        }
-        if let Ok(true) = headers.try_append(name!("ratelimit"), limits) {
-            events::duplicate_policy_name(|| self.duplicate_name(headers));
-        }
-    }
-
-    /// The name of a policy that another layer's item has too. The items of this layer are the
-    /// last.
-    fn duplicate_name(&self, headers: &HeaderMap) -> Option<&str> {
-        let lines = || headers.get_all(name!("ratelimit")).into_iter().rev().skip(1).map(HeaderValue::as_bytes);
-        let mut items = self.items.iter().filter(|item| item.advertise.names_the_policy());
-        let taken = items
-            .find(|item| lines().any(|line| line.windows(item.name.len()).any(|part| part == item.name.as_bytes())));
-        taken.map(|item| &*item.name)
     }
 
     /// `RateLimit-Policy` for this request, where it differs from what was rendered in advance: a
@@ -384,18 +354,14 @@ impl FieldWriter {
     }
 }
 
-/// The fields of one response to an allowed request.
+/// The fields of one response to an allowed request. Of the layer it shares one value: each further
+/// count of references would be written by every response, on every core.
 #[derive(Debug)]
 pub(crate) struct AllowedFields {
-    writer: Arc<FieldWriter>,
-    limits: HeaderValue,
-    rare: Option<Box<RareFields>>,
-}
-
-#[derive(Debug)]
-struct RareFields {
+    draft: Draft,
     policies: Option<HeaderValue>,
-    legacy: Option<LegacyFields>,
+    limits: HeaderValue,
+    legacy: Option<Box<LegacyFields>>,
 }
 
 impl AllowedFields {
@@ -403,13 +369,34 @@ impl AllowedFields {
         if is_grpc(headers) {
             return;
         }
-        let Self { writer, limits, rare } = self;
-        let (policies, legacy) = rare.map_or((None, None), |rare| (rare.policies, rare.legacy));
-        writer.append(headers, policies.or_else(|| writer.always.clone()), limits);
+        let Self { draft, policies, limits, legacy } = self;
+        append(headers, draft, policies, limits);
         if let Some(legacy) = legacy {
             legacy.write(headers);
         }
     }
+}
+
+fn append(headers: &mut HeaderMap, draft: Draft, policies: Option<HeaderValue>, limits: HeaderValue) {
+    // The field is one dictionary: the keys of a second line would replace those of the first.
+    if draft == Draft::V7 && headers.contains_key(name!("ratelimit")) {
+        return;
+    }
+    // A response may have the maximum number of fields already. Then there is no place for more.
+    if let Some(policies) = policies {
+        let _ = headers.try_append(name!("ratelimit-policy"), policies);
+    }
+    if let Ok(true) = headers.try_append(name!("ratelimit"), limits) {
+        events::duplicate_policy_name(|| duplicate_name(headers));
+    }
+}
+
+/// The name of a policy that another layer's item has too. The items of this layer are the last.
+fn duplicate_name(headers: &HeaderMap) -> Option<&str> {
+    let mut lines = headers.get_all(name!("ratelimit")).into_iter().rev().map(HeaderValue::as_bytes);
+    let own = lines.next()?;
+    let others: Vec<_> = lines.collect();
+    line::names(own).find(|name| others.iter().any(|line| line.windows(name.len()).any(|part| part == name.as_bytes())))
 }
 
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! Contains the rendering of header values: text and numbers in one buffer.
 
+use std::{iter, str};
+
 use http::HeaderValue;
 
 /// A field that is being written, into a buffer that is known to be large enough.
@@ -43,6 +45,23 @@ pub(super) fn field(longest: usize, write: impl FnOnce(&mut Line<'_>)) -> Option
         [] => None,
         text => HeaderValue::from_bytes(text).ok(),
     }
+}
+
+/// The names of the items of a field that [`field`] has written, with their quotes.
+pub(super) fn names(field: &[u8]) -> impl Iterator<Item = &str> {
+    let mut rest = str::from_utf8(field).unwrap_or_default();
+    iter::from_fn(move || {
+        rest = &rest[rest.find('"')?..];
+        let mut escaped = false;
+        let end = rest.char_indices().skip(1).find(|(_, c)| {
+            let ends = *c == '"' && !escaped;
+            escaped = *c == '\\' && !escaped;
+            ends
+        });
+        let (name, after) = rest.split_at(end?.0 + 1);
+        rest = after;
+        Some(name)
+    })
 }
 
 /// Renders a number, without an allocation below a hundred, as most waits are.
