@@ -89,7 +89,7 @@ fn contention(criterion: &mut Criterion) {
     };
     let per_ip = || Policy::per(PeerIp, MANY);
     let quiet = |policy: Policy| policy.advertise(Advertise::RetryAfter);
-    threads("the request alone", 10_000, &|request| serve(&service_fn(hello), request));
+    threads("the request, without a limit", 10_000, &|request| serve(&service_fn(hello), request));
     for (name, policy, addresses) in [
         ("decision, one key", per_ip(), 1),
         ("decision, 10,000 keys", per_ip(), 10_000),

@@ -33,7 +33,7 @@ use crate::{
 /// read them would have them.
 const BATCH: usize = 100;
 const BATCHES: usize = 200;
-const ROUNDS: usize = 51;
+const ROUNDS: usize = 25;
 
 const MANY: Quota = Quota::per_second(100_000_000).burst(100_000_000);
 

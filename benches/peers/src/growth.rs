@@ -14,7 +14,11 @@ use std::{
 use governor::RateLimiter;
 use http::Request;
 use plotters::prelude::*;
-use tower_quota::{Limiter, Policy, Quota, key::{PeerAddr, PeerIp}, limiter::Sweep};
+use tower_quota::{
+    Limiter, Policy, Quota,
+    key::{PeerAddr, PeerIp},
+    limiter::Sweep,
+};
 
 use crate::{
     decisions::address,
@@ -24,7 +28,7 @@ use crate::{
 
 const KEYS: u64 = 4_000_000;
 /// Each in a process of its own: an allocator that has been through a flood behaves otherwise in the next one.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 7;
 /// Of the decisions that end in it, the slowest is a point of the plot.
 const SLOT: Duration = Duration::from_millis(5);
 /// So short that all keys may be swept by the time they are there.

@@ -42,8 +42,10 @@ impl Rounds {
 }
 
 pub fn measure() -> Vec<Row> {
-    let http1 = under("HTTP/1.1", wrk, ["HTTP/1.1, allowed, no fields", "HTTP/1.1, allowed, with fields", "HTTP/1.1, denied"]);
-    let http2 = under("HTTP/2", h2load, ["HTTP/2, allowed, no fields", "HTTP/2, allowed, with fields", "HTTP/2, denied"]);
+    let http1 =
+        under("HTTP/1.1", wrk, ["HTTP/1.1, allowed, no fields", "HTTP/1.1, allowed, with fields", "HTTP/1.1, denied"]);
+    let http2 =
+        under("HTTP/2", h2load, ["HTTP/2, allowed, no fields", "HTTP/2, allowed, with fields", "HTTP/2, denied"]);
     http1.into_iter().chain(http2).collect()
 }
 
@@ -86,7 +88,7 @@ fn under(protocol: &str, load: fn(&str) -> (f64, f64), what: [&'static str; 3]) 
         peer,
         ways: vec![
             Way::new("best round", ours.best(), theirs.best()),
-            Way::new("median round", ours.median(), theirs.median()),
+            Way::of_rounds("median of rounds", &ours.rates, &theirs.rates),
         ],
         allocations: None,
         bound,

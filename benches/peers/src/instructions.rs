@@ -32,10 +32,10 @@ pub fn measure() -> Vec<Row> {
         ("a denial of the layer", "layer-denied", 3_300.0),
     ]
     .map(|(what, case, planned)| beside("P9", what, PLANNED, Bound::AtMost(1.0), count(case), planned));
-    let of_ours = [
-        ("a window", "decide-window", "a rate", 1.1),
-        ("`acquire`", "acquire", "a decision, its key extracted", 1.0),
-    ]
-    .map(|(what, case, peer, most)| beside("P10", what, peer, Bound::AtMost(most), count(case), count("decide")));
+    let of_ours =
+        [("a window", "decide-window", "a rate", 1.1), ("`acquire`", "acquire", "a decision, its key extracted", 1.0)]
+            .map(|(what, case, peer, most)| {
+                beside("P10", what, peer, Bound::AtMost(most), count(case), count("decide"))
+            });
     planned.into_iter().chain(of_ours).collect()
 }

@@ -40,8 +40,8 @@ use crate::{
 
 const CLIENTS: u64 = 1_000;
 /// Requests of a round, and rounds.
-const WARM: (usize, usize) = (100, 1_001);
-const COLD: (usize, usize) = (20_000, 31);
+const WARM: (usize, usize) = (100, 801);
+const COLD: (usize, usize) = (20_000, 21);
 
 /// Answers at once, with a content-type as real services do. Not zero-sized, so that no layer around it is optimised
 /// away.
@@ -230,13 +230,7 @@ pub fn measure() -> Vec<Row> {
 }
 
 /// The row of `ours` beside `theirs`, by their places in a table.
-fn row(
-    id: &'static str,
-    what: &'static str,
-    added: &[Added],
-    (ours, theirs): (usize, usize),
-    bound: Bound,
-) -> Row {
+fn row(id: &'static str, what: &'static str, added: &[Added], (ours, theirs): (usize, usize), bound: Bound) -> Row {
     let (ours, theirs) = (&added[ours], &added[theirs]);
     let ways = vec![Way::new("warm", ours.warm, theirs.warm), Way::new("cold", ours.cold, theirs.cold)];
     Row { allocations: Some((ours.allocations, theirs.allocations)), ..Row::cost(id, what, theirs.name, bound, ways) }
@@ -258,7 +252,10 @@ fn per_ip(rows: &mut Vec<Row>) {
 
 fn forwarded(rows: &mut Vec<Row>) {
     let behind = || ClientIp::behind(["10.0.0.0/8"]).unwrap();
-    let proxies = ClientIpConfig { trusted_proxies: vec![throttle_kit::IpNet::parse("10.0.0.0/8").unwrap()], ..ClientIpConfig::default() };
+    let proxies = ClientIpConfig {
+        trusted_proxies: vec![throttle_kit::IpNet::parse("10.0.0.0/8").unwrap()],
+        ..ClientIpConfig::default()
+    };
     let added = table::<Body>(
         "forwarded address, no fields",
         vec![
@@ -404,10 +401,7 @@ fn forged() {
     let mut candidates = vec![
         candidate::<Body, Body, _>("the bare service", Inner(0)),
         candidate("PeerIp", ours(quiet(policy(PeerIp))).layer(Inner(0))),
-        candidate(
-            "ClientIp::behind",
-            ours(quiet(policy(ClientIp::behind(["10.0.0.0/8"]).unwrap()))).layer(Inner(0)),
-        ),
+        candidate("ClientIp::behind", ours(quiet(policy(ClientIp::behind(["10.0.0.0/8"]).unwrap()))).layer(Inner(0))),
     ];
     let added = added(&mut candidates, (4, 1_001), &"6.6.6.6, ".repeat(10_000));
     println!("{:<40}{:>10}", "with 10,000 forged entries", "ns");
@@ -415,4 +409,3 @@ fn forged() {
         println!("{:<40}{added:>10.0}", candidate.name);
     }
 }
-

@@ -66,7 +66,7 @@ fn main() {
     let columns: Vec<&str> = warm_and_cold.into_iter().filter(|column| measured(*column)).collect();
     table::print("Times, of one request or decision: the ratio (ours / theirs, in ns)", &rows, &columns);
     table::print("Memory, and the slowest decision", &rows, &[""]);
-    table::print("Axum's hello over sockets, in requests a second", &rows, &["best round", "median round"]);
+    table::print("Axum's hello over sockets, in requests a second", &rows, &["best round", "median of rounds"]);
     table::print("Instructions (`.ci/instructions`), beside what was planned", &rows, &["instructions"]);
 }
 

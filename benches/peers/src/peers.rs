@@ -13,9 +13,7 @@ use axum::{
     extract::{ConnectInfo, FromRequestParts},
     response::IntoResponse as _,
 };
-use axum_limit::{
-    FixedWindowPerDay, FixedWindowPolicy, Key, Limit, LimitState, StorageKey, TokenBucketPolicy,
-};
+use axum_limit::{FixedWindowPerDay, FixedWindowPolicy, Key, Limit, LimitState, StorageKey, TokenBucketPolicy};
 use http::{Request, Response, request::Parts};
 use tower::Service;
 use tower_governor::{GovernorError, key_extractor::KeyExtractor};

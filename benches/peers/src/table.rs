@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::rounds::median;
+
 /// One figure of ours beside one of a peer's, measured in one run, in one way or in several.
 pub struct Row {
     /// The budget's name, where there is one.
@@ -21,6 +23,7 @@ pub struct Way {
     pub column: String,
     pub ours: f64,
     pub theirs: f64,
+    ratio: f64,
 }
 
 #[derive(Clone, Copy)]
@@ -33,11 +36,14 @@ pub enum Bound {
 
 impl Way {
     pub fn new(column: impl Into<String>, ours: f64, theirs: f64) -> Self {
-        Self { column: column.into(), ours, theirs }
+        Self { column: column.into(), ours, theirs, ratio: ours / theirs }
     }
 
-    fn ratio(&self) -> f64 {
-        self.ours / self.theirs
+    /// The medians, and the median of the ratios round by round: what disturbs a round disturbs both.
+    pub fn of_rounds(column: impl Into<String>, ours: &[f64], theirs: &[f64]) -> Self {
+        let mut ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+        let [ours, theirs] = [ours, theirs].map(|rounds| median(&mut rounds.to_vec()));
+        Self { column: column.into(), ours, theirs, ratio: median(&mut ratios) }
     }
 }
 
@@ -47,18 +53,25 @@ impl Row {
     }
 
     /// Of one way, which has no name.
-    pub fn single(id: &'static str, what: &'static str, peer: &'static str, bound: Bound, ours: f64, theirs: f64) -> Self {
+    pub fn single(
+        id: &'static str,
+        what: &'static str,
+        peer: &'static str,
+        bound: Bound,
+        ours: f64,
+        theirs: f64,
+    ) -> Self {
         Self::cost(id, what, peer, bound, vec![Way::new("", ours, theirs)])
     }
 
     /// Whether the peer does better in one of the ways.
     fn is_behind(&self) -> bool {
-        self.ways.iter().any(|way| if self.is_cost { way.ratio() > 1.0 } else { way.ratio() < 1.0 })
+        self.ways.iter().any(|way| if self.is_cost { way.ratio > 1.0 } else { way.ratio < 1.0 })
     }
 
     fn verdict(&self) -> String {
         let all = |met: &dyn Fn(f64) -> bool| {
-            let met = self.ways.iter().filter(|way| met(way.ratio())).count();
+            let met = self.ways.iter().filter(|way| met(way.ratio)).count();
             match met {
                 met if met == self.ways.len() => "met".to_owned(),
                 0 => "missed".to_owned(),
@@ -95,7 +108,7 @@ pub fn print(title: &str, rows: &[Row], columns: &[&str]) {
     for row in behind.into_iter().chain(ahead) {
         let cells: String = columns.iter().fold(String::new(), |mut line, column| {
             let _ = match row.ways.iter().find(|way| way.column == **column) {
-                Some(way) => write!(line, " {:.2} ({} / {}) |", way.ratio(), short(way.ours), short(way.theirs)),
+                Some(way) => write!(line, " {:.2} ({} / {}) |", way.ratio, short(way.ours), short(way.theirs)),
                 None => write!(line, " |"),
             };
             line
@@ -111,7 +124,7 @@ fn short(value: f64) -> String {
 /// Prints the ways of all rows, for [`merge`] in another process.
 pub fn send(rows: &[Row]) {
     for (index, row) in rows.iter().enumerate() {
-        for Way { column, ours, theirs } in &row.ways {
+        for Way { column, ours, theirs, .. } in &row.ways {
             println!("way\t{index}\t{column}\t{ours}\t{theirs}");
         }
     }
@@ -126,6 +139,6 @@ pub fn merge(rows: &mut [Row], printed: &str, suffix: &str) {
         }
         let mut part = || parts.next().expect("five parts");
         let (index, column): (usize, _) = (part().parse().unwrap(), format!("{}{suffix}", part()));
-        rows[index].ways.push(Way { column, ours: part().parse().unwrap(), theirs: part().parse().unwrap() });
+        rows[index].ways.push(Way::new(column, part().parse().unwrap(), part().parse().unwrap()));
     }
 }
