@@ -352,3 +352,38 @@ fn comments_are_at_most_100_columns_wide() {
     }
     assert!(long.is_empty(), "{long:#?}");
 }
+
+/// The lines of a page that are neither code nor tables, with their numbers.
+fn prose(page: &str) -> Vec<(usize, &str)> {
+    let mut in_code = false;
+    let mut prose = Vec::new();
+    for (number, line) in (1..).zip(page.lines()) {
+        let fence = line.trim_start().starts_with("```");
+        if !fence && !in_code && !line.starts_with('|') {
+            prose.push((number, line));
+        }
+        in_code ^= fence;
+    }
+    prose
+}
+
+#[test]
+fn the_readme_is_two_pages() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let words: usize = prose(&readme).iter().map(|(_, line)| line.split_whitespace().count()).sum();
+    assert!((100..=1_000).contains(&words), "{words} words beside code and tables");
+}
+
+#[test]
+fn the_readme_and_the_guide_are_at_most_140_columns_wide() {
+    let mut pages = vec![root().join("README.md")];
+    files(&root().join("docs/guide"), &[".md"], &mut pages);
+    assert!(pages.len() > 15, "{} pages were read", pages.len());
+    let mut long = Vec::new();
+    for path in &pages {
+        let page = fs::read_to_string(path).unwrap();
+        let wide = prose(&page).into_iter().filter(|(_, line)| line.chars().count() > 140 && !line.contains("]("));
+        long.extend(wide.map(|(number, _)| format!("{}:{number}", path.strip_prefix(root()).unwrap().display())));
+    }
+    assert!(long.is_empty(), "{long:#?}");
+}
