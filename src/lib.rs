@@ -20,6 +20,7 @@
 //!
 //! | to | see |
 //! |---|---|
+//! | learn by subject: keys, proxies, API keys, logins, costs, operations | [`guide`] |
 //! | write a rate and a burst | [`Quota`] |
 //! | write so many a day, a month | [`Window`], [`guide::windows`] |
 //! | keep what was used over a restart | [`Limiter::snapshot`], [`guide::windows`] |
@@ -63,9 +64,7 @@
 //! - `tonic`: reads the peer of tonic's TCP connections; the default response in tonic's body;
 //!   denials as a `tonic::Status`.
 //! - `tower-http`: the default response in the bodies of tower-http 0.6 and 0.7, where the limit is
-//!   outside
-//!   of
-//!   its compression, tracing, timeouts, body limits or files.
+//!   outside of its compression, tracing, timeouts, body limits or files.
 //! - `tracing`: events for denials, missing keys, and policies near their maximum number of keys.
 
 mod bucket;

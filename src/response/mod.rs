@@ -26,6 +26,7 @@
 //! - [`Respond`] for a type of your own, with [`responder`](crate::RateLimitLayer::responder).
 //! - [`DenialBody`] for a body type of your own: the default response in that body. It is there for
 //!   the bodies of axum, tonic, hyper, tower-http and `http-body-util`, some under a feature.
+//!   [`WrapBody`] for a wrapper of your own around inner bodies.
 //! - [`RateLimitLayer::any_body`](crate::RateLimitLayer::any_body): the default response for a
 //!   service with any other body, by a wrapper around both bodies.
 //!

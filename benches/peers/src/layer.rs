@@ -393,7 +393,7 @@ fn full_bodies(rows: &mut Vec<Row>) {
             denial("problem+json and fields", RateLimitLayer::new(denying).layer(Inner(0))),
         ],
     );
-    rows.push(row("", "Full<Bytes>, with fields", &added, (2, 3), Bound::None));
+    rows.push(row("", "`Full<Bytes>`, with fields", &added, (2, 3), Bound::None));
 }
 
 /// Fields of 90 kB: the cost does not grow with what a client has put in front.
