@@ -35,7 +35,7 @@ pin_project! {
             #[pin]
             future: F,
             guard: Option<PermitGuard>,
-            fields: Option<AllowedFields>,
+            fields: Option<Box<AllowedFields>>,
         },
         Denied { response: Option<Response<B>> },
     }
@@ -43,7 +43,7 @@ pin_project! {
 
 impl<F, B> InFlightFuture<F, B> {
     #[inline(always)]
-    pub(super) fn called(future: F, guard: Option<PermitGuard>, fields: Option<AllowedFields>) -> Self {
+    pub(super) fn called(future: F, guard: Option<PermitGuard>, fields: Option<Box<AllowedFields>>) -> Self {
         Self { step: InFlightStep::Called { future, guard, fields } }
     }
 

@@ -290,7 +290,7 @@ pin_project! {
 }
 
 impl<S, R, Q, T, W, F, B> QueuedFuture<S, R, Q, T, W, F, B> {
-    fn called(future: F, guard: Option<PermitGuard>, fields: Option<AllowedFields>) -> Self {
+    fn called(future: F, guard: Option<PermitGuard>, fields: Option<Box<AllowedFields>>) -> Self {
         Self::decided(InFlightFuture::called(future, guard, fields))
     }
 

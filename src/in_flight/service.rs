@@ -91,7 +91,7 @@ impl<S, R> InFlight<S, R> {
         demand: &Demand,
         in_flight: u32,
         request: &mut Request<Q>,
-    ) -> (Option<PermitGuard>, Option<AllowedFields>) {
+    ) -> (Option<PermitGuard>, Option<Box<AllowedFields>>) {
         let permit = Permit::begun(&self.state, demand, in_flight);
         let guard = PermitGuard::new(permit, request, self.options.permits);
         (Some(guard), self.state.fields(demand, in_flight))

@@ -135,16 +135,17 @@ impl InFlightState {
         self.set.denied(smallvec![outcome], &keys, &[], self.set.now(), DecidedBy::Memory, |_, _, _| {})
     }
 
-    /// The fields of the response to a request that is one of so many in flight.
+    /// The fields of the response to a request that is one of so many in flight. Boxed, because few
+    /// layers advertise them, and every request would make room for them.
     #[inline(always)]
-    pub(super) fn fields(&self, demand: &Demand, in_flight: u32) -> Option<AllowedFields> {
+    pub(super) fn fields(&self, demand: &Demand, in_flight: u32) -> Option<Box<AllowedFields>> {
         if self.fields.writer().writes_always() { self.advertise(demand, in_flight) } else { None }
     }
 
     #[cold]
-    fn advertise(&self, demand: &Demand, in_flight: u32) -> Option<AllowedFields> {
+    fn advertise(&self, demand: &Demand, in_flight: u32) -> Option<Box<AllowedFields>> {
         let outcome = PolicyOutcome::of_permits(demand, in_flight, Verdict::Granted);
-        self.fields.writer().allowed_by(&slice::from_ref(&outcome).iter())
+        self.fields.writer().allowed_by(&slice::from_ref(&outcome).iter()).map(Box::new)
     }
 
     /// Makes the response to a denied request.
